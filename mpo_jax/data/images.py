@@ -1,0 +1,219 @@
+"""Images: safe opening and dynamic tiling, byte-equal to the released InternVL.
+
+An image becomes a grid of square tiles whose shape is close to its own, plus one
+thumbnail of the whole where there is more than one tile. Normalisation is left to
+the device: what leaves here is uint8.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import io
+import os
+import stat
+
+import numpy as np
+from PIL import Image
+
+from mpo_jax.data import ledger
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow formats that may be opened; others have decoders that we need not trust."""
+
+MAX_FILE_BYTES = 1 << 30
+"""Larger image files are refused unread."""
+
+_MISSING_ERRNOS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read an image file as it is.
+
+    Raises:
+      BadRecord: ``image_missing``, ``image_unreadable`` (no permission) or
+        ``image_too_large`` (more than :data:`MAX_FILE_BYTES`).
+      OSError: the file system failed (such as an I/O error); not the record's fault.
+    """
+    path = os.fspath(path)
+    if "\0" in path:
+        raise ledger.BadRecord("image_missing", f"image {path!r} holds a NUL byte")
+    try:
+        status = os.stat(path)
+        # A FIFO or device would block or never end, so look before opening.
+        if not stat.S_ISREG(status.st_mode):
+            raise ledger.BadRecord("image_missing", f"image {path!r} is not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            detail = f"image {path!r} has {status.st_size} bytes, the limit is "
+            raise ledger.BadRecord("image_too_large", f"{detail}{MAX_FILE_BYTES}")
+        with open(path, "rb") as file:
+            return file.read()
+    except PermissionError as error:
+        raise ledger.BadRecord(
+            "image_unreadable", f"image {path!r}: {error}"
+        ) from error
+    except OSError as error:
+        if error.errno not in _MISSING_ERRNOS:
+            raise
+        detail = f"image {path!r} does not exist; check root in meta.json"
+        raise ledger.BadRecord("image_missing", detail) from error
+
+
+def open_image(path: str | os.PathLike[str], *, max_pixels: int) -> Image.Image:
+    """Open and decode an image file as RGB.
+
+    As upstream: a plain conversion to RGB, first frame only, alpha dropped, EXIF
+    orientation not applied. Unlike upstream, which decodes what is left of a
+    truncated file, a truncated file is refused.
+
+    Args:
+      path: the image file.
+      max_pixels: limit on width x height, checked from the header before decoding.
+        Pillow refuses more than twice ``Image.MAX_IMAGE_PIXELS`` by itself.
+
+    Raises:
+      BadRecord: ``image_missing``, ``image_unreadable`` or ``image_too_large``.
+      OSError: as :func:`read_file`.
+    """
+    path = os.fspath(path)
+    data = io.BytesIO(read_file(path))
+    formats: list[str] = list(FORMATS)
+    if path.lower().endswith(".tga"):
+        formats.append("TGA")  # has no magic number: any bytes may pass as TGA
+    try:
+        with Image.open(data, formats=formats) as image:
+            _check_size(path, image.size, max_pixels)
+            return image.convert("RGB")
+    except (ledger.BadRecord, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        detail = f"image {path!r}: {error}"
+        raise ledger.BadRecord("image_too_large", detail) from error
+    except Image.UnidentifiedImageError as error:
+        detail = f"image {path!r} is in none of the formats {', '.join(formats)}"
+        raise ledger.BadRecord("image_unreadable", detail) from error
+    except Exception as error:  # decoders raise anything on malformed bytes
+        detail = f"image {path!r} cannot be decoded: {type(error).__name__}"
+        detail += f": {str(error)[:200]}"
+        raise ledger.BadRecord("image_unreadable", detail) from error
+
+
+def _check_size(path: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        detail = f"image {path!r} has {width}x{height} pixels"
+        raise ledger.BadRecord("image_unreadable", detail)
+    if width * height > max_pixels:
+        detail = (
+            f"image {path!r} has {width}x{height} pixels, the limit is {max_pixels}; "
+            "raise data.max_image_pixels or shrink the image"
+        )
+        raise ledger.BadRecord("image_too_large", detail)
+
+
+@functools.lru_cache(maxsize=64)
+def _candidates(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) with min_num <= columns * rows <= max_num, small first."""
+    if not 1 <= min_num <= max_num:
+        raise ValueError(
+            f"tile limits must satisfy 1 <= min_num <= max_num, got {min_num=}, "
+            f"{max_num=}"
+        )
+    grids = [
+        (columns, rows)
+        for columns in range(1, max_num + 1)
+        for rows in range(1, max_num // columns + 1)
+        if columns * rows >= min_num
+    ]
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
+
+
+def grid(
+    width: int, height: int, *, min_num: int, max_num: int, image_size: int
+) -> tuple[int, int]:
+    """Choose the tile grid whose aspect ratio is nearest to the image's.
+
+    Of grids equally near, a larger one wins if the image has more than half of its
+    pixels (upstream ``find_closest_aspect_ratio``, exact float comparison included).
+
+    Args:
+      width, height: size of the image in pixels.
+      min_num, max_num: limits on the number of tiles, thumbnail not counted.
+      image_size: side of a tile in pixels.
+
+    Returns:
+      (columns, rows).
+
+    Raises:
+      ValueError: a size is not positive or the limits exclude each other.
+    """
+    if width < 1 or height < 1 or image_size < 1:
+        raise ValueError(f"sizes must be positive: {width=}, {height=}, {image_size=}")
+    ratio = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in _candidates(min_num, max_num):
+        distance = abs(ratio - columns / rows)
+        if distance < best_distance:
+            best, best_distance = (columns, rows), distance
+        elif distance == best_distance:
+            if width * height > 0.5 * image_size * image_size * columns * rows:
+                best = (columns, rows)
+    return best
+
+
+def tile_count(
+    width: int,
+    height: int,
+    *,
+    min_num: int,
+    max_num: int,
+    image_size: int,
+    use_thumbnail: bool,
+) -> int:
+    """Number of tiles that :func:`tile` gives for an image of this size."""
+    columns, rows = grid(
+        width, height, min_num=min_num, max_num=max_num, image_size=image_size
+    )
+    count = columns * rows
+    return count + 1 if use_thumbnail and count > 1 else count
+
+
+def tile(
+    image: Image.Image,
+    *,
+    min_num: int,
+    max_num: int,
+    image_size: int,
+    use_thumbnail: bool,
+) -> np.ndarray:
+    """Cut an RGB image into tiles (upstream ``dynamic_preprocess``).
+
+    The whole image is resized to the grid (bicubic, aspect ratio not kept) and cut
+    row by row; the thumbnail is the original resized to one tile.
+
+    Args:
+      image: RGB image, see :func:`open_image`.
+      min_num, max_num, image_size: see :func:`grid`.
+      use_thumbnail: append the thumbnail where there is more than one tile.
+
+    Returns:
+      uint8 ``[n, S, S, 3]``, ``S = image_size``, the thumbnail last.
+
+    Raises:
+      ValueError: the image is not RGB, or as :func:`grid`.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"tile() needs an RGB image, got mode {image.mode!r}")
+    columns, rows = grid(
+        *image.size, min_num=min_num, max_num=max_num, image_size=image_size
+    )
+    size = image_size
+    resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(resized).reshape(rows, size, columns, size, 3)
+    tiles = pixels.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
+    if use_thumbnail and len(tiles) > 1:
+        thumbnail = image.resize((size, size), Image.Resampling.BICUBIC)
+        tiles = np.concatenate([tiles, np.asarray(thumbnail)[None]])
+    return np.ascontiguousarray(tiles)

@@ -1,0 +1,72 @@
+"""The ledger: every record that was left out, with file, line and reason."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+
+REASONS = {
+    "bad_json": "the line is not a JSON object",
+    "bad_field": "a field is missing, of the wrong type or empty",
+    "line_too_long": "the line is longer than data.max_text_bytes",
+    "image_missing": "the image file does not exist or lies outside its root",
+    "image_unreadable": "the image cannot be decoded",
+    "image_too_large": "the image has more pixels than data.max_image_pixels",
+    "image_count": "the number of <image> placeholders and images differ",
+    "smuggled_token": "the text holds a special image token such as <IMG_CONTEXT>",
+    "identical": "chosen and rejected are the same",
+    "no_labels": "a response has no trained token",
+    "tokenisation": "text and tokens of a response cannot be aligned",
+    "too_long": "the pair fits in no row shape",
+    "unsupported": "the record needs something not supported (video)",
+}
+
+
+class BadRecord(ValueError):
+    """A record that must be left out.
+
+    Attributes:
+      reason: a key of :data:`REASONS`.
+      detail: the offending field, its value (shortened) and what to do.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REASONS:
+            raise KeyError(f"unknown ledger reason {reason!r}; known: {list(REASONS)}")
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One left-out record."""
+
+    source: str
+    file: str
+    line: int
+    reason: str
+    detail: str
+
+
+def write(path: str | pathlib.Path, entries: Iterable[Entry]) -> None:
+    """Write entries as JSON lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        for entry in entries:
+            line = json.dumps(dataclasses.asdict(entry), ensure_ascii=False)
+            file.write(line + "\n")
+
+
+def read(path: str | pathlib.Path) -> Iterator[Entry]:
+    """Yield the entries of a ledger file in order."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield Entry(**json.loads(line))
+
+
+def count(entries: Iterable[Entry]) -> dict[tuple[str, str], int]:
+    """Number of left-out records by (source, reason)."""
+    return dict(collections.Counter((e.source, e.reason) for e in entries))

@@ -1,0 +1,1 @@
+"""The quickstart's own world: drawn images, a small tokenizer, a tiny model."""

@@ -1,0 +1,221 @@
+"""Architecture of an InternVL, read from a released ``config.json``.
+
+Missing fields take the defaults of the released configuration *classes* (InternVL facts:
+``InternVisionConfig`` defaults describe the 6B tower, ``InternVLChatConfig`` defaults to
+pixel shuffle v1), never those of another size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+DECODERS = {
+    "InternLM2ForCausalLM": "internlm2",
+    "Qwen2ForCausalLM": "qwen2",
+    "LlamaForCausalLM": "llama",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """InternViT. Defaults are the released class's (6B flavoured)."""
+
+    hidden_size: int = 3200
+    num_attention_heads: int = 25
+    intermediate_size: int = 12800
+    num_hidden_layers: int = 48
+    qkv_bias: bool = False
+    qk_normalization: bool = True
+    norm_type: str = "rms_norm"
+    layer_norm_eps: float = 1e-6
+    patch_size: int = 14
+    image_size: int = 224
+    initializer_factor: float = 0.1
+    initializer_range: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """Decoder. ``kind`` names the checkpoint layout; the rest is what differs."""
+
+    kind: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    qkv_bias: bool
+    out_bias: bool
+    initializer_range: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class InternVLConfig:
+    """The whole model, as far as its mathematics and its prompts need it."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    image_size: int
+    downsample_ratio: float
+    ps_version: str
+    select_layer: int
+    template: str
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """``I``: language tokens per tile (256 at 448 pixels)."""
+        side = self.image_size // self.vision.patch_size
+        return int(side**2 * self.downsample_ratio**2)
+
+    @property
+    def shuffle(self) -> int:
+        """Patches per side that pixel shuffle merges into one token."""
+        return int(1 / self.downsample_ratio)
+
+    @property
+    def projector_width(self) -> int:
+        """Width of the projector's input."""
+        return self.vision.hidden_size * self.shuffle**2
+
+
+def _vision(raw: Mapping[str, Any]) -> VisionConfig:
+    fields = {f.name for f in dataclasses.fields(VisionConfig)}
+    config = VisionConfig(**{k: v for k, v in raw.items() if k in fields})
+    if raw.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"vision_config.hidden_act={raw['hidden_act']!r}: only gelu")
+    for name in ("dropout", "attention_dropout"):
+        if raw.get(name):
+            raise ValueError(f"vision_config.{name}={raw[name]}: only 0 is supported")
+    if config.norm_type not in ("layer_norm", "rms_norm"):
+        raise ValueError(
+            f"vision_config.norm_type={config.norm_type!r}: "
+            "only layer_norm and rms_norm are known"
+        )
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"vision_config.hidden_size={config.hidden_size} is not a multiple of "
+            f"num_attention_heads={config.num_attention_heads}"
+        )
+    return config
+
+
+def _language(raw: Mapping[str, Any]) -> LanguageConfig:
+    architectures = raw.get("architectures") or [None]
+    kind = DECODERS.get(architectures[0])
+    if kind is None:
+        raise ValueError(
+            f"llm_config.architectures={architectures!r}: supported are "
+            f"{sorted(DECODERS)}"
+        )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"llm_config.hidden_act={raw['hidden_act']!r}: only silu")
+    if raw.get("use_sliding_window"):
+        raise ValueError("llm_config.use_sliding_window: only full attention")
+    sizes = {}
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ):
+        if name not in raw:
+            raise ValueError(f"llm_config.{name} is missing from config.json")
+        sizes[name] = int(raw[name])
+    heads = sizes["num_attention_heads"]
+    kv_heads = raw.get("num_key_value_heads")
+    scaling = raw.get("rope_scaling")
+    scaling_type = (scaling or {}).get("type", (scaling or {}).get("rope_type"))
+    if scaling and scaling_type not in ("dynamic", "default"):
+        raise ValueError(
+            f"llm_config.rope_scaling={scaling!r}: only dynamic scaling is supported "
+            "(it equals plain rotary embedding up to max_position_embeddings)"
+        )
+    theta = raw.get("rope_theta", (raw.get("rope_parameters") or {}).get("rope_theta"))
+    bias = bool(raw.get("bias", True)) if kind == "internlm2" else False
+    return LanguageConfig(
+        kind=kind,
+        **sizes,
+        num_key_value_heads=heads if kv_heads is None else int(kv_heads),
+        head_dim=int(raw.get("head_dim") or sizes["hidden_size"] // heads),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(10000.0 if theta is None else theta),
+        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
+        qkv_bias=kind == "qwen2" or bias or bool(raw.get("attention_bias", False)),
+        out_bias=bias or bool(raw.get("attention_bias", False)),
+        initializer_range=float(raw.get("initializer_range", 0.02)),
+    )
+
+
+def from_hf(raw: Mapping[str, Any]) -> InternVLConfig:
+    """Read the content of an original-layout ``config.json``.
+
+    Raises:
+      ValueError: naming the field, if something is missing or not supported.
+    """
+    for name in ("vision_config", "llm_config"):
+        if name not in raw:
+            raise ValueError(
+                f"config.json has no {name!r}; an original-layout InternVL "
+                "(InternVLChatModel) is expected"
+            )
+    vision = _vision(raw["vision_config"])
+    select_layer = int(raw.get("select_layer", -1))
+    if not -vision.num_hidden_layers <= select_layer <= -1:
+        raise ValueError(
+            f"select_layer={select_layer}: must lie in "
+            f"[-{vision.num_hidden_layers}, -1]"
+        )
+    ps_version = raw.get("ps_version", "v1")
+    if ps_version not in ("v1", "v2"):
+        raise ValueError(f"ps_version={ps_version!r}: only v1 and v2 are known")
+    if raw.get("pad2square"):
+        raise ValueError("pad2square=true is not supported")
+    return InternVLConfig(
+        vision=vision,
+        language=_language(raw["llm_config"]),
+        image_size=int(raw.get("force_image_size") or vision.image_size),
+        downsample_ratio=float(raw.get("downsample_ratio", 0.5)),
+        ps_version=ps_version,
+        select_layer=select_layer,
+        template=raw.get("template") or "",
+        min_tiles=int(raw.get("min_dynamic_patch", 1)),
+        max_tiles=int(raw.get("max_dynamic_patch", 6)),
+        use_thumbnail=bool(raw.get("use_thumbnail", False)),
+    )
+
+
+def load(path: str | pathlib.Path) -> InternVLConfig:
+    """Read ``config.json`` from a file or from a model directory.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: if it is not JSON or not supported; names the file.
+    """
+    file = pathlib.Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; give a model directory with a config.json"
+        )
+    try:
+        return from_hf(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

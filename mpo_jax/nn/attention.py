@@ -1,0 +1,116 @@
+"""Attention over packed role-major rows and over image tiles.
+
+The mask of a packed row is a static part, known at compile time and the same for every
+row, and a dynamic part. Static: causal by row index, and chosen/rejected never see each
+other. Dynamic: equal segment ids. In row order a response comes after every prompt, so
+causality by index lets it see its own prompt.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mpo_jax.nn import layers
+
+BACKENDS = ("auto", "reference", "blocks")
+Roles = tuple[int, int, int]
+
+
+def role_mask(roles: Roles) -> np.ndarray:
+    """Static part of the mask, bool ``[T, T]`` (query, key).
+
+    Worked example, roles (2, 2, 1)::
+
+        p p c c r
+        1 . . . .   p
+        1 1 . . .   p
+        1 1 1 . .   c
+        1 1 1 1 .   c
+        1 1 . . 1   r      rejected never sees chosen
+    """
+    prompt, chosen, rejected = roles
+    total = prompt + chosen + rejected
+    mask = np.tril(np.ones((total, total), bool))
+    mask[prompt + chosen :, prompt : prompt + chosen] = False
+    return mask
+
+
+def full_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B T S"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention in one piece; scores and softmax in float32.
+
+    Query head ``n`` reads key/value head ``n // G`` (``N = K * G``).
+    """
+    batch, num_queries, num_heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(batch, num_queries, kv_heads, -1, head_dim)
+    precision = layers.precision(query.dtype)
+    scores = jnp.einsum(
+        "btkgh,bskh->bkgts",
+        grouped,
+        key,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    ) * float(head_dim**-0.5)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, float(-1e30))
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision)
+    return out.reshape(batch, num_queries, num_heads, head_dim)
+
+
+def packed_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    roles: Roles,
+    backend: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attention of packed rows.
+
+    ``reference`` is one einsum under the whole mask. ``blocks`` computes each role's
+    queries against the keys that it may see at all and skips the empty
+    (prompt × response) and (rejected × chosen) blocks.
+
+    Raises:
+      ValueError: on an unknown backend.
+    """
+    if backend == "reference":
+        static = jnp.asarray(role_mask(roles))
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
+        return full_attention(query, key, value, static[None] & same)
+    if backend not in BACKENDS:
+        raise ValueError(f"model.attention={backend!r}: use one of {BACKENDS}")
+
+    prompt, chosen, rejected = roles
+    prompts = slice(0, prompt)
+    outputs = []
+    for start, length in (
+        (0, prompt),
+        (prompt, chosen),
+        (prompt + chosen, rejected),
+    ):
+        if not length:
+            continue
+        own = slice(start, start + length)
+        visible = [prompts, own] if start else [own]
+
+        def pick(x: jax.Array, visible: list[slice] = visible) -> jax.Array:
+            return jnp.concatenate([x[:, part] for part in visible], axis=1)
+
+        static = np.tril(np.ones((length, length), bool))
+        if start:
+            static = np.concatenate([np.ones((length, prompt), bool), static], 1)
+        same = segment_ids[:, own, None] == pick(segment_ids)[:, None, :]
+        mask = jnp.asarray(static)[None] & same
+        outputs.append(full_attention(query[:, own], pick(key), pick(value), mask))
+    return jnp.concatenate(outputs, axis=1)

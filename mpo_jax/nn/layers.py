@@ -1,0 +1,149 @@
+"""Linear maps, norms and embeddings.
+
+Parameters are float32 (or what the run keeps them in); a layer casts them to the
+compute dtype of its input. Norms compute in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mpo_jax.nn import params
+
+Axes = tuple[str | None, ...]
+
+
+def precision(dtype: Any) -> jax.lax.Precision | None:
+    """Matmul precision: float32 compute means float32 on every platform."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+class Linear(nnx.Module):
+    """Contraction of the last ``len(in_shape)`` axes with a kernel, plus a bias.
+
+    The kernel keeps heads as real axes: ``[*in_shape, *out_shape]``.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        *,
+        in_axes: Axes,
+        out_axes: Axes,
+        use_bias: bool,
+        stddev: float,
+        rngs: nnx.Rngs,
+    ):
+        self.num_in = len(in_shape)
+        self.kernel = params.param(
+            rngs,
+            (*in_shape, *out_shape),
+            axes=(*in_axes, *out_axes),
+            init=jax.nn.initializers.normal(stddev),
+        )
+        if use_bias:
+            self.bias = params.param(
+                rngs, out_shape, axes=out_axes, init=jax.nn.initializers.zeros
+            )
+        self.use_bias = use_bias
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        contract = tuple(range(x.ndim - self.num_in, x.ndim))
+        kernel = self.kernel[...].astype(x.dtype)
+        out = jax.lax.dot_general(
+            x,
+            kernel,
+            ((contract, tuple(range(self.num_in))), ((), ())),
+            precision=precision(x.dtype),
+        )
+        if self.use_bias:
+            bias = self.bias[...].astype(x.dtype)
+            out = out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
+        return out
+
+
+class Norm(nnx.Module):
+    """Layer or RMS norm over the last axis, in float32.
+
+    RMS norm casts to the input dtype before the weight multiplies, as the reference
+    does; layer norm casts last.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        kind: str,
+        eps: float,
+        axes: Axes = ("norm",),
+        rngs: nnx.Rngs,
+    ):
+        if kind not in ("layer_norm", "rms_norm"):
+            raise ValueError(f"norm kind {kind!r}: use layer_norm or rms_norm")
+        self.kind = kind
+        self.eps = eps
+        self.scale = params.param(
+            rngs, (width,), axes=axes, init=jax.nn.initializers.ones
+        )
+        if kind == "layer_norm":
+            self.bias = params.param(
+                rngs, (width,), axes=axes, init=jax.nn.initializers.zeros
+            )
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        lead = tuple(range(x.ndim - 1))
+        scale = jnp.expand_dims(self.scale[...], lead)
+        if self.kind == "rms_norm":
+            mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+            normed = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+            return normed * scale.astype(x.dtype)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        normed = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
+        bias = jnp.expand_dims(self.bias[...], lead)
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embedding table ``[V, D]``."""
+
+    def __init__(self, vocab: int, width: int, *, stddev: float, rngs: nnx.Rngs):
+        self.table = params.param(
+            rngs,
+            (vocab, width),
+            axes=("vocab", "embed"),
+            init=jax.nn.initializers.normal(stddev),
+        )
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], *, dtype: Any
+    ) -> Float[Array, "B T D"]:
+        return self.table[...].astype(dtype)[tokens]
+
+
+def rotary(
+    x: Float[Array, "B T N H"],
+    positions: Int[Array, "B T"],
+    *,
+    theta: float,
+) -> Float[Array, "B T N H"]:
+    """Rotary embedding, half-split (NeoX) order, tables and rotation in float32."""
+    half = x.shape[-1] // 2
+    frequencies = jnp.exp(
+        jnp.arange(half, dtype=jnp.float32) * float(-math.log(theta) / half)
+    )
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    )
+    return rotated.astype(x.dtype)

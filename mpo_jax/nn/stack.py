@@ -1,0 +1,77 @@
+"""Identical layers stacked on axis 0 and scanned, with rematerialisation.
+
+Scanning keeps the program small (one layer) whatever the depth; there is no unrolled
+twin. ``JAX_DISABLE_JIT=1`` helps where one wants to step through layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+REMAT = ("none", "dots", "full")
+
+
+def remat(fn: Callable[..., Any], *, policy: str) -> Callable[..., Any]:
+    """Wrap a layer function by name of policy.
+
+    ``none`` keeps every activation; ``dots`` keeps the outputs of matmuls with weights;
+    ``full`` keeps only the layer's input.
+
+    Raises:
+      ValueError: on an unknown name.
+    """
+    if policy == "none":
+        return fn
+    if policy == "dots":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(fn, policy=saved, prevent_cse=False)
+    if policy == "full":
+        return jax.checkpoint(fn, prevent_cse=False)
+    raise ValueError(f"model.remat={policy!r}: use one of {REMAT}")
+
+
+class Stack(nnx.Module):
+    """``num_layers`` copies of a block, parameters stacked on axis 0 (``layers``)."""
+
+    def __init__(
+        self,
+        block: Callable[[nnx.Rngs], nnx.Module],
+        *,
+        num_layers: int,
+        rngs: nnx.Rngs,
+    ):
+        self.blocks = nnx.vmap(block, in_axes=0, out_axes=0)(
+            rngs.fork(split=num_layers)
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *args: Any,
+        per_layer: Any = None,
+        policy: str = "none",
+        stop: int | None = None,
+    ) -> jax.Array:
+        """Run the layers in order.
+
+        Args:
+          args: passed to every block unchanged.
+          per_layer: pytree with a leading layer axis; a block gets its slice.
+          policy: see :func:`remat`.
+          stop: run only the first `stop` layers; None runs all.
+        """
+        graphdef, params = nnx.split(self.blocks)
+        if stop is not None:
+            params, per_layer = jax.tree.map(lambda p: p[:stop], (params, per_layer))
+
+        def layer(carry: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
+            layer_params, extra = scanned
+            block: Any = nnx.merge(graphdef, layer_params)
+            return block(carry, *args, extra), None
+
+        out, _ = jax.lax.scan(remat(layer, policy=policy), x, (params, per_layer))
+        return out

@@ -1,0 +1,201 @@
+"""Mesh, the one table of sharding rules, and activation constraints.
+
+Modules name the axes of their parameters and activations with logical names;
+:class:`Rules` maps those names to mesh axes. Nothing else in the project writes a
+``PartitionSpec``, except for the batch (:func:`batch_sharding`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes. Fields without a mesh axis are replicated.
+
+    Parameters and activations have names of their own, because a weight is sharded
+    along its width (gathered just before use) while an activation never is.
+    """
+
+    # Parameters.
+    layers: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    head_dim: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+    norm: tuple[str, ...] = ()
+    # Activations.
+    act_batch: tuple[str, ...] = BATCH
+    act_seq: tuple[str, ...] = ()
+    act_embed: tuple[str, ...] = ()
+    act_heads: tuple[str, ...] = ("tensor",)
+    act_mlp: tuple[str, ...] = ("tensor",)
+    act_vocab: tuple[str, ...] = ("tensor",)
+
+    def spec(
+        self,
+        axes: Sequence[str | None],
+        shape: Sequence[int],
+        mesh: Any,
+    ) -> P:
+        """Partition spec of an array with these logical axes.
+
+        A mesh axis that does not divide its dimension is left out (the dimension is
+        replicated along it), because odd vocabularies and head numbers are the rule
+        in this family; it is then free for a later dimension.
+
+        Raises:
+          ValueError: if the number of axes and dimensions differ, or a name is unknown.
+        """
+        if len(axes) != len(shape):
+            raise ValueError(f"axes {tuple(axes)} do not match shape {tuple(shape)}")
+        used: set[str] = set()
+        entries: list[Any] = []
+        for name, size in zip(axes, shape, strict=True):
+            wanted = () if name is None else self._mesh_axes(name)
+            chosen: list[str] = []
+            factor = 1
+            for axis in wanted:
+                extent = mesh.shape.get(axis, 1)
+                if axis in used or extent == 1 or size % (factor * extent):
+                    continue
+                chosen.append(axis)
+                factor *= extent
+            used.update(chosen)
+            if not chosen:
+                entries.append(None)
+            else:
+                entries.append(chosen[0] if len(chosen) == 1 else tuple(chosen))
+        return P(*entries)
+
+    def _mesh_axes(self, name: str) -> tuple[str, ...]:
+        if name not in _FIELDS:
+            raise ValueError(f"unknown logical axis {name!r}; known: {sorted(_FIELDS)}")
+        return getattr(self, name)
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Rules))
+RULES = Rules()
+
+
+def make_mesh(
+    *,
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """Build the mesh ``(data, fsdp, tensor)``; one size may be -1 (the rest).
+
+    On several slices the ``data`` axis lies across them (over DCN).
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size < -1 or size == 0 for size in sizes):
+        raise ValueError(
+            f"mesh sizes data={data}, fsdp={fsdp}, tensor={tensor}: each is positive, "
+            "and at most one is -1"
+        )
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"mesh data={data} × fsdp={fsdp} × tensor={tensor} does not fit the "
+            f"{len(devices)} devices; change config.mesh"
+        )
+    num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if num_slices > 1:
+        if sizes[0] % num_slices:
+            raise ValueError(
+                f"mesh.data={sizes[0]} must be a multiple of the {num_slices} slices"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // num_slices, sizes[1], sizes[2]),
+            (num_slices, 1, 1),
+            devices=devices,
+        )
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(sizes, devices=devices)
+    else:
+        grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Number of ways in which the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of values that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch: rows over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Shardings of a parameter tree.
+
+    Args:
+      shapes: nested dict of arrays or ``ShapeDtypeStruct``.
+      axes: nested dict of the same structure with tuples of logical names.
+    """
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, rules.spec(names, leaf.shape, mesh)),
+        shapes,
+        axes,
+    )
+
+
+def constrain(x: jax.Array, *axes: str | None, rules: Rules = RULES) -> jax.Array:
+    """Constrain an activation to the layout that the rules give its axes.
+
+    A no-op only where no mesh is set (``jax.set_mesh``), i.e. in unit tests of layers
+    and in the notebook API.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
+
+
+def to_global(batch: Any, mesh: Mesh) -> Any:
+    """Make global arrays from this process's rows of a batch (leading axis)."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )
+
+
+def to_host(tree: Any) -> Any:
+    """Fetch arrays as NumPy, gathering those that span several processes."""
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
