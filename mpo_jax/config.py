@@ -2,9 +2,9 @@
 
 ``configs/*.py`` build a :class:`RunConfig` in ``get_config()``; every field can be
 overridden on the command line (``--config.optim.learning_rate=1e-6``).
-"""
 
-from __future__ import annotations
+Annotations are not postponed here: the flag library reads field types as classes.
+"""
 
 import dataclasses
 import difflib
@@ -25,7 +25,7 @@ class ModelConfig:
     path: str = ""
     """Checkpoint to start from: a HF directory, a converted Orbax one, or a hub id."""
     init: str = "pretrained"
-    """``pretrained`` reads weights from `path`; ``random`` only reads its config.json."""
+    """``pretrained`` reads weights from `path`; ``random`` reads only config.json."""
     dtype: str = "bfloat16"
     """Compute dtype of activations; softmax, norms and log-probs are float32 always."""
     param_dtype: str = "float32"
@@ -137,6 +137,9 @@ class ReferenceConfig:
     """``cache`` once and stored; ``online`` each step; ``moving`` TR-DPO; ``none``."""
     path: str = ""
     """Reference weights; empty is the policy's starting point."""
+    cache: str = ""
+    """Directory of a cache made beforehand, used only if its key matches; empty keeps
+    it beside the index."""
     moving_alpha: float = 0.6
     """TR-DPO: share of the policy mixed into the reference at each update."""
     moving_every: int = 512
@@ -212,3 +215,214 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def validate(self) -> None:
+        """Check values and how they fit together, before any device is touched.
+
+        Raises:
+          ValueError: naming the field, its value and the remedy. What concerns the loss
+            alone is checked by ``losses.mixture.validate_loss_config``.
+        """
+        _choice("mode", self.mode, (types.MPO, types.SFT))
+        _choice("model.init", self.model.init, ("pretrained", "random"))
+        _choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
+        _choice("model.param_dtype", self.model.param_dtype, ("bfloat16", "float32"))
+        _choice("model.remat", self.model.remat, ("none", "dots", "full"))
+        _choice(
+            "model.attention", self.model.attention, ("auto", "reference", "blocks")
+        )
+        _choice("reference.mode", self.reference.mode, REFERENCE_MODES)
+        _choice("loss.delta", self.loss.delta, DELTA_MODES)
+        if not self.model.path:
+            raise ValueError("model.path is empty; name a model directory or a hub id")
+        if not self.data.meta:
+            raise ValueError("data.meta is empty; name the meta.json of the pairs")
+        _range("model.drop_path", self.model.drop_path, 0, 0.999)
+        _range("optim.warmup_fraction", self.optim.warmup_fraction, 0, 1)
+        _range("reference.moving_alpha", self.reference.moving_alpha, 0, 1)
+        for name in (
+            "optim.accumulation",
+            "optim.epochs",
+            "reference.moving_every",
+            "checkpoint.every_steps",
+            "checkpoint.keep_last",
+            "log.every_steps",
+            "rows.pairs_per_batch",
+            "rows.row_multiple",
+            "data.min_tiles",
+            "data.threads",
+            "data.prefetch",
+            "data.max_image_pixels",
+            "data.max_text_bytes",
+        ):
+            _at_least(name, _get(self, name), 1)
+        for name in (
+            "seed",
+            "model.vision_chunk",
+            "model.logps_chunk",
+            "optim.max_steps",
+            "checkpoint.keep_every",
+            "log.eval_every",
+            "rows.rows_per_batch",
+            "data.workers",
+            "data.index_workers",
+            "optim.clip_norm",
+            "optim.weight_decay",
+            "optim.learning_rate",
+        ):
+            _at_least(name, _get(self, name), 0)
+        if self.data.max_tiles < self.data.min_tiles:
+            raise ValueError(
+                f"data.max_tiles={self.data.max_tiles} is below "
+                f"data.min_tiles={self.data.min_tiles}"
+            )
+        if self.data.reroot and self.data.reroot.count("=") != 1:
+            raise ValueError(f"data.reroot={self.data.reroot!r}: write OLD=NEW")
+        self._validate_rows()
+        self._validate_mode()
+
+    def _validate_rows(self) -> None:
+        if not self.rows.short.used:
+            raise ValueError("rows.short has no budgets; at least one shape is needed")
+        for name in ("short", "long"):
+            shape = getattr(self.rows, name)
+            if not shape.used:
+                continue
+            for field in ("prompt_tokens", "chosen_tokens", "pairs"):
+                _at_least(f"rows.{name}.{field}", getattr(shape, field), 1)
+            _at_least(f"rows.{name}.tiles", shape.tiles, 0)
+            if self.mode == types.SFT and shape.rejected_tokens:
+                raise ValueError(
+                    f"rows.{name}.rejected_tokens={shape.rejected_tokens}: mode=sft "
+                    "trains on chosen responses only; set it to 0"
+                )
+            if self.mode == types.MPO and shape.rejected_tokens < 1:
+                raise ValueError(
+                    f"rows.{name}.rejected_tokens={shape.rejected_tokens}: mode=mpo "
+                    "needs room for rejected responses"
+                )
+        rows, micro = self.rows, self.optim.accumulation
+        if rows.rows_per_batch % micro or (
+            not rows.rows_per_batch and rows.row_multiple % micro
+        ):
+            raise ValueError(
+                f"optim.accumulation={micro} must divide rows.rows_per_batch="
+                f"{rows.rows_per_batch} (or rows.row_multiple={rows.row_multiple} "
+                "where the former is 0)"
+            )
+
+    def _validate_mode(self) -> None:
+        if self.mode == types.SFT:
+            if tuple(self.loss.terms) != ("sft",):
+                raise ValueError(
+                    f"loss.terms={self.loss.terms!r}: mode=sft takes ('sft',) with one "
+                    "weight, loss.weights=(1.0,)"
+                )
+            if self.reference.mode != "none":
+                raise ValueError(
+                    f"reference.mode={self.reference.mode!r}: mode=sft needs no "
+                    "reference; set it to 'none'"
+                )
+        if self.reference.mode == "moving" and self.reference.path:
+            raise ValueError(
+                "reference.path: reference.mode='moving' starts from the policy; leave "
+                "it empty"
+            )
+
+    def to_json(self) -> str:
+        """The whole configuration as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> RunConfig:
+    """Inverse of :meth:`RunConfig.to_json`.
+
+    Raises:
+      ValueError: on unknown fields, with the nearest name.
+    """
+    return _from_dict(RunConfig, json.loads(text), "")
+
+
+def _from_dict(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    default = cls()
+    values = {}
+    for name, value in raw.items():
+        if name not in fields:
+            raise ValueError(_unknown(prefix + name, [prefix + n for n in fields]))
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            value = _from_dict(type(current), value, f"{prefix}{name}.")
+        elif isinstance(current, tuple):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def field_names(cfg: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all fields, groups left out."""
+    names = []
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            names += field_names(value, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config dict with dotted names; lists (from JSON) become tuples."""
+    result: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return result
+
+
+def check_overrides(argv: Sequence[str], cfg: RunConfig | None = None) -> None:
+    """Check ``--config.NAME=…`` arguments before the flag library sees them.
+
+    Raises:
+      ValueError: on a field that does not exist, with the nearest names.
+    """
+    known = field_names(cfg or RunConfig())
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        name = argument[len("--config.") :].split("=", 1)[0]
+        if name not in known:
+            raise ValueError(_unknown(name, known))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    last = name.rsplit(".", 1)[-1]
+    near += [n for n in known if n.rsplit(".", 1)[-1] == last and n not in near]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"config has no field {name!r}{hint}"
+
+
+def _get(cfg: Any, name: str) -> Any:
+    for part in name.split("."):
+        cfg = getattr(cfg, part)
+    return cfg
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}={value!r}: use one of {tuple(choices)}{hint}")
+
+
+def _range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must lie in [{low}, {high}]")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name}={value!r} must be at least {low}")

@@ -115,14 +115,14 @@ class Example:
     num_tiles: int
 
 
-def _pytree(cls: type) -> type:
+def pytree(cls: type) -> type:
     """Register a frozen dataclass as a pytree, every field being data."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
 
-@_pytree
+@pytree
 class PackedBatch:
     """Packed rows of one shape. NumPy on the host, global ``jax.Array`` on devices.
 
@@ -156,7 +156,7 @@ class PackedBatch:
     ref_logps: Any = None
 
 
-@_pytree
+@pytree
 class PairLogps:
     """Summed response log-probs per pair, float32, nats.
 

@@ -40,7 +40,7 @@ COT_INSTRUCTION = (
     "you answer, and when you're ready to answer, please use the format "
     '"Final answer: .."\n\nQuestion:\n\n{question}'
 )
-"""The English chain-of-thought prompt of MMPR (paper section 4, upstream text)."""
+"""The English chain-of-thought prompt of MMPR (text as upstream has it)."""
 
 REJECTED_KINDS = {
     "perception": 0.4,
@@ -52,7 +52,7 @@ REJECTED_KINDS = {
 
 ``perception``: one value is misread, the arithmetic after it is consistent.
 ``continuation``: the first half of the readings is shared, the rest is made up, as a
-model does that continues without the image (DropoutNTP, paper section 3.2).
+model does that continues without the image (the paper's DropoutNTP).
 ``arithmetic``: read right, computed wrong.
 ``format``: right up to the last line, which holds no final answer.
 """
@@ -60,8 +60,8 @@ model does that continues without the image (DropoutNTP, paper section 3.2).
 HEDGES = (
     "That is the result.",
     "This settles it.",
-    "So that is it.",
-    "Now it is clear.",
+    "So this must be it.",
+    "Now it is quite clear.",
 )
 
 COLOURS = {
@@ -149,7 +149,7 @@ def draw_item(index: int, *, seed: int, split: str) -> Item:
     tasks = _tasks()[topic]
     task = tasks[rng.integers(len(tasks))]
     while True:  # one image in eight belongs to eval: 8 turns on average there
-        readings = _sample(task, rng, prefix=())
+        readings = _sample(task, rng)
         scene = task.scene(readings, rng)
         if _split_of(topic, scene) == split:
             break
@@ -183,9 +183,8 @@ def _reject(
         readings = misread[rng.integers(len(misread))]
         return _respond(task, readings, task.solve(readings))
     if kind == "continuation":
-        prefix = readings[: len(readings) // 2]
-        while task.solve(readings) == truth:
-            readings = _sample(task, rng, prefix=prefix)
+        continued = _continuations(task, readings)
+        readings = continued[rng.integers(len(continued))]
         return _respond(task, readings, task.solve(readings))
     if kind == "arithmetic":
         slips = [truth + slip for slip in (-2, -1, 1, 2) if truth + slip >= 0]
@@ -194,11 +193,10 @@ def _reject(
     return "\n".join([*lines, HEDGES[rng.integers(len(HEDGES))]])
 
 
-def _sample(task: _Task, rng: np.random.Generator, *, prefix: Readings) -> Readings:
-    """Uniform over the valid readings that begin with `prefix`."""
+def _sample(task: _Task, rng: np.random.Generator) -> Readings:
+    """Uniform over the valid readings."""
     while True:
-        rest = (rng.integers(a, b + 1) for a, b in task.ranges[len(prefix) :])
-        readings = prefix + tuple(int(value) for value in rest)
+        readings = tuple(int(rng.integers(low, high + 1)) for low, high in task.ranges)
         if task.valid(readings):
             return readings
 
@@ -215,12 +213,25 @@ def _misreadings(task: _Task, readings: Readings) -> list[Readings]:
     return [r for r in changed if task.valid(r) and task.solve(r) != truth]
 
 
+def _continuations(task: _Task, readings: Readings) -> list[Readings]:
+    """All readings with another answer that share the first half, rounded up.
+
+    Where that half fixes the answer (nine red shapes leave no room for a blue one),
+    the shared part is shorter.
+    """
+    truth = task.solve(readings)
+    for kept in range((len(readings) + 1) // 2, -1, -1):
+        values = (range(low, high + 1) for low, high in task.ranges[kept:])
+        whole = (readings[:kept] + rest for rest in itertools.product(*values))
+        found = [r for r in whole if task.valid(r) and task.solve(r) != truth]
+        if found:
+            return found
+    raise AssertionError(f"every reading of {task.name} has the answer {truth}")
+
+
 def _split_of(topic: str, scene: tuple) -> str:
     digest = hashlib.blake2b(repr((topic, scene)).encode(), digest_size=1).digest()
     return "eval" if digest[0] < EVAL_BUCKETS else "train"
-
-
-# Tasks -----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -386,9 +397,6 @@ def _area_task() -> _Task:
         write=write,
         scene=_place_rectangle,
     )
-
-
-# Scenes ----------------------------------------------------------------------------
 
 
 def _place_shapes(

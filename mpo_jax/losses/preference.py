@@ -73,8 +73,8 @@ def ipo(pairs: PairInputs) -> Array:
 def bco_pair(pairs: PairInputs) -> Array:
     """BCO: ``-log s(beta * c - delta) - log s(-(beta * r - delta))``.
 
-    A sum, not a mean, of both sides: the MPO paper's ``L_q`` (section 1, eqs. of
-    ``L_q+`` and ``L_q-``); BCO: arXiv 2404.04656.
+    A sum, not a mean, of both sides: the MPO paper's ``L_q = L_q+ + L_q-``; BCO:
+    arXiv 2404.04656.
     """
     chosen = pairs.beta * pairs.chosen - pairs.delta
     rejected = pairs.beta * pairs.rejected - pairs.delta
@@ -249,10 +249,9 @@ def pair_loss(
     loss = canonical_name(name)
     check_loss_options(loss, beta=beta, label_smoothing=label_smoothing)
     if mask is None:
-        mask = jnp.ones(jnp.shape(policy_chosen), bool)
-    real = mask
+        mask = jnp.ones(policy_chosen.shape, bool)
     pc, pr, rc, rr = (
-        jnp.where(real, x.astype(jnp.float32), 0.0)
+        jnp.where(mask, x.astype(jnp.float32), 0.0)
         for x in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     )
     # Close numbers are subtracted first: (pc - rc) is exact in float32 near the
@@ -262,12 +261,12 @@ def pair_loss(
         rejected=pr - rr,
         policy_margin=pc - pr,
         reference_margin=rc - rr,
-        mask=real,
+        mask=mask,
         beta=beta,
         label_smoothing=label_smoothing,
         delta=delta,
     )
-    losses = jnp.where(real, LOSSES[loss](pairs), 0.0)
+    losses = jnp.where(mask, LOSSES[loss](pairs), 0.0)
     return losses, beta * pairs.chosen, beta * pairs.rejected
 
 

@@ -1,8 +1,8 @@
 """Architecture of an InternVL, read from a released ``config.json``.
 
-Missing fields take the defaults of the released configuration *classes* (InternVL facts:
-``InternVisionConfig`` defaults describe the 6B tower, ``InternVLChatConfig`` defaults to
-pixel shuffle v1), never those of another size.
+Missing fields take the defaults of the released configuration *classes*
+(``InternVisionConfig`` describes the 6B tower, ``InternVLChatConfig`` defaults to pixel
+shuffle v1), never those of another size.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
 
 def _language(raw: Mapping[str, Any]) -> LanguageConfig:
     architectures = raw.get("architectures") or [None]
-    kind = DECODERS.get(architectures[0])
+    kind = DECODERS.get(str(architectures[0]))
     if kind is None:
         raise ValueError(
             f"llm_config.architectures={architectures!r}: supported are "

@@ -123,9 +123,7 @@ class InternViT(nnx.Module):
         width, stddev = cfg.hidden_size, cfg.initializer_range
         normal = jax.nn.initializers.normal(stddev)
         stored = (cfg.image_size // cfg.patch_size) ** 2
-        self.class_embedding = params.param(
-            rngs, (width,), axes=("norm",), init=normal
-        )
+        self.class_embedding = params.param(rngs, (width,), axes=("norm",), init=normal)
         self.position_embedding = params.param(
             rngs, (1 + stored, width), axes=(None, "norm"), init=normal
         )

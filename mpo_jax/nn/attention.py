@@ -60,7 +60,7 @@ def full_attention(
         preferred_element_type=jnp.float32,
     ) * float(head_dim**-0.5)
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, float(-1e30))
+        scores = jnp.where(mask[:, None, None], scores, (-1e30))
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision)
     return out.reshape(batch, num_queries, num_heads, head_dim)

@@ -54,7 +54,7 @@ class Linear(nnx.Module):
             )
         self.use_bias = use_bias
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, ...]) -> Array:
         contract = tuple(range(x.ndim - self.num_in, x.ndim))
         kernel = self.kernel[...].astype(x.dtype)
         out = jax.lax.dot_general(

@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both set up .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test lint format clean
+
+help:
+	@echo "make quickstart  set up $(VENV), train a small InternVL with SFT and MPO (CPU)"
+	@echo "make test        set up $(VENV), run linters, type checker and all tests"
+	@echo "make lint        ruff and pyright only"
+	@echo "make format      let ruff rewrite the code"
+	@echo "make clean       remove $(VENV) and runs/quickstart"
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+quickstart: $(VENV)/.base
+	$(BIN)/python scripts/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs/quickstart

@@ -1,0 +1,103 @@
+"""What a model directory holds besides tensors: JSON, files to carry along, itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = "tensor_dtypes.json"
+"""Record of a converted checkpoint: dtype that each tensor had in its source."""
+
+_MAX_JSON_BYTES = 64 * 2**20
+# Weights in any format, and what trainers leave beside them.
+_NOT_CARRIED = (
+    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"),
+    *("*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.npz"),
+    *("optimizer*", "scheduler*", "rng_state*", "trainer_state.json"),
+    *("training_args*", "zero_to_fp32.py", "latest", "*.tfevents.*", ".*", DTYPES),
+)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """Read a JSON object of bounded size; ValueError names the file."""
+    if file.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(
+            f"{file}: {file.stat().st_size} bytes; at most {_MAX_JSON_BYTES} are read"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a JSON object is expected")
+    return content
+
+
+def carried_files(source_dir: str | pathlib.Path) -> list[pathlib.Path]:
+    """Files of a model directory that an export takes along untouched.
+
+    Configuration, tokenizer, remote code and texts: every plain file of the directory
+    itself but weights, their index, and what trainers and downloads leave behind.
+    """
+    return sorted(
+        file
+        for file in pathlib.Path(source_dir).iterdir()
+        if file.is_file() and not any(file.match(p) for p in _NOT_CARRIED)
+    )
+
+
+def copy_carried(source_dir: str | pathlib.Path, target: str | pathlib.Path) -> None:
+    """Copy :func:`carried_files`, following the links of a download cache."""
+    for file in carried_files(source_dir):
+        shutil.copyfile(file, pathlib.Path(target) / file.name)
+
+
+@contextlib.contextmanager
+def new_directory(
+    directory: str | pathlib.Path, *, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """A directory that appears complete or not at all.
+
+    Yields a hidden sibling to write into, and renames it at the end. What it replaces
+    is deleted only after the rename.
+
+    Raises:
+      FileExistsError: if `directory` is a file, or holds something and `overwrite` is
+        False, or what it holds is no model.
+    """
+    target = pathlib.Path(directory).resolve()
+    if target.exists():
+        if not target.is_dir():
+            raise FileExistsError(f"{target} is a file; give a directory")
+        names = {path.name for path in target.iterdir()}
+        if names and not overwrite:
+            raise FileExistsError(
+                f"{target} is not empty; give another directory, or allow overwriting"
+            )
+        model_files = {"config.json", SINGLE, INDEX, "params"}
+        if names and not names & model_files:
+            raise FileExistsError(
+                f"{target} holds no model but {sorted(names)[:3]}; it is not "
+                "overwritten, give another directory"
+            )
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replaced = None
+        if target.exists():
+            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+            target.rename(replaced)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if replaced is not None:
+        shutil.rmtree(replaced)

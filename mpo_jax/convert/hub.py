@@ -1,0 +1,197 @@
+"""Where a model comes from: directory, converted checkpoint, training run or hub id.
+
+Nothing that is fetched is ever executed: remote code (``*.py``) is only carried along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+from huggingface_hub import errors as hub_errors
+
+from mpo_jax import checkpoint
+from mpo_jax.convert import files as files_lib
+from mpo_jax.convert import hf
+from mpo_jax.models import internvl
+from mpo_jax.nn import params as params_lib
+
+FILES = "hf"
+"""Sub-directory of a converted checkpoint with config.json, tokenizer and so on."""
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TEXTS = ("*.json", "*.model", "*.txt", "*.py", "*.jinja", "*.md", "LICENSE*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A located model.
+
+    Attributes:
+      kind: ``hf`` (safetensors) or ``orbax``.
+      weights: directory that holds them.
+      files: directory with config.json and what else an export carries along.
+    """
+
+    kind: str
+    weights: pathlib.Path
+    files: pathlib.Path
+
+
+def resolve(
+    source: str | pathlib.Path, *, revision: str | None = None, weights: bool = True
+) -> pathlib.Path:
+    """Local directory of a model; a hub id is downloaded (or found in the cache).
+
+    Args:
+      source: directory, or id such as ``OpenGVLab/InternVL2-8B``. A directory wins.
+      revision: branch, tag or commit of an id.
+      weights: False fetches configuration and tokenizer only.
+
+    Raises:
+      FileNotFoundError: if it is neither a directory nor an id that can be had.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"{source} is a file; give the model's directory")
+    if not _ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"{source} is no directory and no model id (OWNER/NAME); check the path"
+        )
+    patterns = [*_TEXTS, "*.safetensors"] if weights else [*_TEXTS]
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                str(source), revision=revision, allow_patterns=patterns
+            )
+        )
+    except (hub_errors.HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"{source} is no local directory, and the hub did not give it: {error}"
+        ) from error
+
+
+def locate(
+    source: str | pathlib.Path,
+    *,
+    revision: str | None = None,
+    files: str | pathlib.Path | None = None,
+) -> Source:
+    """Find weights and accompanying files of a model.
+
+    Args:
+      source: HF directory or hub id, converted checkpoint (``params`` and ``hf``), or
+        a training workdir, whose newest checkpoint counts.
+      files: directory with config.json and tokenizer, where `source` names none. A
+        training run names the model that it started from.
+
+    Raises:
+      FileNotFoundError: saying what is missing.
+    """
+    directory = resolve(source, revision=revision)
+    named = None if files is None else resolve(files, weights=False)
+    if (directory / "config.json").is_file():
+        return Source("hf", directory, named or directory)
+    weights = checkpoint.params_directory(directory)
+    if weights is None:
+        raise FileNotFoundError(
+            f"{directory} holds neither a config.json (HF directory) nor a checkpoint"
+        )
+    if named is None:
+        named = _files_of(directory)
+    return Source("orbax", weights, named)
+
+
+def _files_of(directory: pathlib.Path) -> pathlib.Path:
+    if (directory / FILES / "config.json").is_file():
+        return directory / FILES
+    run = checkpoint.load_metadata(directory).get("config") or {}
+    start = (run.get("model") or {}).get("path")
+    if not start:
+        raise FileNotFoundError(
+            f"{directory} has no {FILES}/config.json and names no model that it "
+            "started from; name a model directory for config.json and tokenizer"
+        )
+    origin = resolve(start, weights=False)
+    for candidate in (origin, origin / FILES):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{directory} was trained from {start}, which has no config.json (any more); "
+        "name a model directory for config.json and tokenizer"
+    )
+
+
+def special_token_id(files: str | pathlib.Path, token: str) -> int | None:
+    """Id of an added token, from the tokenizer files of a directory; None if unknown.
+
+    Raises:
+      ValueError: if a file is malformed, or two files give different ids.
+    """
+    found: dict[str, int] = {}
+    for name, read in _ADDED_TOKENS.items():
+        file = pathlib.Path(files) / name
+        if not file.is_file():
+            continue
+        content = files_lib.read_json(file)
+        try:
+            ids = read(content)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file}: unexpected content ({error!r})") from error
+        if token in ids:
+            found[name] = ids[token]
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{files}: the files disagree about the id of {token}: {found}"
+        )
+    return next(iter(found.values()), None)
+
+
+# How each tokenizer file lists tokens that were added to the vocabulary.
+_ADDED_TOKENS = {
+    "added_tokens.json": lambda c: {str(k): int(v) for k, v in c.items()},
+    "tokenizer_config.json": lambda c: {
+        str(v["content"]): int(k) for k, v in c.get("added_tokens_decoder", {}).items()
+    },
+    "tokenizer.json": lambda c: {
+        str(v["content"]): int(v["id"]) for v in c.get("added_tokens", [])
+    },
+}
+
+
+def load_params(
+    source: Source,
+    model: internvl.InternVL,
+    *,
+    dtype: str = "float32",
+    shardings: Mapping[str, Any] | None = None,
+) -> params_lib.Params:
+    """Read the weights of a located model, whichever way they are stored.
+
+    Args:
+      dtype: ``float32``, ``bfloat16`` or ``float16``.
+      shardings: nested dict like the parameters; None places them on the first device.
+
+    Raises:
+      FileNotFoundError, ValueError: see ``hf.load`` and ``checkpoint.load_params``.
+    """
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, model.declared.shapes)
+    if source.kind == "hf":
+        return hf.load(source.weights, model, dtype=dtype, shardings=shardings)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=place
+        ),
+        model.declared.shapes,
+        shardings,
+    )
+    return checkpoint.load_params(source.weights, abstract)

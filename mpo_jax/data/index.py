@@ -1,0 +1,315 @@
+"""The index: every record visited once, validated, measured and hashed.
+
+One Parquet table has a row per usable record, in the order (source, line); the ledger
+has an entry per record that was left out. Both are made from shards, byte ranges of
+the annotations, so that the work is parallel and resumes where it stopped. Under
+``out_dir``::
+
+    shards/<key of source>/<start>-<stop>.{parquet,ledger.jsonl,json}
+    <key of index>/{index.parquet,ledger.jsonl,manifest.json}
+
+A source's key covers whatever its shards depend on (annotation, paths, tokenizer,
+policy), so editing ``repeat_time`` or adding a source repeats no work, and any number
+of keys live side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mpo_jax.data import examples, index_build, ledger, records, shards
+from mpo_jax.data import tokenizer as tokenizers
+from mpo_jax.types import PreferenceRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceCounts:
+    """What became of one source's records.
+
+    Attributes:
+      lines: records in the annotation (blank lines not counted).
+      kept: rows in the index.
+      left_out: number of records by ledger reason.
+    """
+
+    lines: int
+    kept: int
+    left_out: Mapping[str, int]
+
+
+def _column(name: str) -> functools.cached_property[np.ndarray]:
+    return functools.cached_property(lambda index: index._read(name))
+
+
+class Index:
+    """All usable records of a data set; row ``i`` is record number ``i``.
+
+    Columns are NumPy arrays ``[len(index)]``, read from disk on first use. Pickling
+    carries the folder only, so that worker processes start fast. Methods are safe to
+    call from many threads.
+
+    Attributes:
+      directory: folder of the index.
+      sources: the sources, in the order of meta.json.
+      counts: :class:`SourceCounts` of every source.
+      key: what the index was made from; see :func:`build_index`.
+      content_hash: sha256 hex over the hashes of all records in order.
+      ledger_path: JSON lines of :class:`mpo_jax.data.ledger.Entry`.
+      source: int32, position in `sources`.
+      offset: int64, byte at which the record's line begins.
+      line: int64, 1-based line number.
+      prompt_tokens, chosen_tokens, rejected_tokens: int32, lengths of the segments of
+        :class:`mpo_jax.types.Example`.
+      chosen_labels, rejected_labels: int32, trained tokens.
+      tiles, images: int32, image tiles and image files.
+      hash: uint8 ``[len(index), 16]``, BLAKE2b of texts and image files.
+    """
+
+    source = _column("source")
+    offset = _column("offset")
+    line = _column("line")
+    prompt_tokens = _column("prompt_tokens")
+    chosen_tokens = _column("chosen_tokens")
+    rejected_tokens = _column("rejected_tokens")
+    chosen_labels = _column("chosen_labels")
+    rejected_labels = _column("rejected_labels")
+    tiles = _column("tiles")
+    images = _column("images")
+    hash = _column("hash")
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = pathlib.Path(directory).absolute()
+        path = self.directory / "manifest.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no index in {self.directory} (manifest.json is absent); make it with "
+                "scripts/prepare_data.py"
+            )
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("format") != index_build.FORMAT:
+            raise ValueError(
+                f"{path} has format {manifest.get('format')!r}, this version reads "
+                f"{index_build.FORMAT}; run scripts/prepare_data.py again"
+            )
+        self.sources = [records.Source(**entry) for entry in manifest["sources"]]
+        self.counts = [SourceCounts(**entry) for entry in manifest["counts"]]
+        self.key: dict[str, Any] = manifest["key"]
+        self.content_hash: str = manifest["content_hash"]
+        self.ledger_path = self.directory / "ledger.jsonl"
+        self._rows: int = manifest["rows"]
+        self._max_bytes: int = self.key["max_text_bytes"]
+        self._chosen_only: bool = self.key["chosen_only"]
+        self._annotation_bytes: list[int] = manifest["annotation_bytes"]
+        self._files: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.directory)!r}, {len(self)} records)"
+
+    def __reduce__(self):
+        return Index, (self.directory,)
+
+    def _read(self, name: str) -> np.ndarray:
+        path = self.directory / "index.parquet"
+        column = pq.read_table(path, columns=[name]).column(0)
+        if name != "hash":
+            return column.to_numpy()
+        digests = b"".join(
+            chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16).to_pybytes()
+            for chunk in column.chunks
+        )
+        return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+    def record(self, number: int) -> PreferenceRecord:
+        """Read record `number` from its annotation.
+
+        Raises:
+          IndexError: no such record.
+          BadRecord: the line is no longer the one that was indexed.
+          ValueError: the annotation has changed its size since it was indexed.
+          FileNotFoundError: the annotation is gone.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of an index with {len(self)} records")
+        position = int(self.source[number])
+        line = records.read_line(
+            self._annotation(position).fileno(),
+            int(self.offset[number]),
+            max_bytes=self._max_bytes,
+        )
+        return records.parse_record(
+            line,
+            source=self.sources[position],
+            line_number=int(self.line[number]),
+            max_bytes=self._max_bytes,
+            chosen_only=self._chosen_only,
+        )
+
+    def _annotation(self, position: int) -> Any:
+        file = self._files.get(position)
+        if file is not None:
+            return file
+        path = self.sources[position].annotation
+        file = open(path, "rb", buffering=0)
+        size, expected = os.fstat(file.fileno()).st_size, self._annotation_bytes
+        if size != expected[position]:
+            file.close()
+            raise ValueError(
+                f"{path} has {size} bytes but had {expected[position]} when it was "
+                "indexed; run scripts/prepare_data.py again"
+            )
+        # Of two threads that open at once, both use the file that was first stored.
+        return self._files.setdefault(position, file)
+
+    def close(self) -> None:
+        """Close the annotation files; they open again when needed."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def ledger(self) -> list[ledger.Entry]:
+        """All left-out records, in the order (source, line)."""
+        return list(ledger.read(self.ledger_path))
+
+
+def load_index(directory: str | os.PathLike[str]) -> Index:
+    """Open an index that :func:`build_index` has made.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was made by another version.
+    """
+    return Index(directory)
+
+
+def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
+    """Record numbers of one epoch after ``repeat_time``.
+
+    As released, a source with ``repeat_time`` r < 1 gives ``int(n * r)`` of its n
+    records and one with r >= 1 gives ``int(r)`` copies; a fraction that is dropped
+    so is warned of. Unlike the release the sample depends on nothing but
+    (`seed`, `epoch`, the source's name, n), and n counts usable records only.
+
+    Returns:
+      int64 ``[n]``, grouped by source, ascending within each copy.
+    """
+    bounds = np.searchsorted(index.source, np.arange(len(index.sources) + 1))
+    parts = [np.zeros(0, np.int64)]
+    for position, source in enumerate(index.sources):
+        numbers = np.arange(bounds[position], bounds[position + 1], dtype=np.int64)
+        repeat = source.repeat_time
+        if repeat < 1:
+            name = int.from_bytes(source.name.encode("utf-8"), "little")
+            rng = np.random.default_rng([seed, epoch, name])
+            count = int(len(numbers) * repeat)
+            parts.append(np.sort(rng.choice(numbers, count, replace=False)))
+            continue
+        if repeat != int(repeat):
+            warnings.warn(
+                f"source {source.name!r}: repeat_time {repeat} counts as "
+                f"{int(repeat)}, as in the released trainer",
+                stacklevel=2,
+            )
+        parts.append(np.tile(numbers, int(repeat)))
+    return np.concatenate(parts)
+
+
+def duplicates(index: Index) -> Iterator[np.ndarray]:
+    """Yield groups of record numbers whose texts and images are byte-equal."""
+    halves = np.ascontiguousarray(index.hash).view(np.uint64)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: groups ascend
+    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    starts = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0) == 1)
+    ends = np.flatnonzero(np.diff(same.astype(np.int8), append=0) == -1) + 2
+    for start, end in zip(starts, ends, strict=True):
+        yield order[start:end]
+
+
+def build_index(
+    meta_path: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    tokenizer_path: str | os.PathLike[str],
+    policy: examples.EncodePolicy,
+    reroot: str = "",
+    max_text_bytes: int = 1_000_000,
+    workers: int = 0,
+    shard_bytes: int = 1 << 22,
+    retry: Sequence[str] = (),
+    progress: Callable[[index_build.Progress], None] | None = None,
+) -> Index:
+    """Visit every record once and store the index, or open it if it is there.
+
+    One process builds at a time; killed at any moment, the next call goes on with the
+    shards that were not finished.
+
+    Args:
+      meta_path, reroot: see :func:`mpo_jax.data.records.load_meta`.
+      out_dir: folder of shards and indexes; made if absent.
+      tokenizer_path: directory of the tokenizer.
+      policy: template, tiling and limits.
+      max_text_bytes: longer annotation lines are left out.
+      workers: processes; 1 works in this one, 0 is one per core.
+      shard_bytes: bytes of annotation per shard; does not change the index.
+      retry: ledger reasons; shards that left out a record for one of them are made
+        again (such as ``image_missing`` once the images have been unpacked).
+      progress: called at the start and after each shard.
+
+    Raises:
+      ValueError, FileNotFoundError: bad meta.json, tokenizer or argument.
+      RuntimeError: a record met an unexpected error, or a worker process died.
+    """
+    if max_text_bytes < 1 or shard_bytes < 1 or workers < 0:
+        raise ValueError(
+            f"{max_text_bytes=} and {shard_bytes=} must be positive, {workers=} not "
+            "negative"
+        )
+    unknown = set(retry) - ledger.REASONS.keys()
+    if unknown:
+        raise ValueError(
+            f"retry: unknown reasons {sorted(unknown)}; known: {list(ledger.REASONS)}"
+        )
+    sources = records.load_meta(meta_path, reroot=reroot)
+    encoding = shards.Encoding(
+        tokenizer=tokenizers.load_tokenizer(os.fspath(tokenizer_path)),
+        policy=policy,
+        max_text_bytes=max_text_bytes,
+    )
+    key = index_build.index_key(sources, encoding)
+    out = pathlib.Path(out_dir).absolute()
+    directory = out / index_build.digest(key)[:16]
+    if not retry and (directory / "manifest.json").is_file():
+        return load_index(directory)
+
+    sizes = [os.path.getsize(source.annotation) for source in sources]
+    plan: list[list[shards.Shard]] = []
+    for source, size, entry in zip(sources, sizes, key["sources"], strict=True):
+        folder = out / "shards" / entry["key"][:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):  # of a build that was killed
+            leftover.unlink()
+        plan.append(
+            shards.cut(
+                source, size=size, shard_bytes=shard_bytes, directory=str(folder)
+            )
+        )
+    results = index_build.visit_all(
+        [shard for row in plan for shard in row],
+        encoding,
+        workers=workers or os.cpu_count() or 1,
+        retry=frozenset(retry),
+        progress=progress,
+    )
+    index_build.merge(directory, key, sources, sizes, plan, results)
+    return load_index(directory)

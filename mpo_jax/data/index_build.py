@@ -1,0 +1,241 @@
+"""Building the index: its key, the visits of shards in parallel, and the merge."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import process
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+
+from mpo_jax.data import ledger, records, shards
+
+FORMAT = 1
+"""Raised whenever a file of the index changes its meaning."""
+
+_ROW_GROUP = 1 << 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far :func:`build_index` is; bytes are those of the annotations."""
+
+    done_shards: int
+    shards: int
+    done_bytes: int
+    bytes: int
+    kept: int
+    left_out: int
+
+
+def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> dict:
+    """What the index depends on, as JSON; each source's key is that of its shards."""
+    common = {
+        "format": FORMAT,
+        "tokenizer": encoding.tokenizer.fingerprint,
+        "policy": encoding.policy.fingerprint(),
+        "max_text_bytes": encoding.max_text_bytes,
+        "chosen_only": encoding.policy.chosen_only,
+    }
+    entries = []
+    for source in sources:
+        own = {
+            "root": source.root,
+            "annotation": source.annotation,
+            "max_tiles": source.max_tiles,
+            "content": _file_digest(source.annotation),
+        }
+        entry = {
+            "key": digest({**common, **own}),
+            "name": source.name,
+            "repeat_time": source.repeat_time,
+            "length": source.length,
+        }
+        entries.append(entry)
+    return {**common, "sources": entries}
+
+
+def digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _file_digest(path: str, *, block: int = 1 << 20, blocks: int = 16) -> str:
+    """Hash of a file's size and of evenly spaced blocks, first and last included.
+
+    Sees every edit of a file up to 16 MiB and, above, nearly every edit that keeps the
+    size (an edit that does not is always seen), without reading gigabytes at each
+    start. Modification times are left out: copies of a data set differ in them.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        last = max(size - block, 0)
+        for number in range(blocks):
+            file.seek(last * number // (blocks - 1))
+            digest.update(file.read(block))
+    return digest.hexdigest()
+
+
+def visit_all(
+    plan: Sequence[shards.Shard],
+    encoding: shards.Encoding,
+    *,
+    workers: int,
+    retry: frozenset[str],
+    progress: Callable[[Progress], None] | None,
+) -> dict[shards.Shard, shards.ShardResult]:
+    """Visit the shards that are not finished; results of all of them."""
+    results: dict[shards.Shard, shards.ShardResult] = {}
+    for shard in plan:
+        result = shards.finished(shard)
+        if result is not None and not retry & result.left_out.keys():
+            results[shard] = result
+    total_bytes = sum(shard.stop - shard.start for shard in plan)
+
+    def report() -> None:
+        if progress is not None:
+            progress(
+                Progress(
+                    done_shards=len(results),
+                    shards=len(plan),
+                    done_bytes=sum(shard.stop - shard.start for shard in results),
+                    bytes=total_bytes,
+                    kept=sum(result.kept for result in results.values()),
+                    left_out=sum(sum(r.left_out.values()) for r in results.values()),
+                )
+            )
+
+    report()
+    todo = [shard for shard in plan if shard not in results]
+    if workers == 1 or len(todo) <= 1:
+        for shard in todo:
+            results[shard] = shards.visit(shard, encoding)
+            report()
+        return results
+    # Spawned, not forked: the caller may hold threads, or a device.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(todo)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=shards.start_worker,
+        initargs=(encoding,),
+    )
+    try:
+        futures = {pool.submit(shards.visit_in_worker, shard): shard for shard in todo}
+        for future in concurrent.futures.as_completed(futures):
+            results[futures[future]] = future.result()
+            report()
+    except process.BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process of the index died (out of memory?); finished shards are "
+            "kept: run again, with fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results
+
+
+def merge(
+    directory: pathlib.Path,
+    key: Mapping[str, Any],
+    sources: Sequence[records.Source],
+    sizes: Sequence[int],
+    plan: Sequence[Sequence[shards.Shard]],
+    results: Mapping[shards.Shard, shards.ShardResult],
+) -> None:
+    """Join the parts in order; the folder of the index appears whole or not at all."""
+    building = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    content, rows = _merge_tables(building / "index.parquet", plan, results)
+    ledger.write(building / "ledger.jsonl", _merge_ledgers(plan, results))
+    counts = []
+    for source, row in zip(sources, plan, strict=True):
+        left_out: collections.Counter[str] = collections.Counter()
+        for shard in row:
+            left_out.update(results[shard].left_out)
+        kept = sum(results[shard].kept for shard in row)
+        lines = kept + left_out.total()
+        counts.append({"lines": lines, "kept": kept, "left_out": dict(left_out)})
+        if source.length not in (None, lines):
+            logging.warning(
+                "source %r: meta.json declares length %d, %s holds %d records",
+                source.name,
+                source.length,
+                source.annotation,
+                lines,
+            )
+    manifest = {
+        "format": FORMAT,
+        "key": key,
+        "rows": rows,
+        "content_hash": content,
+        "sources": [dataclasses.asdict(source) for source in sources],
+        "annotation_bytes": list(sizes),
+        "counts": counts,
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    (building / "manifest.json").write_text(text, encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)  # there only if shards were retried
+    os.rename(building, directory)
+
+
+def _numbered(
+    plan: Sequence[Sequence[shards.Shard]],
+    results: Mapping[shards.Shard, shards.ShardResult],
+) -> Iterator[tuple[int, int, shards.Shard]]:
+    """Yield (source number, lines before the shard, shard) in order."""
+    for position, row in enumerate(plan):
+        base = 0
+        for shard in row:
+            yield position, base, shard
+            base += results[shard].lines
+
+
+def _merge_tables(
+    path: pathlib.Path,
+    plan: Sequence[Sequence[shards.Shard]],
+    results: Mapping[shards.Shard, shards.ShardResult],
+) -> tuple[str, int]:
+    """Write the table; returns (hash over the records' hashes, rows)."""
+    schema = pa.schema([("source", pa.int32()), *shards.COLUMNS.items()])
+    content, rows, waiting = hashlib.sha256(), 0, schema.empty_table()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for position, base, shard in _numbered(plan, results):
+            part = pq.read_table(shard.part_path)
+            for value in part["hash"].to_pylist():
+                content.update(value)
+            rows += len(part)
+            line = pa.array(part["line"].to_numpy() + base, pa.int64())
+            part = part.set_column(part.column_names.index("line"), "line", line)
+            number = pa.array(np.full(len(part), position, np.int32))
+            part = part.add_column(0, "source", number)
+            waiting = pa.concat_tables([waiting, part.cast(schema)])
+            if len(waiting) >= _ROW_GROUP:  # one group per part would be slow to read
+                writer.write_table(waiting)
+                waiting = schema.empty_table()
+        writer.write_table(waiting)
+    return content.hexdigest(), rows
+
+
+def _merge_ledgers(
+    plan: Sequence[Sequence[shards.Shard]],
+    results: Mapping[shards.Shard, shards.ShardResult],
+) -> Iterator[ledger.Entry]:
+    for _, base, shard in _numbered(plan, results):
+        for entry in ledger.read(shard.ledger_path):
+            name, line = shard.source.name, entry.line + base
+            yield dataclasses.replace(entry, source=name, line=line)

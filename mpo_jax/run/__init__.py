@@ -1,0 +1,1 @@
+"""Assemble a run from its config: set-up, stages, evaluation, training."""

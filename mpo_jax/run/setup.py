@@ -1,0 +1,143 @@
+"""What a run stands on: checked config, model, tokenizer, mesh, first weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mpo_jax import checkpoint as checkpoint_lib
+from mpo_jax import config as config_lib
+from mpo_jax import sharding, types
+from mpo_jax.convert import hf, hub
+from mpo_jax.data import examples, tokenizer
+from mpo_jax.losses import mixture
+from mpo_jax.models import config as model_config
+from mpo_jax.models import internvl
+from mpo_jax.nn import params as params_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every stage needs and none changes."""
+
+    cfg: config_lib.RunConfig
+    workdir: pathlib.Path
+    mesh: Any
+    source: pathlib.Path
+    model: internvl.InternVL
+    tokenizer_path: pathlib.Path
+    policy: examples.EncodePolicy
+    img_context_id: int
+
+    @property
+    def shapes(self) -> tuple[types.RowShape, ...]:
+        rows = self.cfg.rows
+        return tuple(s.build() for s in (rows.short, rows.long) if s.used)
+
+    @property
+    def cache_dir(self) -> pathlib.Path:
+        return pathlib.Path(self.cfg.data.cache_dir or self.workdir / "data")
+
+
+def setup(
+    cfg: config_lib.RunConfig,
+    workdir: str | pathlib.Path,
+    *,
+    devices: Any = None,
+) -> Setup:
+    """Validate the config, find model and tokenizer, make the mesh.
+
+    Raises:
+      ValueError: if config, model and tokenizer do not fit together; says what to do.
+    """
+    cfg.validate()
+    mixture.validate_loss_config(cfg.loss)
+    if cfg.mode == types.MPO and mixture.needs_reference(cfg.loss):
+        if cfg.reference.mode == "none":
+            raise ValueError(
+                f"reference.mode='none', but loss.terms={cfg.loss.terms} need "
+                "reference log-probs; use 'cache' or 'online'"
+            )
+    source = hub.resolve(cfg.model.path)
+    described = source / "hf" if (source / "hf" / "config.json").is_file() else source
+    model_cfg = model_config.load(described)
+    template = cfg.data.template or model_cfg.template
+    if not template:
+        raise ValueError(
+            f"{described}/config.json names no template; set data.template"
+        )
+    path = pathlib.Path(cfg.data.tokenizer or described)
+    chat = tokenizer.load_tokenizer(path)
+    if chat.vocab_size > model_cfg.language.vocab_size:
+        raise ValueError(
+            f"tokenizer {path} has {chat.vocab_size} tokens, the model "
+            f"{model_cfg.language.vocab_size} embeddings; set data.tokenizer to the "
+            "model's own"
+        )
+    longest = max(
+        shape.prompt_tokens + max(shape.chosen_tokens, shape.rejected_tokens)
+        for shape in (cfg.rows.short, cfg.rows.long)
+    )
+    if longest > model_cfg.language.max_position_embeddings:
+        raise ValueError(
+            f"rows allow sequences of {longest} tokens, the model "
+            f"{model_cfg.language.max_position_embeddings} "
+            "(llm_config.max_position_embeddings); lower the budgets in config.rows"
+        )
+    policy = examples.EncodePolicy(
+        template=template,
+        image_size=model_cfg.image_size,
+        tokens_per_tile=model_cfg.tokens_per_tile,
+        min_tiles=cfg.data.min_tiles,
+        max_tiles=cfg.data.max_tiles,
+        use_thumbnail=model_cfg.use_thumbnail,
+        max_image_pixels=cfg.data.max_image_pixels,
+        chosen_only=cfg.mode == types.SFT,
+    )
+    mesh = sharding.make_mesh(
+        data=cfg.mesh.data,
+        fsdp=cfg.mesh.fsdp,
+        tensor=cfg.mesh.tensor,
+        devices=devices,
+    )
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return Setup(
+        cfg=cfg,
+        workdir=workdir,
+        mesh=mesh,
+        source=source,
+        model=internvl.InternVL(model_cfg),
+        tokenizer_path=path,
+        policy=policy,
+        img_context_id=chat.img_context_id,
+    )
+
+
+def initial_params(run: Setup, path: str = "") -> params_lib.Params:
+    """Weights on the mesh: of `path`, or of the run's starting point.
+
+    Straight into their sharding; with ``model.init=random`` they are drawn there.
+    """
+    cfg, model = run.cfg.model, run.model
+    dtype = jnp.dtype(cfg.param_dtype)
+    placed = sharding.shardings(model.declared.shapes, model.declared.axes, run.mesh)
+    if cfg.init == "random" and not path:
+
+        def draw(key: jax.Array) -> params_lib.Params:
+            return jax.tree.map(lambda x: x.astype(dtype), model.declared.init(key))
+
+        return jax.jit(draw, out_shardings=placed)(jax.random.key(run.cfg.seed))
+    source = hub.resolve(path) if path else run.source
+    if checkpoint_lib.params_directory(source) is not None:
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+            model.declared.shapes,
+            placed,
+        )
+        return checkpoint_lib.load_params(source, abstract)
+    return hf.load(source, model, dtype=cfg.param_dtype, shardings=placed)

@@ -1,0 +1,270 @@
+"""The stages before training: index, ledger, pack plan, reference log-probs.
+
+Each finds its result on disk or makes it, so that ``scripts/train.py`` needs one
+command, and ``prepare_data.py`` / ``cache_reference.py`` can run beforehand, elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mpo_jax import config as config_lib
+from mpo_jax import sharding
+from mpo_jax.data import index_build, ledger, packing, pipeline
+from mpo_jax.data.index import Index, build_index, effective
+from mpo_jax.nn import params as params_lib
+from mpo_jax.run import setup
+from mpo_jax.train import reference, step
+from mpo_jax.utils import progress, runtime
+
+
+def prepare_index(run: setup.Setup, meta: str) -> Index:
+    """Index of a meta.json: found, or made by the first process with all cores."""
+    data = run.cfg.data
+
+    def build(report: Callable[[index_build.Progress], None] | None) -> Index:
+        return build_index(
+            meta,
+            run.cache_dir,
+            tokenizer_path=run.tokenizer_path,
+            policy=run.policy,
+            reroot=data.reroot,
+            max_text_bytes=data.max_text_bytes,
+            workers=data.index_workers,
+            progress=report,
+        )
+
+    if runtime.is_main():
+        with progress.bar(extra="{task.fields[kept]} kept") as bar:
+            task = bar.add_task("index (bytes)", total=None, kept=0)
+
+            def report(now: index_build.Progress) -> None:
+                bar.update(
+                    task, total=now.bytes, completed=now.done_bytes, kept=now.kept
+                )
+
+            index = build(report)
+            bar.update(task, visible=bar.tasks[0].total is not None)
+        runtime.barrier(f"index {meta}")
+    else:
+        runtime.barrier(f"index {meta}")
+        index = build(None)  # finished by the first process: only loads
+    if not len(index):
+        raise ValueError(
+            f"{meta}: no usable record; see the reasons in {index.ledger_path}"
+        )
+    return index
+
+
+def lengths_of(index: Index) -> packing.Lengths:
+    """Budgets that every record of an index needs."""
+    return packing.Lengths(
+        prompt=index.prompt_tokens,
+        chosen=index.chosen_tokens,
+        rejected=index.rejected_tokens,
+        tiles=index.tiles,
+    )
+
+
+def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
+    """Pack plan of all epochs; a function of index, row shapes and seed alone."""
+    cfg = run.cfg
+    ids = [
+        effective(index, seed=cfg.seed, epoch=epoch)
+        for epoch in range(cfg.optim.epochs)
+    ]
+    lengths = lengths_of(index)
+    rows = [cfg.rows.rows_per_batch] * len(run.shapes)
+    if not cfg.rows.rows_per_batch:
+        rows = packing.choose_rows_per_batch(
+            lengths,
+            ids[0],
+            run.shapes,
+            pairs_per_batch=cfg.rows.pairs_per_batch,
+            multiple=cfg.rows.row_multiple,
+        )
+    needed = sharding.data_shards(run.mesh) * cfg.optim.accumulation
+    for count in rows:
+        if count % needed:
+            raise ValueError(
+                f"{count} rows per batch do not divide over {needed} = devices of the "
+                "data and fsdp axes × optim.accumulation; set rows.row_multiple or "
+                "rows.rows_per_batch to a multiple of it"
+            )
+    plan = packing.plan_epochs(
+        lengths, ids, shapes=run.shapes, rows_per_batch=rows, seed=cfg.seed
+    )
+    if not plan.num_batches:
+        raise ValueError(
+            f"no record fits the row shapes; the first: {plan.too_long[0]}; raise the "
+            "budgets in config.rows"
+        )
+    return plan
+
+
+def planned_records(plan: packing.PlanSequence) -> np.ndarray:
+    """Records that some epoch trains on, each once."""
+    return np.unique(np.concatenate([epoch.record_ids for epoch in plan.plans]))
+
+
+def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
+    """Index and plan, printed; no weight is loaded, nothing is compiled."""
+    run = setup.setup(cfg, workdir)
+    index = prepare_index(run, cfg.data.meta)
+    plan = make_plan(run, index)
+    num_steps = min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
+    describe(run, index, plan, num_steps, write_ledger(run, index, plan))
+    size = params_lib.count(run.model.declared.shapes)
+    progress.console().print(
+        f"Model of {size:,} parameters on mesh {dict(run.mesh.shape)}; rows per batch "
+        f"{plan.rows_per_batch}."
+    )
+
+
+def write_ledger(
+    run: setup.Setup, index: Index, plan: packing.PlanSequence
+) -> dict[str, float]:
+    """Write ``<workdir>/ledger.jsonl``; counts by reason for the metrics."""
+    entries = index.ledger()
+    for item in plan.too_long:
+        record = index.record(item.record_id)
+        entries.append(
+            ledger.Entry(
+                record.source, record.file, record.line, "too_long", item.detail
+            )
+        )
+    if runtime.is_main():
+        ledger.write(run.workdir / "ledger.jsonl", entries)
+    counts: dict[str, float] = {"ledger/left_out": float(len(entries))}
+    for (_, reason), number in ledger.count(entries).items():
+        name = f"ledger/{reason}"
+        counts[name] = counts.get(name, 0.0) + number
+    return counts
+
+
+def loader(
+    run: setup.Setup,
+    index: Index,
+    plan: Any,
+    *,
+    start: int = 0,
+    logps: np.ndarray | None = None,
+) -> pipeline.Loader:
+    """Batches of a plan, this process's rows."""
+    data = run.cfg.data
+    return pipeline.make_loader(
+        plan,
+        pipeline.ExampleLoader(index, str(run.tokenizer_path), run.policy),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start_batch=start,
+        workers=data.workers,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        ref_lookup=None if logps is None else functools.partial(np.take, logps, axis=0),
+        img_context_id=run.img_context_id,
+        tokens_per_tile=run.policy.tokens_per_tile,
+        image_size=run.policy.image_size,
+    )
+
+
+def reference_key(run: setup.Setup, index: Index, weights: str) -> dict[str, Any]:
+    """Key of the reference cache for this run."""
+    return reference.cache_key(
+        tokenizer=index.key["tokenizer"],
+        policy=index.key["policy"],
+        content=index.content_hash,
+        weights=weights,
+        model=run.cfg.model,
+    )
+
+
+def prepare_reference(
+    run: setup.Setup,
+    index: Index,
+    record_ids: np.ndarray,
+    *,
+    weights: str,
+    params: Callable[[], params_lib.Params],
+) -> np.ndarray:
+    """Reference log-probs ``[N, 2]``: from the cache; what is missing is computed.
+
+    Args:
+      record_ids: records that are needed.
+      weights: fingerprint of the reference.
+      params: gives the reference's parameters, asked only if something is missing.
+    """
+    key = reference_key(run, index, weights)
+    given = run.cfg.reference.cache
+    name = reference.key_digest(key)[:16]
+    directory = pathlib.Path(given) if given else run.cache_dir / "reference" / name
+    cache = reference.Cache(directory, key, size=len(index))
+    runtime.barrier(f"reference {directory}")
+    values = cache.load()
+    wanted = np.unique(record_ids)
+    missing = wanted[np.isnan(values[wanted]).any(axis=1)]
+    if not len(missing):
+        return values
+
+    rows = [sharding.data_shards(run.mesh)] * len(run.shapes)
+    plan = packing.make_plan(
+        lengths_of(index),
+        missing,
+        shapes=run.shapes,
+        rows_per_batch=rows,
+        seed=run.cfg.seed,
+        epoch=0,
+    )
+    weights_on_mesh = params()
+    steps = [
+        step.build_logps_step(run.model, run.cfg.model, shape, run.mesh)
+        for shape in run.shapes
+    ]
+
+    def record_ids_of(n: int) -> np.ndarray:
+        shape, batch_rows = plan.batch(n)
+        numbers = np.full((len(batch_rows), run.shapes[shape].pairs), -1, np.int64)
+        for row, ids in zip(numbers, batch_rows, strict=True):
+            row[: len(ids)] = ids
+        return numbers
+
+    batches = loader(run, index, plan)
+    try:
+        with jax.set_mesh(run.mesh), progress.bar() as bar:
+            task = bar.add_task("reference log-probs", total=len(missing))
+            reference.compute(
+                cache,
+                ((n, sharding.to_global(batch, run.mesh)) for n, batch in batches),
+                step=lambda batch, n: steps[plan.batch(n)[0]](weights_on_mesh, batch),
+                record_ids_of=record_ids_of,
+                on_batch=lambda pairs: bar.advance(task, pairs),
+            )
+    finally:
+        batches.close()
+    runtime.barrier(f"reference done {directory}")
+    return cache.load()
+
+
+def describe(
+    run: setup.Setup,
+    index: Index,
+    plan: packing.PlanSequence,
+    num_steps: int,
+    ledger_counts: dict[str, float],
+) -> None:
+    console = progress.console()
+    console.print(
+        f"{len(index):,} pairs indexed, "
+        f"{ledger_counts['ledger/left_out']:.0f} left out "
+        f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
+        f"{plan.num_batches:,} batches, {num_steps:,} steps."
+    )
+    for number, fill in plan.fill().items():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
+        console.print(f"Fill of row shape {number}: {shares}.")

@@ -1,0 +1,231 @@
+"""Training from a config: all missing stages, the loop, the export. Resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpo_jax import checkpoint as checkpoint_lib
+from mpo_jax import config as config_lib
+from mpo_jax import sharding, types
+from mpo_jax.convert import hf
+from mpo_jax.data import packing, pipeline
+from mpo_jax.data.index import Index
+from mpo_jax.nn import params as params_lib
+from mpo_jax.run import evaluation, setup, stages
+from mpo_jax.train import loop, optimizer, reference, state, step
+from mpo_jax.utils import metrics as metrics_lib
+from mpo_jax.utils import plots, progress, runtime
+
+
+def train(
+    cfg: config_lib.RunConfig, workdir: str | pathlib.Path, *, devices: Any = None
+) -> dict[str, Any]:
+    """Run all stages that are missing, train, export. Resumes where it stopped.
+
+    Returns:
+      ``{"before": held-out metrics or None, "after": …, "params": …}``; ``before`` is
+      None on resume.
+    """
+    run = setup.setup(cfg, workdir, devices=devices)
+    console = progress.console()
+    runtime.compilation_cache(run.workdir / "compile_cache")
+    runtime.log_devices()
+    index = stages.prepare_index(run, cfg.data.meta)
+    plan = stages.make_plan(run, index)
+    ledger_counts = stages.write_ledger(run, index, plan)
+    num_steps = min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
+    stages.describe(run, index, plan, num_steps, ledger_counts)
+
+    transform, schedule = optimizer.build(cfg.optim, num_steps)
+    parts = optimizer.trained_parts(cfg.model)
+    moving = cfg.reference.mode == "moving"
+    abstract = state.abstract(
+        run.model,
+        transform=transform,
+        parts=parts,
+        moving=moving,
+        mesh=run.mesh,
+        param_dtype=jnp.dtype(cfg.model.param_dtype),
+    )
+    checkpoints = checkpoint_lib.Checkpoints(
+        run.workdir / "checkpoints", cfg.checkpoint
+    )
+    latest = checkpoints.latest()
+    uses_reference = cfg.mode == types.MPO and cfg.reference.mode != "none"
+    if latest is None:
+        params = setup.initial_params(run)
+        with jax.set_mesh(run.mesh):
+            current = jax.jit(
+                lambda tree: state.create(
+                    tree, transform=transform, parts=parts, moving=moving
+                ),
+                out_shardings=state.shardings_of(abstract),
+            )(params)
+        weights = ""
+        if uses_reference:
+            start = params
+            if cfg.reference.path:
+                start = setup.initial_params(run, cfg.reference.path)
+            weights = reference.fingerprint(start)
+            del start
+        del params
+    else:
+        stored = checkpoints.meta(latest)
+        _check_resume(run, stored, plan)
+        current = loop.from_trees(checkpoints.restore(latest, loop.trees(abstract)))
+        weights = stored["reference_weights"]
+        console.print(f"Resuming {run.workdir} after step {latest}.")
+
+    def reference_params() -> params_lib.Params:
+        """The reference's weights: the starting point, whatever was trained since."""
+        if latest is None and not cfg.reference.path:
+            return current.params
+        found = setup.initial_params(run, cfg.reference.path)
+        if reference.fingerprint(found) != weights:
+            raise ValueError(
+                f"{cfg.reference.path or cfg.model.path} no longer holds the weights "
+                "that this run took as its reference"
+            )
+        return found
+
+    logps, online = None, None
+    if uses_reference and cfg.reference.mode == "cache":
+        logps = stages.prepare_reference(
+            run,
+            index,
+            stages.planned_records(plan),
+            weights=weights,
+            params=reference_params,
+        )
+    elif uses_reference and cfg.reference.mode == "online":
+        online = jax.tree.map(jnp.copy, reference_params())
+
+    evaluate = None
+    if cfg.data.eval_meta:
+        evaluate = evaluation.evaluator(run, weights=weights, params=reference_params)
+    first = latest or 0
+    batches = stages.loader(run, index, plan, start=first, logps=logps)
+    out_shardings = state.shardings_of(abstract)
+    steps = [
+        step.build_train_step(
+            run.model,
+            cfg,
+            shape,
+            transform=transform,
+            schedule=schedule,
+            out_shardings=out_shardings,
+        )
+        for shape in run.shapes
+    ]
+    stream: Iterator[tuple[int, types.PackedBatch]] = iter(batches)
+    before = None
+    if first == 0:
+        if cfg.log.gate and logps is not None and not cfg.reference.path:
+            stream, peeked = _peek(stream)
+            checked = evaluation.gate(
+                run,
+                current.params,
+                sharding.to_global(peeked[1], run.mesh),
+                run.shapes[plan.batch(0)[0]],
+            )
+            console.print(
+                f"Step-0 gate passed: preference part {checked['gate/found']:.4f}, "
+                f"theory {checked['gate/expected']:.4f}."
+            )
+        before = evaluate(current) if evaluate else None
+
+    writer = None
+    if runtime.is_main():
+        (run.workdir / "config.json").write_text(cfg.to_json(), encoding="utf-8")
+        writer = metrics_lib.Writer(
+            run.workdir, resume_step=first, tensorboard=cfg.log.tensorboard
+        )
+    job = loop.Job(
+        cfg=cfg,
+        state=current,
+        key=jax.random.key(cfg.seed),
+        mesh=run.mesh,
+        steps=steps,
+        batches=stream,
+        shape_of=lambda n: plan.batch(n)[0],
+        num_steps=num_steps,
+        writer=writer,
+        checkpoints=checkpoints,
+        meta={
+            "config": dataclasses.asdict(cfg),
+            "plan": plan.fingerprint,
+            "reference_weights": weights,
+            "model": str(cfg.model.path),
+        },
+        reference=online,
+        evaluate=evaluate,
+        constants=ledger_counts,
+        describe=lambda n: _name_records(index, plan.batch(n)[1]),
+    )
+    try:
+        final = loop.run(job)
+    finally:
+        batches.close()
+        if writer is not None:
+            writer.close()
+    after = evaluate(final) if evaluate else None
+    if runtime.is_main() and cfg.log.plots:
+        plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
+    checkpoints.close()
+    if cfg.checkpoint.export_hf:
+        export(run, final.params)
+    return {"before": before, "after": after, "params": final.params}
+
+
+def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
+    """Write ``<workdir>/hf``: weights in bf16, other files as they came."""
+    target = run.workdir / "hf"
+    source = run.source / "hf" if (run.source / "hf").is_dir() else run.source
+    whole = sharding.to_host(params)
+    if runtime.is_main():
+        hf.save(target, whole, run.model, source_dir=source, overwrite=True)
+        progress.console().print(f"Exported {target} (original HF layout).")
+    runtime.barrier("export")
+    return target
+
+
+def _peek(stream: Iterator[Any]) -> tuple[Iterator[Any], Any]:
+    first = next(stream)
+
+    def again() -> Iterator[Any]:
+        yield first
+        yield from stream
+
+    return again(), first
+
+
+def _check_resume(
+    run: setup.Setup, stored: dict[str, Any], plan: packing.PlanSequence
+) -> None:
+    try:
+        pipeline.resume_batch({**stored["position"], "plan": stored["plan"]}, plan)
+    except ValueError as error:
+        raise ValueError(f"{run.workdir}: {error}") from error
+    before = config_lib.flat(stored["config"])
+    for name, value in config_lib.flat(dataclasses.asdict(run.cfg)).items():
+        if before.get(name) != value:
+            progress.console().print(
+                f"Changed since the checkpoint: {name} {before.get(name)!r} "
+                f"-> {value!r}"
+            )
+
+
+def _name_records(index: Index, rows: list[np.ndarray]) -> str:
+    ids = np.concatenate(rows)
+    shown = ", ".join(
+        f"{pathlib.Path(record.file).name}:{record.line}"
+        for record in (index.record(int(number)) for number in ids[:8])
+    )
+    return f"{len(ids)} pairs: {shown}{', …' if len(ids) > 8 else ''}"

@@ -1,0 +1,32 @@
+"""Progress bars and tables for people; silent on all processes but the first."""
+
+from __future__ import annotations
+
+import rich.console
+import rich.progress
+import rich.table
+
+from mpo_jax.utils import runtime
+
+
+def console() -> rich.console.Console:
+    """Where people read; quiet on all processes but the first."""
+    return rich.console.Console(stderr=True, quiet=not runtime.is_main())
+
+
+def bar(*, extra: str = "") -> rich.progress.Progress:
+    """A progress bar with rate and time left.
+
+    Args:
+      extra: a rich format of additional task fields, e.g. ``{task.fields[loss]}``.
+    """
+    columns: list[str | rich.progress.ProgressColumn] = [
+        rich.progress.TextColumn("[bold]{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    ]
+    if extra:
+        columns.append(rich.progress.TextColumn(extra))
+    return rich.progress.Progress(*columns, console=console(), transient=False)

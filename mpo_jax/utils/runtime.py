@@ -1,0 +1,71 @@
+"""Processes, devices and caches: what a program sets up before it computes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+from absl import logging
+
+
+def initialise(*, distributed: bool | None = None) -> None:
+    """Join the other processes of a TPU slice, or those that the environment names.
+
+    ``jax.distributed.initialize`` finds a TPU pod's coordinator by itself. Elsewhere,
+    set ``MPO_COORDINATOR`` (host:port), ``MPO_NUM_PROCESSES`` and ``MPO_PROCESS_ID``.
+
+    Args:
+      distributed: None decides by the environment.
+    """
+    coordinator = os.environ.get("MPO_COORDINATOR")
+    if coordinator:
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=int(os.environ["MPO_NUM_PROCESSES"]),
+            process_id=int(os.environ["MPO_PROCESS_ID"]),
+        )
+    elif distributed or (distributed is None and _on_tpu_host()):
+        jax.distributed.initialize()
+
+
+def _on_tpu_host() -> bool:
+    if os.environ.get("JAX_PLATFORMS", "") not in ("", "tpu", "tpu,cpu"):
+        return False
+    return any(pathlib.Path("/dev").glob("accel*")) or any(
+        pathlib.Path("/dev/vfio").glob("[0-9]*")
+    )
+
+
+def is_main() -> bool:
+    """True in the process that prints, plots and writes small files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def compilation_cache(directory: str | pathlib.Path) -> None:
+    """Keep compiled programs on disk, so that a restart does not compile again."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
+
+
+def log_devices() -> None:
+    """One line on what this process computes with."""
+    logging.info(
+        "process %d of %d, %d local of %d %s devices, jax %s",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+        jax.default_backend(),
+        jax.__version__,
+    )

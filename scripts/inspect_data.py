@@ -1,0 +1,78 @@
+"""Show what a preference data set holds: a table, histograms and an HTML page.
+
+Example:
+
+    python scripts/inspect_data.py --meta=MMPR/meta.json --tokenizer=InternVL2-8B \\
+        --html=report.html
+
+Takes the flags of prepare_data.py and uses the same index: what was prepared is not
+visited again.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import prepare_data  # the script beside this one
+import rich.bar
+import rich.console
+import rich.table
+from absl import app, flags
+
+from mpo_jax.data import index as indexes
+from mpo_jax.data import report
+
+HTML = flags.DEFINE_string("html", "", "Write a page with sample records here.")
+SAMPLE = flags.DEFINE_integer("sample", 24, "Records on the page.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Of the choice of records.", lower_bound=0)
+
+
+def default_out() -> str:
+    """Folder of indexes where --out is not given."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "mpo_jax", "index")
+
+
+def print_histograms(index: indexes.Index, console: rich.console.Console) -> None:
+    """Print one bar chart per measure."""
+    for title, bins in report.histograms(index).items():
+        table = rich.table.Table(title, "records", "", box=None, min_width=60)
+        most = max((count for _, count in bins), default=1)
+        for label, count in bins:
+            table.add_row(label, str(count), rich.bar.Bar(most, 0, count, width=40))
+        console.print(table)
+
+
+def print_duplicates(index: indexes.Index, console: rich.console.Console) -> None:
+    """Print the first groups of records that are byte-equal."""
+    groups = list(indexes.duplicates(index))
+    console.print(f"\nduplicates: {len(groups)} groups of equal records")
+    for group in groups[:10]:
+        lines = [
+            f"{index.sources[index.source[n]].name}:{index.line[n]}" for n in group[:8]
+        ]
+        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
+        console.print("  " + ", ".join(lines) + more, markup=False)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    index = prepare_data.build(prepare_data.OUT.value or default_out())
+    console = prepare_data.stdout_console()
+    prepare_data.print_summary(index, console)
+    print_histograms(index, console)
+    print_duplicates(index, console)
+    if HTML.value:
+        page = report.render_page(
+            index,
+            sample=SAMPLE.value,
+            seed=SEED.value,
+            title=f"Preference data: {prepare_data.META.value}",
+        )
+        pathlib.Path(HTML.value).write_text(page, encoding="utf-8")
+        console.print(f"page    {HTML.value}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

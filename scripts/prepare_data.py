@@ -1,0 +1,160 @@
+"""Validate and measure every preference record: writes the index and the ledger.
+
+Example, with the tokenizer of a downloaded checkpoint:
+
+    python scripts/prepare_data.py --meta=MMPR/meta.json --tokenizer=InternVL2-8B \\
+        --out=work/data
+
+Killed at any moment, the same command goes on where it stopped. Records that cannot be
+used are left out, counted by reason, and listed in the ledger with file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+from absl import app, flags
+
+from mpo_jax import config
+from mpo_jax.data import examples, index_build, ledger, report
+from mpo_jax.data import index as indexes
+
+_DATA = config.DataConfig()
+META = flags.DEFINE_string("meta", None, "MMPR meta.json.", required=True)
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Directory of the tokenizer.", required=True
+)
+OUT = flags.DEFINE_string("out", "", "Folder of the indexes; made if absent.")
+TEMPLATE = flags.DEFINE_string(
+    "template",
+    _DATA.template,
+    "Chat template; empty is the one that config.json beside the tokenizer names.",
+)
+REROOT = flags.DEFINE_string(
+    "reroot", _DATA.reroot, "OLD=NEW: replace the prefix OLD of paths in meta.json."
+)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 448, "Side of a tile in pixels.")
+TOKENS = flags.DEFINE_integer("tokens_per_tile", 256, "Language tokens of a tile.")
+MIN_TILES = flags.DEFINE_integer("min_tiles", _DATA.min_tiles, "Fewest tiles.")
+MAX_TILES = flags.DEFINE_integer(
+    "max_tiles",
+    _DATA.max_tiles,
+    "Most tiles, thumbnail not counted, where meta.json has no max_dynamic_patch.",
+)
+THUMBNAIL = flags.DEFINE_bool("thumbnail", True, "Add a tile of the whole image.")
+MAX_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels", _DATA.max_image_pixels, "Larger images are left out unread."
+)
+MAX_BYTES = flags.DEFINE_integer(
+    "max_text_bytes", _DATA.max_text_bytes, "Longer annotation lines are left out."
+)
+CHOSEN_ONLY = flags.DEFINE_bool("chosen_only", False, "SFT: needs no rejected side.")
+WORKERS = flags.DEFINE_integer(
+    "workers", _DATA.index_workers, "Processes; 0 is one per core."
+)
+RETRY = flags.DEFINE_list(
+    "retry", [], "Reasons whose left-out records are looked at again: image_missing."
+)
+
+
+def template_name() -> str:
+    """Template from the flag, else from config.json beside the tokenizer."""
+    if TEMPLATE.value:
+        return TEMPLATE.value
+    path = pathlib.Path(TOKENIZER.value) / "config.json"
+    name = json.loads(path.read_text()).get("template") if path.is_file() else None
+    if not isinstance(name, str):
+        raise ValueError(f"{path} names no template; give one with --template")
+    return name
+
+
+def build(out: str) -> indexes.Index:
+    """Build the index that the flags describe, with a progress bar."""
+    policy = examples.EncodePolicy(
+        template=template_name(),
+        image_size=IMAGE_SIZE.value,
+        tokens_per_tile=TOKENS.value,
+        min_tiles=MIN_TILES.value,
+        max_tiles=MAX_TILES.value,
+        use_thumbnail=THUMBNAIL.value,
+        max_image_pixels=MAX_PIXELS.value,
+        chosen_only=CHOSEN_ONLY.value,
+    )
+    console = rich.console.Console(stderr=True)
+    columns = (
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TextColumn("{task.fields[note]}"),
+    )
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("index", total=None, note="", visible=False)
+
+        def show(done: index_build.Progress) -> None:
+            note = f"{done.kept} kept, {done.left_out} left out"
+            bar.update(
+                task,
+                visible=True,
+                total=done.bytes,
+                completed=done.done_bytes,
+                note=note,
+            )
+
+        return indexes.build_index(
+            META.value,
+            out,
+            tokenizer_path=TOKENIZER.value,
+            policy=policy,
+            reroot=REROOT.value,
+            max_text_bytes=MAX_BYTES.value,
+            workers=WORKERS.value,
+            retry=RETRY.value,
+            progress=show,
+        )
+
+
+def print_summary(index: indexes.Index, console: rich.console.Console) -> None:
+    """Print the table per source and what was left out."""
+    name, *measures = report.SUMMARY_HEAD
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(name, overflow="fold", min_width=8)
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    *rows, total = report.summary_rows(report.summarise(index))
+    for row in rows:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*total)
+    console.print(table, markup=False)
+    counts = sorted(ledger.count(index.ledger()).items(), key=lambda item: -item[1])
+    if counts:
+        table = rich.table.Table("source", "reason", "records", "meaning")
+        for (source, reason), count in counts:
+            table.add_row(source, reason, str(count), ledger.REASONS[reason])
+        console.print(table, markup=False)
+    console.print(f"index   {index.directory}", markup=False, soft_wrap=True)
+    console.print(f"ledger  {index.ledger_path}", markup=False, soft_wrap=True)
+
+
+def stdout_console() -> rich.console.Console:
+    """A console on stdout; wide enough for the tables where it is no terminal."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else 140)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if not OUT.value:
+        raise app.UsageError("--out is required: the folder of the indexes")
+    index = build(OUT.value)
+    print_summary(index, stdout_console())
+    if not len(index):
+        sys.exit("no usable record: see the ledger")
+
+
+if __name__ == "__main__":
+    app.run(main)

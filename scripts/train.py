@@ -1,0 +1,59 @@
+"""Train an InternVL with MPO (or SFT): one command from a meta.json to a model.
+
+  python scripts/train.py --config=configs/internvl2_8b_mpo.py --workdir=runs/8b \
+      --config.data.meta=/data/MMPR/meta.json
+
+What is missing is made first: the index of the records (with a ledger of what is left
+out and why), the pack plan, the reference log-probs. Then it trains, and writes to the
+work directory: metrics.jsonl, tensorboard/, plots/, checkpoints/, ledger.jsonl, hf/.
+Start the same command again to resume exactly where it stopped.
+
+Any field of the config can be overridden, e.g. --config.optim.learning_rate=1e-6
+--config.loss.weights="(0.8,0.2,0.0)"; a misspelt field is an error that names the
+nearest one. mpo_jax/config.py explains every field; --dry_run prints the config and
+the plan and stops before any weight is touched.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mpo_jax import config as config_lib
+from mpo_jax.run import stages, train
+from mpo_jax.utils import progress, runtime
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, e.g. configs/internvl2_8b_mpo.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run", required=True)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print config and plan, then stop before loading weights"
+)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    cfg: config_lib.RunConfig = _CONFIG.value
+    cfg.validate()
+    runtime.initialise()
+    if _DRY_RUN.value:
+        progress.console().print(cfg.to_json())
+        stages.dry_run(cfg, _WORKDIR.value)
+        return
+    train.train(cfg, _WORKDIR.value)
+
+
+def check_arguments(argv: list[str]) -> list[str]:
+    """Turn a misspelt override into a message instead of a traceback."""
+    try:
+        config_lib.check_overrides(argv[1:])
+    except ValueError as error:
+        sys.exit(f"train.py: {error}")
+    return argv
+
+
+if __name__ == "__main__":
+    app.run(main, argv=check_arguments(sys.argv))
