@@ -266,7 +266,7 @@ def _check_dtype(dtype: str, *, also: str) -> None:
 
 
 @jax.jit
-def _take(stacked: jax.Array, layer: jax.Array) -> jax.Array:
+def _take(stacked: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
 
@@ -300,7 +300,7 @@ def to_hf(
         if layer is None:
             return sharding.to_host(leaf)
         if isinstance(leaf, jax.Array):
-            return sharding.to_host(_take(leaf, jnp.asarray(layer)))
+            return sharding.to_host(_take(leaf, np.int32(layer)))
         return leaf[layer]
 
     def generate() -> Iterator[tuple[str, np.ndarray]]:

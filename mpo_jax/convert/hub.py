@@ -56,6 +56,8 @@ def resolve(
     Raises:
       FileNotFoundError: if it is neither a directory nor an id that can be had.
     """
+    if not str(source):
+        raise FileNotFoundError("no model is named; give a directory or a hub id")
     path = pathlib.Path(source)
     if path.is_dir():
         return path

@@ -81,6 +81,7 @@ def build_example(
 
     Raises:
       BadRecord: with a reason of ``ledger.REASONS``.
+      OSError: the file system failed, see ``images.read_file``.
     """
     chat = template.get_template(policy.template)
     _check_text(record, policy.chosen_only)

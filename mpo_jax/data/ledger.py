@@ -40,6 +40,10 @@ class BadRecord(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self):
+        # Exceptions are rebuilt from their message alone; worker processes need both.
+        return type(self), (self.reason, self.detail)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:

@@ -70,10 +70,10 @@ def _apply(params: params_lib.Params, updates: Any) -> params_lib.Params:
     return updated
 
 
-def _move(
+def move_reference(
     reference: params_lib.Params,
     policy: params_lib.Params,
-    step: jax.Array,
+    step: jax.Array | int,
     cfg: config_lib.ReferenceConfig,
 ) -> params_lib.Params:
     """TR-DPO: mix the policy into the reference every ``moving_every`` steps."""
@@ -278,7 +278,7 @@ def build_train_step(
         params = {**_apply(trained, updates), **frozen}
         new_reference = state.reference
         if moving:
-            new_reference = _move(
+            new_reference = move_reference(
                 state.reference, params, state.step + 1, cfg.reference
             )
         one = jnp.ones((), jnp.float32)

@@ -31,6 +31,8 @@ GOLDENS = (
 COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
 FORWARD = 2e-6
 GRADIENT = 5e-6
+# Compiling is nearly all the time of these tests; run time does not matter.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 class Golden:
@@ -61,7 +63,9 @@ class Golden:
     @functools.cached_property
     def results(self):
         """``(loss, (logits, token log-probs, metrics)), gradient``: compiled once."""
-        step = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
+        step = jax.jit(
+            jax.value_and_grad(self.loss, has_aux=True), compiler_options=QUICK
+        )
         return step(self.loaded.params)
 
     def logits(self, params):
@@ -113,7 +117,7 @@ def _error(ours, theirs) -> float:
 
 
 def test_vision_features(golden: Golden):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, tiles):
         module = golden.model.declared.merge(params)
         features = golden.model.image_features(params, tiles, compute=COMPUTE)

@@ -1,8 +1,7 @@
 """Parity with transformers' own InternVL (torch, CPU, float32), a second reference.
 
 A tiny random model is built there, its state dict renamed here to the original layout,
-written, and read by the strict loader. Reached: logits 1e-6, gradients 2e-6, relative to
-the largest value; the bounds leave a factor of three to ten for other CPUs.
+written, and read by the strict loader. Errors are relative to the largest value.
 """
 
 from __future__ import annotations
@@ -25,6 +24,9 @@ from mpo_jax.models import internvl
 
 IMAGE_TOKEN = 90
 VOCAB, PATCH = 96, 14
+# Reached on XLA CPU: 1.0e-6 and 3.4e-6; the bounds leave room for other CPUs.
+LOGITS = 5e-6
+GRADIENT = 1e-5
 ARCHITECTURES = {
     "internlm2": "InternLM2ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -212,24 +214,20 @@ def error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-CASES = [("internlm2", False), ("qwen2", True), ("llama", True), ("qwen2", False)]
-
-
-@pytest.mark.parametrize(("kind", "large_vit"), CASES)
-def test_logits(tmp_path, kind, large_vit):
-    reference = build(kind, large_vit=large_vit, stored=56)
-    ours = convert(reference, tmp_path, kind=kind, size=56)
+def test_logits(tmp_path):
+    """Llama names, 6B-style tower, through the public function."""
+    reference = build("llama", large_vit=True, stored=56)
+    ours = convert(reference, tmp_path, kind="llama", size=56)
     ids, mask, pixels = batch(per_tile=4, tiles=(2, 1), size=56)
     with torch.no_grad():
         expected = torch_logits(reference, ids, mask, pixels).numpy()
-    logits = ours.logits(ids, mask, pixels)
     real = mask.astype(bool)
     assert np.abs(expected[real]).max() > 1
-    assert error(logits[real], expected[real]) < 1e-5
+    assert error(ours.logits(ids, mask, pixels)[real], expected[real]) < LOGITS
 
 
-@pytest.mark.parametrize(("kind", "large_vit"), CASES[:2])
-def test_gradients(tmp_path, kind, large_vit):
+@pytest.mark.parametrize(("kind", "large_vit"), [("internlm2", False), ("qwen2", True)])
+def test_logits_and_gradients(tmp_path, kind, large_vit):
     reference = build(kind, large_vit=large_vit, stored=56)
     ours = convert(reference, tmp_path, kind=kind, size=56)
     ids, mask, pixels = batch(per_tile=4, tiles=(2, 1), size=56)
@@ -237,10 +235,8 @@ def test_gradients(tmp_path, kind, large_vit):
     weights = rng.standard_normal((*ids.shape, VOCAB)).astype(np.float32)
     weights *= mask[:, :, None]
 
-    loss = (
-        torch_logits(reference, ids, mask, pixels) * torch.from_numpy(weights)
-    ).sum()
-    loss.backward()
+    expected_logits = torch_logits(reference, ids, mask, pixels)
+    (expected_logits * torch.from_numpy(weights)).sum().backward()
     expected = to_original(
         {n: p.grad.numpy() for n, p in reference.named_parameters()},
         kind=kind,
@@ -252,9 +248,7 @@ def test_gradients(tmp_path, kind, large_vit):
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
     compute = internvl.Compute(dtype=jnp.float32, remat="none")
 
-    @jax.jit
-    @jax.grad
-    def gradient(params):
+    def loss(params):
         logits = ours.model.logits(
             params,
             jnp.asarray(ids, jnp.int32),
@@ -263,12 +257,18 @@ def test_gradients(tmp_path, kind, large_vit):
             jnp.asarray(pixels),
             compute=compute,
         )
-        return jnp.sum(logits * weights)
+        return jnp.sum(logits * weights), logits
 
-    got = dict(hf.to_hf(gradient(ours.params), ours.model))
+    # Compiling is nearly all the time of this test; run time does not matter.
+    quick = {"xla_backend_optimization_level": 0}
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=quick)
+    (_, logits), gradient = step(ours.params)
+    real = mask.astype(bool)
+    assert error(logits[real], expected_logits.detach().numpy()[real]) < LOGITS
+    got = dict(hf.to_hf(gradient, ours.model))
     assert got.keys() == expected.keys()
     for name, tensor in got.items():
-        assert error(tensor, expected[name]) < 2e-5, name
+        assert error(tensor, expected[name]) < GRADIENT, name
 
 
 def test_other_image_size_than_stored(tmp_path):
@@ -294,4 +294,4 @@ def test_other_image_size_than_stored(tmp_path):
     with torch.no_grad():
         logits = torch_logits(reference, ids, mask, pixels).numpy()
     real = mask.astype(bool)
-    assert error(ours.logits(ids, mask, pixels)[real], logits[real]) < 1e-5
+    assert error(ours.logits(ids, mask, pixels)[real], logits[real]) < LOGITS

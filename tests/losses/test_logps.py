@@ -1,0 +1,65 @@
+"""Chunked log-probs against the plain log-softmax, values and gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpo_jax.losses import logps
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3, 4, 11, 50])
+def test_equals_log_softmax(chunk):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, 11, 6)).astype(np.float32)
+    kernel = rng.normal(size=(6, 13)).astype(np.float32)
+    labels = rng.integers(0, 13, (2, 11))
+    weights = rng.normal(size=(2, 11)).astype(np.float32)
+
+    def ours(h, k):
+        return jnp.sum(weights * logps.token_logps(h, k, labels, chunk=chunk))
+
+    def plain(h, k):
+        every = jax.nn.log_softmax(h @ k, axis=-1)
+        return jnp.sum(
+            weights * jnp.take_along_axis(every, labels[..., None], 2)[..., 0]
+        )
+
+    found = jax.value_and_grad(ours, argnums=(0, 1))(hidden, kernel)
+    expected = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_chunks():
+    """Temporaries of forward and backward stay those of one chunk of logits."""
+    kernel = jax.ShapeDtypeStruct((16, 5003), jnp.float32)
+
+    def temporaries(length: int) -> int:
+        hidden = jax.ShapeDtypeStruct((1, length, 16), jnp.float32)
+        labels = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+        def fn(h, k, y):
+            return jnp.sum(logps.token_logps(h, k, y, chunk=64))
+
+        grad = jax.jit(jax.grad(fn, argnums=(0, 1)))
+        stats = grad.lower(hidden, kernel, labels).compile().memory_analysis()
+        return stats.temp_size_in_bytes
+
+    few, many = temporaries(128), temporaries(2048)
+    logits = 2048 * 5003 * 4
+    assert many < few * 1.3, (few, many)
+    assert many < logits / 4
+
+
+def test_pair_sums_take_each_segment_and_side():
+    values = jnp.arange(1.0, 9.0)[None]  # 4 chosen, then 4 rejected positions
+    segments = jnp.array([[1, 1, 2, 0, 2, 2, 1, 0]])
+    mask = jnp.array([[1, 0, 1, 1, 1, 1, 1, 1]], bool)
+    found = logps.pair_logps(values, mask, segments, chosen_tokens=4, num_pairs=3)
+    assert found.chosen.tolist() == [[1.0, 3.0, 0.0]]
+    assert found.rejected.tolist() == [[7.0, 5.0 + 6.0, 0.0]]
+    assert found.chosen_tokens.tolist() == [[1.0, 1.0, 0.0]]
+    assert found.rejected_tokens.tolist() == [[1.0, 2.0, 0.0]]

@@ -1,0 +1,106 @@
+"""Layers against torch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mpo_jax.nn import layers, params, stack
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_norm_equals_torch(kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 16)).astype(np.float32) * 5
+    norm = layers.Norm(16, kind=kind, eps=1e-6, rngs=nnx.Rngs(0))
+    scale = rng.normal(size=16).astype(np.float32)
+    norm.scale[...] = jnp.asarray(scale)
+    if kind == "layer_norm":
+        bias = rng.normal(size=16).astype(np.float32)
+        norm.bias[...] = jnp.asarray(bias)
+        args = [torch.from_numpy(v) for v in (scale, bias)]
+        expected = torch.nn.functional.layer_norm(
+            torch.from_numpy(x), (16,), *args, eps=1e-6
+        )
+    else:
+        expected = torch.nn.functional.rms_norm(
+            torch.from_numpy(x), (16,), torch.from_numpy(scale), eps=1e-6
+        )
+    np.testing.assert_allclose(norm(x), expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_norm_and_softmax_stay_float32_under_bf16():
+    norm = layers.Norm(64, kind="layer_norm", eps=1e-6, rngs=nnx.Rngs(0))
+    x = 1000 + np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    low = jnp.asarray(x, jnp.bfloat16)
+    wide = np.asarray(low, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    # bf16 holds 8 bits: the output's rounding is 2^-9 relative, nothing more.
+    found = np.asarray(norm(low), np.float64)
+    np.testing.assert_allclose(found, expected, rtol=2**-8, atol=2**-8)
+
+
+def test_linear_contracts_real_head_axes():
+    linear = layers.Linear(
+        (2, 3),
+        (4, 5),
+        in_axes=("heads", "head_dim"),
+        out_axes=("embed", None),
+        use_bias=True,
+        stddev=1.0,
+        rngs=nnx.Rngs(0),
+    )
+    linear.bias[...] = jnp.arange(20.0).reshape(4, 5)
+    x = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    expected = np.einsum("bnh,nhde->bde", x, linear.kernel[...]) + np.arange(
+        20.0
+    ).reshape(4, 5)
+    np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_is_the_half_split_rotation():
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
+    positions = np.array([[0, 3, 1000]])
+    found = layers.rotary(jnp.asarray(x), jnp.asarray(positions), theta=1e4)
+    inverse = 1e4 ** -(np.arange(4) / 4)
+    angle = positions[0][:, None] * inverse
+    rotated = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[None, :, None]
+    expected = np.concatenate([rotated.real, rotated.imag], -1)
+    # Angles up to 1000 carry float32's 6e-5 absolute rounding.
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("policy", stack.REMAT)
+def test_stack_equals_a_loop(policy):
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.weight = params.param(
+                rngs, (4, 4), axes=(None, None), init=jax.nn.initializers.normal(1.0)
+            )
+
+        def __call__(self, x, offset, extra):
+            return jnp.tanh(x @ self.weight[...]) + offset + extra
+
+    stacked = stack.Stack(Block, num_layers=3, rngs=nnx.Rngs(0))
+    weights = np.asarray(stacked.blocks.weight[...])
+    x = np.ones((2, 4), np.float32)
+    extra = np.arange(3, dtype=np.float32)
+    for stop in (None, 2):
+        expected = x
+        for i in range(stop or 3):
+            expected = np.tanh(expected @ weights[i]) + 0.5 + extra[i]
+        found = stacked(
+            jnp.asarray(x), 0.5, per_layer=jnp.asarray(extra), policy=policy, stop=stop
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_unknown_remat_is_named():
+    with pytest.raises(ValueError, match="everything"):
+        stack.remat(lambda x: x, policy="everything")

@@ -1,0 +1,319 @@
+"""The update does not depend on how the batch is laid out, split or sharded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import packed
+import pytest
+
+from mpo_jax import config, sharding, types
+from mpo_jax.losses import mixture
+from mpo_jax.models import internvl
+from mpo_jax.nn import params as params_lib
+from mpo_jax.train import state as state_lib
+from mpo_jax.train import step as step_lib
+
+MODEL = internvl.InternVL(packed.tiny_config())
+
+
+def run_config(**changes) -> config.RunConfig:
+    cfg = config.RunConfig(seed=3)
+    cfg.model.dtype = "float32"
+    cfg.model.remat = "none"
+    cfg.model.drop_path = 0.0
+    cfg.model.logps_chunk = 8
+    for name, value in changes.items():
+        group, field = name.split("__")
+        setattr(getattr(cfg, group), field, value)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Drawn with NumPy: compiling the initialiser would take longer than a test."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = rng.normal(size=shape).astype(np.float32)
+        return (
+            1 + 0.1 * noise if path.endswith(("scale", "ls1", "ls2")) else 0.1 * noise
+        )
+
+    flat = params_lib.flatten(MODEL.declared.shapes)
+    return params_lib.unflatten({path: draw(path, x.shape) for path, x in flat})
+
+
+@functools.cache
+def built(text: str, sizes: tuple[int, int, int], shape: types.RowShape):
+    """Mesh, start function and jitted step of a config; compiled once per test run."""
+    cfg = config.from_json(text)
+    count = int(np.prod(sizes))
+    mesh = sharding.make_mesh(
+        data=sizes[0], fsdp=sizes[1], tensor=sizes[2], devices=jax.devices()[:count]
+    )
+    transform = optax.sgd(1.0)
+    parts = step_lib.optimizer_lib.trained_parts(cfg.model)
+    moving = cfg.reference.mode == "moving"
+    abstract = state_lib.abstract(
+        MODEL, transform=transform, parts=parts, moving=moving, mesh=mesh
+    )
+    placed = state_lib.shardings_of(abstract)
+
+    def start(weights):
+        made = state_lib.create(
+            weights, transform=transform, parts=parts, moving=moving
+        )
+        return jax.device_put(made, placed)
+
+    step = step_lib.build_train_step(
+        MODEL,
+        cfg,
+        shape,
+        transform=transform,
+        schedule=lambda _: 1.0,
+        out_shardings=placed,
+    )
+    return mesh, start, step
+
+
+def pairs(count: int = 12, seed: int = 0) -> list[types.Example]:
+    rng = np.random.default_rng(seed)
+    return [packed.example(rng) for _ in range(count)]
+
+
+def references(count: int) -> dict[int, tuple[float, float]]:
+    rng = np.random.default_rng(7)
+    return {i: tuple(-20 + 3 * rng.normal(size=2)) for i in range(count)}
+
+
+def rows_of(examples, layout):
+    """Group examples into rows by a list of record numbers per row."""
+    return [[examples[i] for i in row] for row in layout], [list(r) for r in layout]
+
+
+def update(
+    cfg, weights, layout, *, sizes=(1, 1, 1), shape=packed.SHAPE, reference=None
+):
+    """Gradients (through plain SGD), metrics and state after one step."""
+    examples = pairs()
+    rows, ids = rows_of(examples, layout)
+    refs = None
+    if reference is None and cfg.reference.mode != "moving":
+        refs = references(len(examples))
+    batch = packed.batch(rows, shape=shape, ids=ids, refs=refs)
+    mesh, start, step = built(cfg.to_json(), sizes, shape)
+    with jax.set_mesh(mesh):
+        after, metrics = step(
+            start(weights),
+            sharding.to_global(batch, mesh),
+            jax.random.key(1),
+            reference,
+        )
+    gradients = jax.tree.map(
+        lambda old, new: np.asarray(old) - np.asarray(new), weights, after.params
+    )
+    means = {k: float(s) / float(w) for k, (s, w) in metrics.items() if float(w)}
+    return gradients, means, after
+
+
+LAYOUT = [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9, 10], [11], [], [], []]
+
+
+def assert_same(found, expected, *, rtol=1e-4):
+    """Gradients agree relative to the largest entry of each parameter."""
+    for (path, a), (_, b) in zip(
+        params_lib.flatten(found), params_lib.flatten(expected), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=rtol * np.abs(b).max() + 1e-7, err_msg=path
+        )
+
+
+@pytest.fixture(scope="module")
+def baseline(weights):
+    return update(run_config(), weights, LAYOUT)
+
+
+METRICS = ("loss", "loss/sigmoid", "loss/bco_pair", "loss/sft", "delta", "grad_norm")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        [[i] for i in range(12)],
+        [[11, 3], [2, 0, 7], [], [5], [9, 1], [4, 10, 6], [], [8]],
+    ],
+    ids=["one pair a row", "shuffled"],
+)
+def test_packing_changes_nothing(weights, baseline, layout):
+    gradients, means, _ = update(run_config(), weights, layout)
+    assert_same(gradients, baseline[0])
+    for name in METRICS:
+        np.testing.assert_allclose(means[name], baseline[1][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("delta", "parts"),
+    [("cumulative", 2), ("cumulative", 4), ("ema", 2), ("previous", 2)],
+)
+def test_accumulation_is_exact(weights, delta, parts):
+    cfg = run_config(loss__delta=delta)
+    whole = update(cfg, weights, LAYOUT)
+    cfg.optim.accumulation = parts
+    split = update(cfg, weights, LAYOUT)
+    assert_same(split[0], whole[0])
+    for name in (*METRICS, "pairs"):
+        np.testing.assert_allclose(split[1][name], whole[1][name], rtol=1e-5)
+    np.testing.assert_allclose(
+        split[2].reward_shift.mean, whole[2].reward_shift.mean, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "terms", [("aot", "sft"), ("ipo", "orpo", "sft")], ids=["coupled", "separable"]
+)
+def test_accumulation_is_exact_for_other_losses(weights, terms):
+    cfg = run_config(
+        loss__terms=terms,
+        loss__weights=(1.0,) * len(terms),
+        loss__sft_reduction="token",
+    )
+    whole = update(cfg, weights, LAYOUT)
+    cfg.optim.accumulation = 4
+    assert_same(update(cfg, weights, LAYOUT)[0], whole[0])
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_mesh_shape_changes_nothing(weights, baseline, sizes):
+    gradients, means, after = update(run_config(), weights, LAYOUT, sizes=sizes)
+    assert_same(gradients, baseline[0], rtol=1e-5)
+    for name in METRICS:
+        np.testing.assert_allclose(means[name], baseline[1][name], rtol=1e-5)
+    if sizes[1] > 1:
+        kernel = after.params["language"]["layers"]["blocks"]["mlp"]["up"]["kernel"]
+        assert not kernel.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__remat": "full", "model__vision_chunk": 4},
+        {"model__remat": "dots", "model__attention": "reference"},
+        {"model__logps_chunk": 0},
+    ],
+    ids=str,
+)
+def test_how_it_is_computed_changes_nothing(weights, baseline, changes):
+    gradients, means, _ = update(run_config(**changes), weights, LAYOUT)
+    assert_same(gradients, baseline[0])
+    np.testing.assert_allclose(means["loss"], baseline[1]["loss"], rtol=1e-5)
+
+
+def test_drop_path_is_keyed_by_record_not_by_place(weights, baseline):
+    cfg = run_config(model__drop_path=0.5)
+    first = update(cfg, weights, LAYOUT)
+    other = [[11, 3], [2, 0, 7], [], [5], [9, 1], [4, 10, 6], [], [8]]
+    assert_same(update(cfg, weights, other)[0], first[0])
+    assert abs(first[1]["loss"] - baseline[1]["loss"]) > 1e-4
+    chunked = run_config(model__drop_path=0.5, model__vision_chunk=1)
+    assert_same(update(chunked, weights, LAYOUT)[0], first[0])
+
+
+def test_drop_path_keeps_the_expected_share():
+    keep = internvl.vit.drop_path_factors(
+        jax.random.key(0),
+        jnp.arange(4000),
+        jnp.zeros(4000, jnp.int32),
+        rate=0.4,
+        num_layers=3,
+    )
+    shares = np.asarray(keep > 0).mean(axis=2)
+    # Linear from 0 to the rate; 4000 draws have a standard error below 0.8 %.
+    np.testing.assert_allclose(
+        shares, 1 - np.array([[0.0], [0.2], [0.4]]) @ [[1, 1]], atol=0.03
+    )
+    np.testing.assert_allclose(np.asarray(keep).mean(axis=2), 1.0, atol=0.05)
+
+
+def test_online_reference_gives_the_cached_numbers(weights):
+    cfg = run_config(reference__mode="online")
+    online = update(cfg, weights, LAYOUT, reference=weights)
+    np.testing.assert_allclose(online[1]["loss/sigmoid"], np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(online[1]["loss/bco_pair"], 2 * np.log(2), rtol=1e-5)
+
+
+def test_moving_reference_moves_when_it_should(weights):
+    cfg = run_config(
+        reference__mode="moving",
+        reference__moving_alpha=0.25,
+        reference__moving_every=1,
+    )
+    _, _, after = update(cfg, weights, LAYOUT)
+    for (_, old), (_, new), (_, ref) in zip(
+        params_lib.flatten(weights),
+        params_lib.flatten(after.params),
+        params_lib.flatten(after.reference),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ref, old + 0.25 * (new - old), rtol=1e-5, atol=1e-6)
+
+
+def test_moving_reference_rests_between_updates():
+    old, new = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
+    cfg = config.ReferenceConfig(moving_alpha=0.25, moving_every=2)
+    moved = [step_lib.move_reference(old, new, n, cfg)["a"][0] for n in (1, 2, 3)]
+    assert [float(x) for x in moved] == [1.0, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_freezing_leaves_a_part_and_its_optimiser_state_out(weights, part):
+    cfg = run_config(**{f"model__freeze_{part}": True})
+    gradients, means, _ = update(cfg, weights, LAYOUT)
+    for path, value in params_lib.flatten(gradients):
+        moved = bool(np.abs(value).max() > 0)
+        if path.startswith(part):
+            assert not moved, path
+    assert f"grad_norm/{part}" not in means
+    assert "grad_norm" in means
+
+
+def test_sft_mode_trains_the_chosen_side_alone(weights):
+    cfg = run_config(loss__terms=("sft",), loss__weights=(1.0,), reference__mode="none")
+    cfg.mode = "sft"
+    shape = dataclasses.replace(packed.SHAPE, rejected_tokens=0)
+    empty = np.zeros(0, np.int32)
+    examples = [
+        dataclasses.replace(
+            example,
+            rejected_tokens=empty,
+            rejected_labels=empty,
+            rejected_mask=empty.astype(bool),
+        )
+        for example in pairs()
+    ]
+    batch = packed.batch([[e] for e in examples[:8]], shape=shape)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        policy = step_lib.policy_logps(
+            MODEL,
+            weights,
+            jax.tree.map(jnp.asarray, batch),
+            shape=shape,
+            compute=step_lib.compute_of(cfg.model),
+            logps_chunk=8,
+        )
+    loss, _ = mixture.mixed_loss(
+        policy, None, batch.pair_mask, mixture.init_reward_shift(), config=cfg.loss
+    )
+    real = batch.pair_mask
+    mean = -np.asarray(policy.chosen)[real] / np.asarray(policy.chosen_tokens)[real]
+    np.testing.assert_allclose(loss, mean.mean(), rtol=1e-6)
