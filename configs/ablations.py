@@ -5,7 +5,9 @@
 
 Names: dpo, rso, ipo, cdpo, robust, bco, sppo, aot, trdpo, orpo, each also
 with ``+`` (plus the SFT term), mpo, and bco+dpo (without SFT). All with learning rate
-5e-6, trained on M3CoT in the paper. Hardware and base model as internvl2_8b_mpo.
+5e-6, trained on M3CoT in the paper.
+
+Hardware: 64 chips of TPU v5e, as internvl2_8b_mpo, whose base model this takes.
 """
 
 from mpo_jax import config, recipes
@@ -39,7 +41,10 @@ def get_config(name: str = "mpo") -> config.RunConfig:
         return cfg
     base = name.removesuffix("+")
     if base not in LOSSES:
-        raise ValueError(f"unknown ablation {name!r}; known: mpo, bco+dpo, {[*LOSSES]}")
+        raise ValueError(
+            f"unknown ablation {name!r}; known: mpo, bco+dpo, and with or without +: "
+            f"{', '.join(LOSSES)}"
+        )
     cfg.loss.terms, cfg.loss.weights = (LOSSES[base],), (1.0,)
     if name.endswith("+") or base == "orpo":  # ORPO's own NLL is the SFT term
         cfg.loss.terms += ("sft",)

@@ -42,7 +42,8 @@ def _check(name: str, abstract: Any, stored: Any, *, path: Any) -> None:
         if ours != theirs:
             problems.append(f"{leaf} has shape {theirs}, this run needs {ours}")
     if problems:
-        shown = "\n  ".join(problems[:20])
+        more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
+        shown = "\n  ".join(problems[:20] + more)
         raise ValueError(
             f"{path}: {name!r} does not fit this run's model or optimiser:\n  {shown}\n"
             "Use the config of the run that wrote it, or another --workdir."

@@ -9,6 +9,7 @@ Annotations are not postponed here: the flag library reads field types as classe
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ class RowShapeConfig:
 
     @property
     def used(self) -> bool:
-        return self.prompt_tokens > 0
+        return any(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass
@@ -188,6 +189,7 @@ class CheckpointConfig:
 @dataclasses.dataclass
 class LogConfig:
     every_steps: int = 1
+    """Steps per line of metrics.jsonl; a checkpoint writes one in between."""
     eval_every: int = 0
     """Score `data.eval_meta` every this many steps; 0 only before and after."""
     tensorboard: bool = True
@@ -223,6 +225,7 @@ class RunConfig:
           ValueError: naming the field, its value and the remedy. What concerns the loss
             alone is checked by ``losses.mixture.validate_loss_config``.
         """
+        _check_types(self, RunConfig())
         _choice("mode", self.mode, (types.MPO, types.SFT))
         _choice("model.init", self.model.init, ("pretrained", "random"))
         _choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
@@ -240,6 +243,9 @@ class RunConfig:
         _range("model.drop_path", self.model.drop_path, 0, 0.999)
         _range("optim.warmup_fraction", self.optim.warmup_fraction, 0, 1)
         _range("reference.moving_alpha", self.reference.moving_alpha, 0, 1)
+        _range("optim.b1", self.optim.b1, 0, 0.999_999)
+        _range("optim.b2", self.optim.b2, 0, 0.999_999)
+        _range("optim.eps", self.optim.eps, 1e-30, 1)
         for name in (
             "optim.accumulation",
             "optim.epochs",
@@ -274,10 +280,21 @@ class RunConfig:
         if self.data.max_tiles < self.data.min_tiles:
             raise ValueError(
                 f"data.max_tiles={self.data.max_tiles} is below "
-                f"data.min_tiles={self.data.min_tiles}"
+                f"data.min_tiles={self.data.min_tiles}; raise it"
             )
         if self.data.reroot and self.data.reroot.count("=") != 1:
             raise ValueError(f"data.reroot={self.data.reroot!r}: write OLD=NEW")
+        if self.log.eval_every and not self.data.eval_meta:
+            raise ValueError(
+                f"log.eval_every={self.log.eval_every}, but data.eval_meta is empty; "
+                "name the meta.json of held-out pairs or set log.eval_every to 0"
+            )
+        for axis, size in dataclasses.asdict(self.mesh).items():
+            if size < 1 and size != -1:
+                raise ValueError(
+                    f"mesh.{axis}={size} must be at least 1, or -1 for all remaining "
+                    "devices"
+                )
         self._validate_rows()
         self._validate_mode()
 
@@ -338,12 +355,16 @@ def from_json(text: str) -> RunConfig:
     """Inverse of :meth:`RunConfig.to_json`.
 
     Raises:
-      ValueError: on unknown fields, with the nearest name.
+      ValueError: on unknown fields, with the nearest name, and on what is no JSON or
+        no object. Values are checked by :meth:`RunConfig.validate`.
     """
     return _from_dict(RunConfig, json.loads(text), "")
 
 
-def _from_dict(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
+def _from_dict(cls: type, raw: Any, prefix: str) -> Any:
+    if not isinstance(raw, Mapping):
+        name = prefix.rstrip(".") or "config"
+        raise ValueError(f"{name}={raw!r}: expected an object with its fields")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     default = cls()
     values = {}
@@ -353,7 +374,7 @@ def _from_dict(cls: type, raw: Mapping[str, Any], prefix: str) -> Any:
         current = getattr(default, name)
         if dataclasses.is_dataclass(current):
             value = _from_dict(type(current), value, f"{prefix}{name}.")
-        elif isinstance(current, tuple):
+        elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
     return cls(**values)
@@ -411,6 +432,36 @@ def _get(cfg: Any, name: str) -> Any:
     return cfg
 
 
+def _check_types(cfg: Any, default: Any, prefix: str = "") -> None:
+    """Raise where a value is of another type than the field's default."""
+    for field in dataclasses.fields(default):
+        name, value = prefix + field.name, getattr(cfg, field.name)
+        expected = getattr(default, field.name)
+        if dataclasses.is_dataclass(expected):
+            if not isinstance(value, type(expected)):
+                wanted = type(expected).__name__
+                raise ValueError(f"{name}={value!r}: expected a config.{wanted}")
+            _check_types(value, expected, f"{name}.")
+            continue
+        if not _same_type(value, expected):
+            wanted = type(expected).__name__
+            if isinstance(expected, tuple):
+                wanted = f"a tuple of {type(expected[0]).__name__}"
+            raise ValueError(f"{name}={value!r}: expected {wanted}")
+
+
+def _same_type(value: Any, expected: Any) -> bool:
+    if isinstance(expected, tuple):
+        return isinstance(value, tuple) and all(
+            _same_type(item, expected[0]) for item in value
+        )
+    if isinstance(value, bool) != isinstance(expected, bool):
+        return False
+    return isinstance(
+        value, (int, float) if type(expected) is float else type(expected)
+    )
+
+
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
@@ -424,5 +475,5 @@ def _range(name: str, value: float, low: float, high: float) -> None:
 
 
 def _at_least(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{name}={value!r} must be at least {low}")
+    if not low <= value < math.inf:
+        raise ValueError(f"{name}={value!r} must be at least {low}, and finite")

@@ -24,3 +24,42 @@ def released_mpo() -> config.RunConfig:
     cfg.rows.short = config.RowShapeConfig(3584, 1280, 1280, 14, 8)
     cfg.rows.long = config.RowShapeConfig(4096, 2560, 4608, 16, 8)
     return cfg
+
+
+def quickstart(stage: str) -> config.RunConfig:
+    """The two stages of ``make quickstart``, sized for 2 CPU cores.
+
+    Args:
+      stage: ``sft`` trains the tiny model from scratch on the chosen answers; ``mpo``
+        continues with the paper's loss on the pairs. Paths are left to the caller.
+    """
+    cfg = config.RunConfig(name=f"quickstart {stage}")
+    cfg.model.dtype = "float32"
+    cfg.model.remat = "none"
+    cfg.model.drop_path = 0.0
+    cfg.model.logps_chunk = 0
+    cfg.data.max_tiles = 1
+    cfg.data.threads = 2
+    cfg.rows.pairs_per_batch = 32
+    cfg.mesh.fsdp = 1
+    cfg.optim.warmup_fraction = 0.05
+    cfg.checkpoint.every_steps = 100
+    cfg.checkpoint.keep_last = 1
+    if stage == "sft":
+        cfg.mode = "sft"
+        cfg.model.init = "random"
+        cfg.rows.short = config.RowShapeConfig(208, 88, 0, 2, 2)
+        cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
+        cfg.reference.mode = "none"
+        cfg.optim.learning_rate = 2e-3
+        cfg.optim.epochs = 5
+        cfg.optim.max_steps = 320
+        cfg.checkpoint.export_hf = False
+    elif stage == "mpo":
+        cfg.rows.short = config.RowShapeConfig(208, 88, 88, 2, 2)
+        cfg.optim.learning_rate = 2e-4
+        cfg.optim.epochs = 2
+        cfg.optim.max_steps = 100
+    else:
+        raise ValueError(f"stage={stage!r}: use sft or mpo")
+    return cfg

@@ -11,8 +11,6 @@ content of every record; training refuses one whose key differs and says where.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
@@ -20,7 +18,7 @@ from ml_collections import config_flags
 from mpo_jax import config as config_lib
 from mpo_jax.run import setup, stages
 from mpo_jax.train import reference
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import cli, progress, runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/internvl2_8b_mpo.py", lock_config=True
@@ -41,7 +39,7 @@ def main(argv: list[str]) -> None:
     values = stages.prepare_reference(
         run,
         index,
-        stages.planned_records(plan),
+        stages.planned_records(plan, stages.num_steps(cfg, plan)),
         weights=reference.fingerprint(params),
         params=lambda: params,
     )
@@ -52,14 +50,5 @@ def main(argv: list[str]) -> None:
     )
 
 
-def check_arguments(argv: list[str]) -> list[str]:
-    """Turn a misspelt override into a message instead of a traceback."""
-    try:
-        config_lib.check_overrides(argv[1:])
-    except ValueError as error:
-        sys.exit(f"cache_reference.py: {error}")
-    return argv
-
-
 if __name__ == "__main__":
-    app.run(main, argv=check_arguments(sys.argv))
+    cli.run(main)

@@ -11,10 +11,10 @@ needs only config.json and its tokenizer files.
 
 from __future__ import annotations
 
-from absl import app, flags
+from absl import flags
 
 from mpo_jax.demo import shrink
-from mpo_jax.utils import progress
+from mpo_jax.utils import cli, progress
 
 _SRC = flags.DEFINE_string(
     "src", None, "Directory of the released model", required=True
@@ -33,4 +33,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -16,14 +16,12 @@ the plan and stops before any weight is touched.
 
 from __future__ import annotations
 
-import sys
-
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
 from mpo_jax.run import stages, train
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import cli, progress, runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/internvl2_8b_mpo.py", lock_config=True
@@ -46,14 +44,5 @@ def main(argv: list[str]) -> None:
     train.train(cfg, _WORKDIR.value)
 
 
-def check_arguments(argv: list[str]) -> list[str]:
-    """Turn a misspelt override into a message instead of a traceback."""
-    try:
-        config_lib.check_overrides(argv[1:])
-    except ValueError as error:
-        sys.exit(f"train.py: {error}")
-    return argv
-
-
 if __name__ == "__main__":
-    app.run(main, argv=check_arguments(sys.argv))
+    cli.run(main)

@@ -1,7 +1,7 @@
 """A small copy of a released model's directory, for trying a recipe on a CPU.
 
-Everything that the data pipeline sees stays real (tokenizer, vocabulary, template, image
-size, tokens per tile); only widths and depths shrink. It holds no weights: train from it
+All that the data pipeline sees stays real (tokenizer, vocabulary, template, image
+size, tokens per tile); only widths and depths shrink. It has no weights: train from it
 with ``model.init=random``.
 """
 
@@ -36,13 +36,24 @@ def shrink(
 
     Raises:
       FileExistsError: if `target` exists and is not empty.
-      ValueError: if the source's config is not supported.
+      FileNotFoundError: if the source has no config.json.
+      ValueError: if the source's config is not supported, or sizes do not divide.
     """
+    sizes = {"width": width, "layers": layers, "heads": heads, "kv_heads": kv_heads}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
+    if heads % kv_heads:
+        raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
+    if width % (2 * heads):
+        raise ValueError(
+            f"width={width} must be a multiple of 2 * heads={2 * heads} (rotary pairs)"
+        )
     source, target = pathlib.Path(source), pathlib.Path(target)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty; name a new directory")
+    model_config.load(source)
     raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    model_config.from_hf(raw)
     raw["llm_config"] |= {
         "hidden_size": width,
         "intermediate_size": 2 * width,

@@ -216,7 +216,8 @@ def mixed_loss(
     Metrics, as (sum, weight): ``loss``, ``loss/<term>`` (unweighted, per pair or per
     token), ``rewards/{chosen,rejected,margins,accuracies}`` (ties do not count as
     accurate), ``logps/{chosen,rejected}`` (nats per response),
-    ``logps/{chosen,rejected}_per_token`` (nats, mean over tokens), ``delta`` (where
+    ``logps/{chosen,rejected}_per_token`` (nats, mean over tokens), ``logps/accuracies``
+    (chosen likelier per token than rejected, no reference involved), ``delta`` (where
     `bco_pair` is a term), and per batch ``pairs``, ``chosen_tokens``,
     ``rejected_tokens``. Rewards are ``beta * (policy - reference)``, independent of
     the number of terms. Without a reference there are no rewards; where also no term
@@ -357,6 +358,7 @@ def _metrics(batch: _Batch, *, config: config_lib.LossConfig) -> Metrics:
             "rejected_tokens": (batch.rejected_tokens, one),
             "logps/rejected": (rejected, batch.pairs),
             "logps/rejected_per_token": (rejected, batch.rejected_tokens),
+            "logps/accuracies": (jnp.sum(_likelier(batch)), batch.pairs),
         }
     if batch.has_reference:
         chosen = config.beta * batch.chosen_ratio
@@ -369,6 +371,13 @@ def _metrics(batch: _Batch, *, config: config_lib.LossConfig) -> Metrics:
             "rewards/accuracies": (jnp.sum(accurate), batch.pairs),
         }
     return metrics
+
+
+def _likelier(batch: _Batch) -> Array:
+    """1 where the chosen response has the higher mean log-prob per token."""
+    chosen = preference.mean_logp(batch.chosen, batch.chosen_lengths)
+    rejected = preference.mean_logp(batch.rejected, batch.rejected_lengths)
+    return (batch.mask & (chosen > rejected)).astype(jnp.float32)
 
 
 def _masked_sum(values: Array, mask: Array) -> Array:

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
-from mpo_jax.convert import hf, hub
+from mpo_jax.convert import hub
 from mpo_jax.data import examples, tokenizer
 from mpo_jax.losses import mixture
 from mpo_jax.models import config as model_config
@@ -27,7 +26,7 @@ class Setup:
     cfg: config_lib.RunConfig
     workdir: pathlib.Path
     mesh: Any
-    source: pathlib.Path
+    source: hub.Source
     model: internvl.InternVL
     tokenizer_path: pathlib.Path
     policy: examples.EncodePolicy
@@ -62,15 +61,14 @@ def setup(
                 f"reference.mode='none', but loss.terms={cfg.loss.terms} need "
                 "reference log-probs; use 'cache' or 'online'"
             )
-    source = hub.resolve(cfg.model.path)
-    described = source / "hf" if (source / "hf" / "config.json").is_file() else source
-    model_cfg = model_config.load(described)
+    source = hub.locate(cfg.model.path)
+    model_cfg = model_config.load(source.files)
     template = cfg.data.template or model_cfg.template
     if not template:
         raise ValueError(
-            f"{described}/config.json names no template; set data.template"
+            f"{source.files}/config.json names no template; set data.template"
         )
-    path = pathlib.Path(cfg.data.tokenizer or described)
+    path = pathlib.Path(cfg.data.tokenizer or source.files)
     chat = tokenizer.load_tokenizer(path)
     if chat.vocab_size > model_cfg.language.vocab_size:
         raise ValueError(
@@ -132,12 +130,5 @@ def initial_params(run: Setup, path: str = "") -> params_lib.Params:
             return jax.tree.map(lambda x: x.astype(dtype), model.declared.init(key))
 
         return jax.jit(draw, out_shardings=placed)(jax.random.key(run.cfg.seed))
-    source = hub.resolve(path) if path else run.source
-    if checkpoint_lib.params_directory(source) is not None:
-        abstract = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
-            model.declared.shapes,
-            placed,
-        )
-        return checkpoint_lib.load_params(source, abstract)
-    return hf.load(source, model, dtype=cfg.param_dtype, shardings=placed)
+    source = hub.locate(path) if path else run.source
+    return hub.load_params(source, model, dtype=cfg.param_dtype, shardings=placed)

@@ -108,9 +108,17 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
     return plan
 
 
-def planned_records(plan: packing.PlanSequence) -> np.ndarray:
-    """Records that some epoch trains on, each once."""
-    return np.unique(np.concatenate([epoch.record_ids for epoch in plan.plans]))
+def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
+    """Records that the first `num_steps` batches train on, each once."""
+    if num_steps >= plan.num_batches:
+        return np.unique(np.concatenate([epoch.record_ids for epoch in plan.plans]))
+    rows = [row for n in range(num_steps) for row in plan.batch(n)[1]]
+    return np.unique(np.concatenate(rows))
+
+
+def num_steps(cfg: config_lib.RunConfig, plan: packing.PlanSequence) -> int:
+    """Updates of the run: all batches of the plan, or ``optim.max_steps``."""
+    return min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
 
 
 def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
@@ -118,8 +126,8 @@ def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     run = setup.setup(cfg, workdir)
     index = prepare_index(run, cfg.data.meta)
     plan = make_plan(run, index)
-    num_steps = min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
-    describe(run, index, plan, num_steps, write_ledger(run, index, plan))
+    ledger_counts = write_ledger(run, index, plan)
+    describe(run, index, plan, num_steps(cfg, plan), ledger_counts)
     size = params_lib.count(run.model.declared.shapes)
     progress.console().print(
         f"Model of {size:,} parameters on mesh {dict(run.mesh.shape)}; rows per batch "
@@ -255,15 +263,16 @@ def describe(
     run: setup.Setup,
     index: Index,
     plan: packing.PlanSequence,
-    num_steps: int,
+    steps: int,
     ledger_counts: dict[str, float],
 ) -> None:
+    """Print what was found and how well it packs."""
     console = progress.console()
     console.print(
         f"{len(index):,} pairs indexed, "
         f"{ledger_counts['ledger/left_out']:.0f} left out "
         f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
-        f"{plan.num_batches:,} batches, {num_steps:,} steps."
+        f"{plan.num_batches:,} batches, {steps:,} steps."
     )
     for number, fill in plan.fill().items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())

@@ -30,8 +30,7 @@ def train(
     """Run all stages that are missing, train, export. Resumes where it stopped.
 
     Returns:
-      ``{"before": held-out metrics or None, "after": …, "params": …}``; ``before`` is
-      None on resume.
+      ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
     run = setup.setup(cfg, workdir, devices=devices)
     console = progress.console()
@@ -40,7 +39,7 @@ def train(
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
     ledger_counts = stages.write_ledger(run, index, plan)
-    num_steps = min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
+    num_steps = stages.num_steps(cfg, plan)
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
@@ -100,7 +99,7 @@ def train(
         logps = stages.prepare_reference(
             run,
             index,
-            stages.planned_records(plan),
+            stages.planned_records(plan, num_steps),
             weights=weights,
             params=reference_params,
         )
@@ -125,7 +124,6 @@ def train(
         for shape in run.shapes
     ]
     stream: Iterator[tuple[int, types.PackedBatch]] = iter(batches)
-    before = None
     if first == 0:
         if cfg.log.gate and logps is not None and not cfg.reference.path:
             stream, peeked = _peek(stream)
@@ -139,14 +137,14 @@ def train(
                 f"Step-0 gate passed: preference part {checked['gate/found']:.4f}, "
                 f"theory {checked['gate/expected']:.4f}."
             )
-        before = evaluate(current) if evaluate else None
 
     writer = None
     if runtime.is_main():
-        (run.workdir / "config.json").write_text(cfg.to_json(), encoding="utf-8")
+        (run.workdir / "run_config.json").write_text(cfg.to_json(), encoding="utf-8")
         writer = metrics_lib.Writer(
             run.workdir, resume_step=first, tensorboard=cfg.log.tensorboard
         )
+    before = _held_out_before(run, writer, evaluate, current, first=first)
     job = loop.Job(
         cfg=cfg,
         state=current,
@@ -171,11 +169,13 @@ def train(
     )
     try:
         final = loop.run(job)
+        after = evaluate(final) if evaluate else None
+        if writer is not None and after is not None:
+            writer.write(num_steps, _eval_names(after))
     finally:
         batches.close()
         if writer is not None:
             writer.close()
-    after = evaluate(final) if evaluate else None
     if runtime.is_main() and cfg.log.plots:
         plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
     checkpoints.close()
@@ -184,13 +184,41 @@ def train(
     return {"before": before, "after": after, "params": final.params}
 
 
+def _eval_names(values: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
+def _held_out_before(
+    run: setup.Setup,
+    writer: metrics_lib.Writer | None,
+    evaluate: Any,
+    current: state.TrainState,
+    *,
+    first: int,
+) -> dict[str, float] | None:
+    """Held-out metrics of step 0: computed, or on resume read back."""
+    if evaluate is None:
+        return None
+    if first == 0:
+        values = evaluate(current)
+        if writer is not None:
+            writer.write(0, _eval_names(values))
+        return values
+    for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
+        if line["step"] == 0:
+            return {
+                name.removeprefix("eval/"): value
+                for name, value in line.items()
+                if name.startswith("eval/")
+            }
+    return None
+
+
 def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
     """Write ``<workdir>/hf``: weights in bf16, other files as they came."""
     target = run.workdir / "hf"
-    source = run.source / "hf" if (run.source / "hf").is_dir() else run.source
-    whole = sharding.to_host(params)
+    hf.save(target, params, run.model, source_dir=run.source.files, overwrite=True)
     if runtime.is_main():
-        hf.save(target, whole, run.model, source_dir=source, overwrite=True)
         progress.console().print(f"Exported {target} (original HF layout).")
     runtime.barrier("export")
     return target

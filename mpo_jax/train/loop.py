@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -25,7 +26,7 @@ PREEMPTED = 42
 
 @dataclasses.dataclass
 class Job:
-    """What the loop needs; assembled by ``mpo_jax.runs``.
+    """What the loop needs; assembled by ``mpo_jax.run.train``.
 
     Attributes:
       steps: jitted updates, one per row shape.
@@ -110,8 +111,24 @@ class _Preemption:
         return multihost_utils.reached_preemption_sync_point(step)
 
 
+@contextlib.contextmanager
+def _saves_finished(checkpoints: checkpoint_lib.Checkpoints | None) -> Iterator[None]:
+    """Wait for the save under way, also where an error ends the run: it would be lost.
+
+    At interpreter exit Orbax can no longer complete what it writes in the background.
+    """
+    try:
+        yield
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
+
+
 def run(job: Job) -> TrainState:
     """Train to the end (or to a preemption) and return the last state.
+
+    Metrics are written every ``log.every_steps`` steps and with every checkpoint, each
+    line the mean since the line before: a resumed run loses none.
 
     Raises:
       FloatingPointError: if a metric is NaN or infinite; nothing is saved after it.
@@ -147,12 +164,17 @@ def run(job: Job) -> TrainState:
                 tokens=f"{clock.tokens_per_s:,.0f}",
                 fill=f"{means['fill/tokens']:.0%}",
             )
-            if step % cfg.log.every_steps == 0 or step == job.num_steps:
-                line = metrics_lib.mean(window)
-                line |= clock.values() | dict(job.constants)
-                window.clear()
-                if job.writer is not None:
-                    job.writer.write(step, line)
+            if step % cfg.log.every_steps == 0:
+                log(step)
+
+    def log(step: int) -> None:
+        if not window:
+            return
+        line = metrics_lib.mean(window)
+        line |= clock.values() | dict(job.constants)
+        window.clear()
+        if job.writer is not None:
+            job.writer.write(step, line)
 
     def save(step: int) -> None:
         if job.checkpoints is not None:
@@ -164,6 +186,7 @@ def run(job: Job) -> TrainState:
         "{task.fields[tokens]} tokens/s · fill {task.fields[fill]}"
     )
     with (
+        _saves_finished(job.checkpoints),
         jax.set_mesh(job.mesh),
         progress.bar(extra=extra) as bar,
         _Preemption() as preemption,
@@ -193,6 +216,7 @@ def run(job: Job) -> TrainState:
             stop = preemption.reached(step)
             if stop or step % cfg.checkpoint.every_steps == 0 or step == job.num_steps:
                 flush(bar, task, keep=0)
+                log(step)
                 save(step)
                 saved = step
                 clock.pause()
@@ -204,8 +228,6 @@ def run(job: Job) -> TrainState:
                 _write_eval(job, state, step)
                 clock.pause()
         flush(bar, task, keep=0)
-    if job.checkpoints is not None:
-        job.checkpoints.wait()
     if saved < job.num_steps:
         if runtime.is_main():
             progress.console().print(

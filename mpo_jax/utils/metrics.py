@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 
 def mean(metrics: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
@@ -79,15 +80,38 @@ class Writer:
             self._board.close()
 
 
-def read(path: str | pathlib.Path) -> list[dict[str, float]]:
-    """Lines of a metrics file; a last line cut by a kill is left out."""
+def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file, ``{"step": int, name: value, ...}``, as they stand.
+
+    A last line without a line end, cut off while it was written, is left out with a
+    warning. There are none if the file does not exist.
+
+    Raises:
+      ValueError: a line that is no JSON object or has no integer ``step``; names file
+        and line.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                if not text.endswith("\n"):  # only the last line can have none
+                    logging.warning("%s: line %d is cut off, left out", path, number)
+                    break
+                raise ValueError(
+                    f"{path}:{number}: not JSON ({error.msg}); mend or delete the line"
+                ) from error
+            step = line.get("step") if isinstance(line, dict) else None
+            if not isinstance(step, int) or isinstance(step, bool):
+                raise ValueError(
+                    f"{path}:{number}: expected an object with an integer 'step', got "
+                    f"{text.strip()[:80]!r}; mend or delete the line"
+                )
+            lines.append(line)
     return lines

@@ -7,17 +7,17 @@ a training process may call this from any thread.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from absl import logging
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from mpo_jax.utils import metrics
 
 DPI = 130
 _COLOURS = (
@@ -75,6 +75,12 @@ _FIGURES: dict[str, tuple[_Panel, ...]] = {
     "logps": (
         _Panel("Response log-probability", "nats per response", _named(*_LOGPS)),
         _Panel("Log-probability per token", "nats per token", _named(*_PER_TOKEN)),
+        _Panel(
+            "Pairs with chosen likelier per token",
+            "share of pairs",
+            _named("logps/accuracies"),
+            share=True,
+        ),
     ),
     "optimisation": (
         _Panel("Learning rate", "learning rate", _named("learning_rate")),
@@ -88,9 +94,9 @@ _FIGURES: dict[str, tuple[_Panel, ...]] = {
         ),
     ),
     "throughput": (
-        _Panel("Pairs per second", "1/s", _named("pairs_per_s")),
-        _Panel("Tokens per second", "1/s", lambda name: name.endswith("tokens_per_s")),
-        _Panel("Time per step", "s", _named("step_s", "data_wait_s")),
+        _Panel("Pairs per second", "1/s", _named("throughput/pairs_per_s")),
+        _Panel("Tokens per second", "1/s", _named("throughput/tokens_per_s")),
+        _Panel("Time per step", "s", _named("time/")),
         _Panel("True pairs in a batch", "pairs", _named("pairs")),
         _Panel(
             "Trained tokens in a batch",
@@ -108,41 +114,21 @@ _FIGURES: dict[str, tuple[_Panel, ...]] = {
 
 
 def read_metrics(path: str | pathlib.Path) -> dict[str, Series]:
-    """Read ``{"step": int, "time_s": float, name: number, ...}`` lines.
+    """Series of a metrics file by metric name; ``step`` left out, ``time_s`` kept.
 
-    Where a step occurs twice (a resumed run repeats the steps after its checkpoint),
-    the later line counts. Fields that hold no number are not metrics. A last line
-    without a line end, cut off while it was written, is left out with a warning.
-
-    Returns:
-      Series by metric name, ``step`` left out, ``time_s`` kept.
+    Where a step occurs twice (held-out metrics have a line of their own, a resumed run
+    may repeat one), the later value of a name counts. Fields that hold no number are
+    not metrics.
 
     Raises:
-      ValueError: a line that is no JSON object or has no integer ``step``.
+      ValueError: as :func:`mpo_jax.utils.metrics.read`.
     """
-    path = pathlib.Path(path)
     values: dict[str, dict[int, float]] = {}
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not text.endswith("\n"):
-                logging.warning("%s: line %d is cut off, left out", path, number)
-                continue
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from error
-        step = line.get("step") if isinstance(line, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool):
-            raise ValueError(
-                f"{path}:{number}: expected an object with an integer 'step', "
-                f"got {text.strip()[:80]!r}"
-            )
+    for line in metrics.read(path):
         for name, value in line.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if name != "step" and is_number:
-                values.setdefault(name, {})[step] = float(value)
+                values.setdefault(name, {})[line["step"]] = float(value)
     series = {}
     for name, points in values.items():
         steps = np.array(sorted(points), np.float64)

@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import jax
-from absl import logging
+from absl import flags, logging
 
 
 def initialise(*, distributed: bool | None = None) -> None:
@@ -15,9 +15,13 @@ def initialise(*, distributed: bool | None = None) -> None:
     ``jax.distributed.initialize`` finds a TPU pod's coordinator by itself. Elsewhere,
     set ``MPO_COORDINATOR`` (host:port), ``MPO_NUM_PROCESSES`` and ``MPO_PROCESS_ID``.
 
+    Also quiets the libraries' progress messages, unless ``--verbosity`` asks for them.
+
     Args:
       distributed: None decides by the environment.
     """
+    if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present == 0:
+        logging.set_verbosity(logging.WARNING)
     coordinator = os.environ.get("MPO_COORDINATOR")
     if coordinator:
         jax.distributed.initialize(

@@ -15,7 +15,9 @@ TRAINING = (
     *("loss", "loss/sigmoid", "loss/sft", "rewards/chosen", "rewards/rejected"),
     *("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"),
     *("logps/chosen_per_token", "delta", "learning_rate", "grad_norm"),
-    *("grad_norm/vision", "pairs_per_s", "tokens_per_s", "step_s", "fill/prompt"),
+    *("logps/accuracies", "grad_norm/vision", "fill/tokens", "fill/tiles"),
+    *("throughput/pairs_per_s", "throughput/tokens_per_s"),
+    *("time/step_s", "time/input_wait_s"),
 )
 
 
@@ -61,6 +63,7 @@ def test_every_metric_is_drawn_once_in_a_file_of_its_subject(tmp_path, monkeypat
     assert sorted(labels) == sorted((*TRAINING, "novel"))
     assert drawn["Loss terms, unweighted"] == {"loss/sigmoid", "loss/sft"}
     assert drawn["Gradient norm before clipping"] == {"grad_norm", "grad_norm/vision"}
+    assert drawn["Time per step"] == {"time/step_s", "time/input_wait_s"}
     for path in paths:
         with Image.open(path) as image:
             assert image.format == "PNG" and min(image.size) > 300

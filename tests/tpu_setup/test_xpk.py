@@ -1,0 +1,84 @@
+"""tpu_setup/xpk.sh with an xpk that records, and the signal path of its command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ENV = {"CLUSTER": "cluster", "IMAGE": "region-docker.pkg.dev/p/i:1"}
+WORDS = ["python", "a b", "it's", "$HOME", "x | tee y", "{z}", "l\nm"]
+
+
+@pytest.fixture
+def xpk(stand_ins, root):
+    stand_ins.add("xpk")
+
+    def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return stand_ins.run([root / "tpu_setup/xpk.sh", *argv], **{**ENV, **env})
+
+    return run
+
+
+def test_argv(xpk, stand_ins, shell_words):
+    done = xpk(
+        "run-1", "v5e:8x8", "--dry-run", "--spot", "--", *WORDS, ZONE="z", PROJECT="p"
+    )
+    assert done.returncode == 0, done.stderr
+    (call,) = stand_ins.calls()
+    assert call[:-1] == [
+        *"xpk workload create --cluster=cluster --workload=run-1".split(),
+        "--tpu-type=v5litepod-64",
+        "--docker-image=region-docker.pkg.dev/p/i:1",
+        "--max-restarts=20",
+        "--termination-grace-period-seconds=300",
+        "--zone=z",
+        "--project=p",
+        "--dry-run",
+        "--spot",
+    ]
+    command = call[-1].removeprefix("--command=")
+    assert "\n" not in command  # it lands in an indented block of YAML
+    assert command.startswith("exec ")
+    assert shell_words(command.removeprefix("exec ")) == WORDS
+
+
+@pytest.mark.parametrize(
+    "argv, env, message",
+    [
+        (["run-1", "v6e-63", "--", "python"], {}, "near: v6e-64"),
+        (["run-1", "v6e-64", "python", "x"], {}, "xpk.sh WORKLOAD SLICE"),
+        (["run-1", "v6e-64", "--spot", "--"], {}, "xpk.sh WORKLOAD SLICE"),
+        (["run-1", "v6e-64", "--", "python"], {"CLUSTER": ""}, "CLUSTER"),
+        (["run-1", "v6e-64", "--", "python"], {"IMAGE": ""}, "IMAGE"),
+    ],
+)
+def test_mistakes_reach_no_cluster(xpk, stand_ins, argv, env, message):
+    done = xpk(*argv, **env)
+    assert done.returncode in (1, 2) and message in done.stderr
+    assert not stand_ins.calls()
+
+
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+
+def test_sigterm_reaches_python_and_42_comes_back(xpk, stand_ins):
+    """The command as xpk's pod runs it: in a background subshell that gets SIGTERM."""
+    assert xpk("r", "v6e-8", "--", sys.executable, "-c", SAVES).returncode == 0
+    command = stand_ins.calls()[0][-1].removeprefix("--command=")
+    pod = (
+        "_sigterm() (kill -SIGTERM $! 2>/dev/null;); trap _sigterm SIGTERM; "
+        f"({command}) & PID=$!; "
+        "while kill -0 $PID 2>/dev/null; do sleep 0.1; done; wait $PID; exit $?"
+    )
+    with subprocess.Popen(["bash", "-c", pod], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 42

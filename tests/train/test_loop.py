@@ -1,0 +1,351 @@
+"""The loop around a step that is a few lines of NumPy: logs, saves, stops, resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packed
+import pytest
+
+from mpo_jax import checkpoint, config, sharding
+from mpo_jax.losses import mixture
+from mpo_jax.train import loop, state
+from mpo_jax.utils import metrics as metrics_lib
+
+BATCH = packed.batch([[]])
+
+
+def loss_of(number: int) -> tuple[float, float]:
+    """Sum and weight of the loss of a batch: weights differ from step to step."""
+    return 1.5 * number + 0.25, float(1 + number % 3)
+
+
+def fake_step(current, batch, key, reference):
+    """Adds 1 to the weights; metrics are those of the batch's number."""
+    del batch, key, reference
+    number = int(current.step)
+    one = np.float32(1)
+    return (
+        state.TrainState(
+            step=current.step + 1,
+            params={"w": current.params["w"] + 1},
+            opt_state=current.opt_state,
+            reward_shift=current.reward_shift,
+        ),
+        {
+            "loss": tuple(np.float32(x) for x in loss_of(number)),
+            "unmeasured": (np.float32(0), np.float32(0)),
+            "pairs": (np.float32(3), one),
+            "tokens": (np.float32(40), one),
+            "fill/tokens": (np.float32(40), np.float32(64)),
+        },
+    )
+
+
+def start(step: int = 0) -> state.TrainState:
+    return state.TrainState(
+        step=jnp.int32(step),
+        params={"w": jnp.full(3, float(step))},
+        opt_state={"moment": jnp.ones(2)},
+        reward_shift=mixture.init_reward_shift(),
+    )
+
+
+class Recorder:
+    """Stands for Checkpoints: notes what is saved and when it was waited for."""
+
+    def __init__(self):
+        self.saved: list[tuple[int, float, dict]] = []
+        self.waits = 0
+
+    def save(self, step, trees, *, meta):
+        assert int(trees["loop"]["step"]) == step
+        self.saved.append((step, float(trees["params"]["w"][0]), meta))
+
+    def wait(self):
+        self.waits += 1
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Builds a job of 8 steps; fields of config and job can be replaced."""
+    writers = []
+
+    def make(*, first=0, every=1, save_every=100, eval_every=0, **fields):
+        cfg = config.RunConfig()
+        cfg.log.every_steps, cfg.log.eval_every = every, eval_every
+        cfg.checkpoint.every_steps = save_every
+        writer = metrics_lib.Writer(tmp_path, resume_step=first, tensorboard=False)
+        writers.append(writer)
+        defaults = {
+            "cfg": cfg,
+            "state": start(first),
+            "key": jax.random.key(0),
+            "mesh": sharding.make_mesh(devices=jax.devices()[:1]),
+            "steps": [fake_step],
+            "batches": ((n, BATCH) for n in range(first, 100)),
+            "shape_of": lambda n: 0,
+            "num_steps": 8,
+            "writer": writer,
+            "checkpoints": Recorder(),
+            "meta": {"plan": "p"},
+        }
+        return loop.Job(**{**defaults, **fields})
+
+    yield make
+    for writer in writers:
+        writer.close()
+
+
+def lines(path, *, prefix=""):
+    found = metrics_lib.read(path / "metrics.jsonl")
+    return [line for line in found if any(name.startswith(prefix) for name in line)]
+
+
+def mean_of(numbers) -> float:
+    """Exact mean of the losses of some batches (all values are short binaries)."""
+    sums, weights = zip(*(loss_of(n) for n in numbers), strict=True)
+    return sum(sums) / sum(weights)
+
+
+def test_one_line_per_log_step_with_exact_means(job, tmp_path):
+    made = job(every=3, constants={"ledger/left_out": 5.0})
+    final = loop.run(made)
+    assert int(final.step) == 8 and final.params["w"].tolist() == [8, 8, 8]
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [3, 6, 8]
+    groups = [range(3), range(3, 6), range(6, 8)]
+    assert [line["loss"] for line in found] == [mean_of(group) for group in groups]
+    for line in found:
+        assert line["pairs"] == 3 and line["fill/tokens"] == 40 / 64
+        assert line["ledger/left_out"] == 5
+        assert "unmeasured" not in line
+        assert line["time/step_s"] >= 0 and line["throughput/tokens_per_s"] >= 0
+    times = [line["time_s"] for line in found]
+    assert times == sorted(times)
+
+
+def test_the_last_state_is_saved_once_with_its_place(job):
+    made = job(save_every=3)
+    loop.run(made)
+    recorder = made.checkpoints
+    assert [(step, value) for step, value, _ in recorder.saved] == [
+        (3, 3.0),
+        (6, 6.0),
+        (8, 8.0),
+    ]
+    for step, _, meta in recorder.saved:
+        assert meta == {"plan": "p", "position": {"next_batch": step}}
+    assert recorder.waits == 1
+
+
+def test_a_checkpoint_writes_the_line_that_a_resume_would_lose(job, tmp_path):
+    made = job(every=3, save_every=4)
+    loop.run(made)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [3, 4, 6, 8]
+    groups = [range(3), range(3, 4), range(4, 6), range(6, 8)]
+    assert [line["loss"] for line in found] == [mean_of(group) for group in groups]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("save_every", [1, 2, 5])
+def test_nan_stops_before_a_save_and_names_step_and_records(
+    job, tmp_path, bad, save_every
+):
+    def step(current, *rest):
+        number = int(current.step)
+        after, values = fake_step(current, *rest)
+        if number == 4:
+            values["grad_norm"] = (np.float32(bad), np.float32(1))
+        return after, values
+
+    made = job(
+        steps=[step], save_every=save_every, describe=lambda n: f"records of batch {n}"
+    )
+    with pytest.raises(FloatingPointError) as raised:
+        loop.run(made)
+    message = str(raised.value)
+    assert message.startswith("step 5: grad_norm not finite. The batch holds records")
+    assert "records of batch 4." in message and "optim.learning_rate" in message
+    recorder = made.checkpoints
+    assert [step for step, *_ in recorder.saved] == [
+        n for n in range(1, 5) if n % save_every == 0
+    ]
+    assert recorder.waits == 1  # what is being saved must not be lost
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_sigterm_saves_and_exits_with_42(job, tmp_path, capsys):
+    def step(current, *rest):
+        if int(current.step) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fake_step(current, *rest)
+
+    before = signal.getsignal(signal.SIGTERM)
+    made = job(steps=[step], every=3)
+    with pytest.raises(SystemExit) as raised:
+        loop.run(made)
+    assert raised.value.code == loop.PREEMPTED == 42
+    assert [step for step, *_ in made.checkpoints.saved] == [4]
+    assert made.checkpoints.waits == 1
+    assert [line["step"] for line in lines(tmp_path)] == [3, 4]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "step 4 is saved" in " ".join(capsys.readouterr().err.split())
+
+
+def test_sigterm_in_the_last_step_finishes_the_run(job):
+    def step(current, *rest):
+        if int(current.step) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fake_step(current, *rest)
+
+    made = job(steps=[step])
+    assert int(loop.run(made).step) == 8
+    assert [step for step, *_ in made.checkpoints.saved] == [8]
+
+
+def test_held_out_pairs_are_scored_between_steps(job, tmp_path):
+    scored = []
+
+    def evaluate(current):
+        scored.append(int(current.step))
+        return {"loss": 10.0 + scored[-1], "pairs": 6.0}
+
+    loop.run(job(every=4, eval_every=2, evaluate=evaluate))
+    assert scored == [2, 4, 6]  # the caller scores the last state
+    found = lines(tmp_path, prefix="eval/")
+    assert found == [
+        {"step": step, "eval/loss": 10.0 + step, "eval/pairs": 6.0} for step in scored
+    ]
+    training = lines(tmp_path, prefix="loss")
+    assert [line["loss"] for line in training] == [
+        mean_of(range(4)),
+        mean_of(range(4, 8)),
+    ]
+
+
+def test_resume_goes_on_where_the_checkpoint_was(job, tmp_path):
+    """The same lines and weights as a run without a stop, through real files."""
+    fields = {"every": 2, "save_every": 3}
+    loop.run(job(**fields))
+    whole = [(line["step"], line["loss"]) for line in lines(tmp_path)]
+    assert [step for step, _ in whole] == [2, 3, 4, 6, 8]
+
+    def step(current, *rest):
+        if int(current.step) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fake_step(current, *rest)
+
+    cfg = config.CheckpointConfig()
+    stored = checkpoint.Checkpoints(tmp_path / "checkpoints", cfg)
+    with pytest.raises(SystemExit):
+        loop.run(job(**fields, steps=[step], checkpoints=stored))
+    stored.close()
+    again = checkpoint.Checkpoints(tmp_path / "checkpoints", cfg)
+    latest = 5
+    assert latest == again.latest() == again.meta(latest)["position"]["next_batch"]
+    shapes = jax.eval_shape(lambda: loop.trees(start()))
+    resumed = loop.from_trees(again.restore(latest, shapes))
+    asked = []
+
+    def batches():
+        for n in range(latest, 100):
+            asked.append(n)
+            yield n, BATCH
+
+    made = job(
+        **fields, first=5, state=resumed, checkpoints=again, batches=iter(batches())
+    )
+    final = loop.run(made)
+    again.close()
+    assert asked == [5, 6, 7]
+    assert final.params["w"].tolist() == [8, 8, 8]
+    found = [(line["step"], line["loss"]) for line in lines(tmp_path)]
+    # The stop at step 5 wrote a line of its own; the rest is the same.
+    assert [step for step, _ in found] == [2, 3, 4, 5, 6, 8]
+    assert [item for item in found if item[0] not in (5, 6)] == [
+        item for item in whole if item[0] != 6
+    ]
+    assert found[3:5] == [(5, mean_of([4])), (6, mean_of([5]))]
+
+
+def test_a_finished_run_has_nothing_left_to_do(job, tmp_path):
+    made = job(first=8, batches=iter(()))
+    assert int(loop.run(made).step) == 8
+    assert made.checkpoints.saved == [] and lines(tmp_path) == []
+
+
+def test_each_batch_goes_to_the_step_of_its_shape(job):
+    used = []
+
+    def named(name):
+        def step(*args):
+            used.append(name)
+            return fake_step(*args)
+
+        return step
+
+    loop.run(job(steps=[named("short"), named("long")], shape_of=lambda n: int(n > 4)))
+    assert used == ["short"] * 5 + ["long"] * 3
+
+
+def test_a_loader_out_of_step_is_an_error(job):
+    made = job(batches=iter([(1, BATCH)]))
+    with pytest.raises(RuntimeError, match="loader gave batch 1 for step 0"):
+        loop.run(made)
+
+
+def test_runs_without_writer_or_checkpoints(job):
+    """As processes other than the first, and notebooks, do."""
+    assert int(loop.run(job(writer=None, checkpoints=None)).step) == 8
+
+
+FAILING = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+sys.path.insert(0, sys.argv[2])
+import test_loop
+from mpo_jax import checkpoint, config, sharding
+from mpo_jax.train import loop
+
+def step(current, *rest):
+    if int(current.step) == 2:
+        raise KeyError("anything")
+    return test_loop.fake_step(current, *rest)
+
+cfg = config.RunConfig()
+cfg.checkpoint.every_steps = 2
+state = test_loop.start()
+state.params["w"] = jnp.zeros(5_000_000)
+loop.run(loop.Job(
+    cfg=cfg, state=state, key=jax.random.key(0), mesh=sharding.make_mesh(),
+    steps=[step], batches=((n, test_loop.BATCH) for n in range(9)),
+    shape_of=lambda n: 0, num_steps=8, writer=None, meta={},
+    checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint),
+))
+"""
+
+
+def test_an_error_does_not_lose_the_save_under_way(root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(tmp_path / "c"), str(root / "tests/train")],
+        env={
+            "PYTHONPATH": f"{root}:{root / 'tests'}",
+            "JAX_PLATFORMS": "cpu",
+            "PATH": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "KeyError: 'anything'" in done.stderr
+    stored = checkpoint.Checkpoints(tmp_path / "c", config.CheckpointConfig())
+    assert stored.latest() == 2
+    stored.close()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Start a workload on GKE through xpk:
+#
+#   CLUSTER=... IMAGE=... [ZONE=...] [PROJECT=...] \
+#     xpk.sh WORKLOAD SLICE [xpk flags, e.g. --dry-run] -- CMD...
+#
+# MAX_RESTARTS (20) counts restarts after a preemption: exit status 42 or a signal. Any
+# other status ends the workload.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+
+(($# > 3)) || usage
+workload=$1
+name=$(PYTHONPATH=$root python3 -m mpo_jax.utils.slices "$2" name) || exit 2
+shift 2
+: "${CLUSTER:?name of the GKE cluster}" "${IMAGE:?image made from tpu_setup/Dockerfile}"
+
+argv=(
+  xpk workload create
+  --cluster="$CLUSTER" --workload="$workload" --tpu-type="$name" --docker-image="$IMAGE"
+  --max-restarts="${MAX_RESTARTS:-20}" --termination-grace-period-seconds=300
+)
+[[ -z ${ZONE:-} ]] || argv+=(--zone="$ZONE")
+[[ -z ${PROJECT:-} ]] || argv+=(--project="$PROJECT")
+while (($#)) && [[ $1 != -- ]]; do
+  argv+=("$1")
+  shift
+done
+(($# > 1)) || usage
+
+# Quoted word by word, so that no pipe can stand in it: behind `python ... | tee`, the
+# SIGTERM of a preemption would never reach python, and exit status 42 would be lost.
+printf -v words ' %q' "${@:2}"
+exec "${argv[@]}" --command="exec$words"
