@@ -340,6 +340,16 @@ class RunConfig:
                     f"reference.mode={self.reference.mode!r}: mode=sft needs no "
                     "reference; set it to 'none'"
                 )
+        if self.reference.mode == "none" and self.reference.path:
+            raise ValueError(
+                f"reference.path={self.reference.path!r}: reference.mode='none' reads "
+                "no reference; leave it empty or use 'cache' or 'online'"
+            )
+        if self.reference.mode != "cache" and self.reference.cache:
+            raise ValueError(
+                f"reference.cache={self.reference.cache!r}: read with "
+                f"reference.mode='cache' only, not {self.reference.mode!r}"
+            )
         if self.reference.mode == "moving" and self.reference.path:
             raise ValueError(
                 "reference.path: reference.mode='moving' starts from the policy; leave "

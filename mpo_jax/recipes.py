@@ -35,7 +35,7 @@ def quickstart(stage: str) -> config.RunConfig:
     """
     cfg = config.RunConfig(name=f"quickstart {stage}")
     cfg.model.dtype = "float32"
-    cfg.model.remat = "none"
+    cfg.model.remat = "full"  # recomputing costs a CPU less than storing
     cfg.model.drop_path = 0.0
     cfg.model.logps_chunk = 0
     cfg.data.max_tiles = 1
@@ -52,14 +52,13 @@ def quickstart(stage: str) -> config.RunConfig:
         cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
         cfg.reference.mode = "none"
         cfg.optim.learning_rate = 2e-3
-        cfg.optim.epochs = 5
-        cfg.optim.max_steps = 320
+        cfg.optim.epochs = 3
+        cfg.optim.max_steps = 210
         cfg.checkpoint.export_hf = False
     elif stage == "mpo":
         cfg.rows.short = config.RowShapeConfig(208, 88, 88, 2, 2)
-        cfg.optim.learning_rate = 2e-4
-        cfg.optim.epochs = 2
-        cfg.optim.max_steps = 100
+        cfg.optim.learning_rate = 3e-4
+        cfg.optim.max_steps = 50
     else:
         raise ValueError(f"stage={stage!r}: use sft or mpo")
     return cfg

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         stages.planned_records(plan, stages.num_steps(cfg, plan)),
         weights=reference.fingerprint(params),
         params=lambda: params,
+        directory=cfg.reference.cache,
     )
     done = ~np.isnan(values).any(axis=1)
     progress.console().print(

@@ -39,3 +39,11 @@ def shared() -> pathlib.Path:
 def root() -> pathlib.Path:
     """Root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """Data and model of ``small_runs``."""
+    import small_runs
+
+    return small_runs.make_world(tmp_path_factory.mktemp("world"))

@@ -150,7 +150,10 @@ def validate_loss_config(config: config_lib.LossConfig) -> None:
                 f"got {weight!r}"
             )
     if not any(weights):
-        raise ValueError(f"loss.weights are all 0 for {terms}; nothing would be learnt")
+        raise ValueError(
+            f"loss.weights are all 0 for {terms}; nothing would be learnt: give a "
+            "term a positive weight"
+        )
     _check_choice("delta", config.delta, config_lib.DELTA_MODES)
     _check_choice("sft_reduction", config.sft_reduction, SFT_REDUCTIONS)
     if not 0 <= config.delta_decay < 1:

@@ -140,6 +140,11 @@ def _language(raw: Mapping[str, Any]) -> LanguageConfig:
         sizes[name] = int(raw[name])
     heads = sizes["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads")
+    if kv_heads is not None and heads % int(kv_heads):
+        raise ValueError(
+            f"llm_config.num_attention_heads={heads} is not a multiple of "
+            f"num_key_value_heads={kv_heads}"
+        )
     scaling = raw.get("rope_scaling")
     scaling_type = (scaling or {}).get("type", (scaling or {}).get("rope_type"))
     if scaling and scaling_type not in ("dynamic", "default"):

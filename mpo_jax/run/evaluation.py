@@ -35,7 +35,7 @@ def evaluator(
         stages.lengths_of(index),
         ids,
         shapes=run.shapes,
-        rows_per_batch=[sharding.data_shards(run.mesh)] * len(run.shapes),
+        rows_per_batch=stages.forward_rows(run, index, ids),
         seed=0,
         epoch=0,
     )

@@ -17,6 +17,7 @@ from mpo_jax.losses import mixture
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
+from mpo_jax.utils import progress, slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,13 @@ def setup(
         tensor=cfg.mesh.tensor,
         devices=devices,
     )
+    if "://" in str(workdir):
+        raise ValueError(
+            f"workdir={workdir}: write to a directory; mount a bucket "
+            "(tpu_setup/README.md) instead of naming its address"
+        )
+    if cfg.topology:
+        _check_topology(cfg.topology, mesh)
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     return Setup(
@@ -114,6 +122,18 @@ def setup(
         policy=policy,
         img_context_id=chat.img_context_id,
     )
+
+
+def _check_topology(name: str, mesh: Any) -> None:
+    """Check the recipe's slice name; say so where a TPU run uses another size."""
+    meant = slices.lookup(name)
+    devices = mesh.devices.size
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    if on_tpu and devices != meant.devices:
+        progress.console().print(
+            f"This recipe is meant for {name} ({meant.devices} devices), here are "
+            f"{devices}; rows.row_multiple and memory may need a change."
+        )
 
 
 def initial_params(run: Setup, path: str = "") -> params_lib.Params:

@@ -80,15 +80,7 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
         for epoch in range(cfg.optim.epochs)
     ]
     lengths = lengths_of(index)
-    rows = [cfg.rows.rows_per_batch] * len(run.shapes)
-    if not cfg.rows.rows_per_batch:
-        rows = packing.choose_rows_per_batch(
-            lengths,
-            ids[0],
-            run.shapes,
-            pairs_per_batch=cfg.rows.pairs_per_batch,
-            multiple=cfg.rows.row_multiple,
-        )
+    rows = rows_per_batch(run, index, ids[0])
     needed = sharding.data_shards(run.mesh) * cfg.optim.accumulation
     for count in rows:
         if count % needed:
@@ -156,6 +148,27 @@ def write_ledger(
     return counts
 
 
+def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list[int]:
+    """Rows of a global batch, per shape: as configured, or from the pairs per row."""
+    rows = run.cfg.rows
+    if rows.rows_per_batch:
+        return [rows.rows_per_batch] * len(run.shapes)
+    return packing.choose_rows_per_batch(
+        lengths_of(index),
+        record_ids,
+        run.shapes,
+        pairs_per_batch=rows.pairs_per_batch,
+        multiple=rows.row_multiple,
+    )
+
+
+def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list[int]:
+    """Rows of a batch that is only run forward: a micro-batch of training."""
+    shards, parts = sharding.data_shards(run.mesh), run.cfg.optim.accumulation
+    rows = rows_per_batch(run, index, record_ids)
+    return [max(count // parts // shards, 1) * shards for count in rows]
+
+
 def loader(
     run: setup.Setup,
     index: Index,
@@ -200,6 +213,7 @@ def prepare_reference(
     *,
     weights: str,
     params: Callable[[], params_lib.Params],
+    directory: str = "",
 ) -> np.ndarray:
     """Reference log-probs ``[N, 2]``: from the cache; what is missing is computed.
 
@@ -207,25 +221,24 @@ def prepare_reference(
       record_ids: records that are needed.
       weights: fingerprint of the reference.
       params: gives the reference's parameters, asked only if something is missing.
+      directory: of a cache made beforehand, refused if its key differs; "" is the one
+        that the key names beside the index.
     """
     key = reference_key(run, index, weights)
-    given = run.cfg.reference.cache
-    name = reference.key_digest(key)[:16]
-    directory = pathlib.Path(given) if given else run.cache_dir / "reference" / name
-    cache = reference.Cache(directory, key, size=len(index))
-    runtime.barrier(f"reference {directory}")
+    beside = run.cache_dir / "reference" / reference.key_digest(key)[:16]
+    cache = reference.Cache(directory or beside, key, size=len(index))
+    runtime.barrier(f"reference {cache.directory}")
     values = cache.load()
     wanted = np.unique(record_ids)
     missing = wanted[np.isnan(values[wanted]).any(axis=1)]
     if not len(missing):
         return values
 
-    rows = [sharding.data_shards(run.mesh)] * len(run.shapes)
     plan = packing.make_plan(
         lengths_of(index),
         missing,
         shapes=run.shapes,
-        rows_per_batch=rows,
+        rows_per_batch=forward_rows(run, index, missing),
         seed=run.cfg.seed,
         epoch=0,
     )
@@ -255,7 +268,7 @@ def prepare_reference(
             )
     finally:
         batches.close()
-    runtime.barrier(f"reference done {directory}")
+    runtime.barrier(f"reference done {cache.directory}")
     return cache.load()
 
 

@@ -102,6 +102,7 @@ def train(
             stages.planned_records(plan, num_steps),
             weights=weights,
             params=reference_params,
+            directory=cfg.reference.cache,
         )
     elif uses_reference and cfg.reference.mode == "online":
         online = jax.tree.map(jnp.copy, reference_params())

@@ -1,10 +1,11 @@
-"""What the command-line programs share: arguments and errors that explain themselves."""
+"""What the command-line programs share: arguments, and errors that explain."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
+import rich.markup
 from absl import app, flags
 
 from mpo_jax import config
@@ -16,8 +17,8 @@ EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
-    Errors that the project raises on purpose name the file, the field, the value and the
-    remedy; a traceback would bury that. ``--traceback`` shows it nevertheless.
+    Errors that the project raises on purpose name the file, the field, the value and
+    the remedy; a traceback would bury that. ``--traceback`` shows it nevertheless.
     """
     program = sys.argv[0].rsplit("/", 1)[-1]
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
@@ -32,7 +33,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         except EXPLAINED as error:
             if trace.value:
                 raise
-            progress.console().print(f"[bold red]{program}:[/] {error}", markup=True)
+            text = rich.markup.escape(str(error))  # brackets in paths are not markup
+            progress.console().print(f"[bold red]{program}:[/] {text}", markup=True)
             sys.exit(1)
 
     app.run(guarded)

@@ -10,8 +10,14 @@ from mpo_jax.utils import runtime
 
 
 def console() -> rich.console.Console:
-    """Where people read; quiet on all processes but the first."""
-    return rich.console.Console(stderr=True, quiet=not runtime.is_main())
+    """Where people read; quiet on all processes but the first.
+
+    Logs get wide lines: they are not wrapped to a terminal that is not there.
+    """
+    made = rich.console.Console(stderr=True, quiet=not runtime.is_main())
+    if not made.is_terminal:
+        made.width = 160
+    return made
 
 
 def bar(*, extra: str = "") -> rich.progress.Progress:
@@ -22,7 +28,7 @@ def bar(*, extra: str = "") -> rich.progress.Progress:
     """
     columns: list[str | rich.progress.ProgressColumn] = [
         rich.progress.TextColumn("[bold]{task.description}"),
-        rich.progress.BarColumn(bar_width=24),
+        rich.progress.BarColumn(bar_width=12),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),

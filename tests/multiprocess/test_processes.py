@@ -1,0 +1,55 @@
+"""Several real processes (gloo) train to the numbers of one."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+import small_runs as helpers
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2)])
+def test_processes_change_nothing(world, root, tmp_path, processes, devices):
+    cfg = helpers.small(world)
+    cfg.rows.row_multiple = 4
+    cfg.rows.pairs_per_batch = 8
+    cfg.mesh.fsdp = -1
+    cfg.optim.max_steps = 3
+    cfg.data.cache_dir = str(tmp_path / "data")
+    path = helpers.write_config(tmp_path / "recipe.py", cfg)
+    one = helpers.start_training(root, world, path, tmp_path / "one", devices=1)
+    output, _ = one.communicate(timeout=300)
+    assert one.returncode == 0, output
+
+    address = f"localhost:{free_port()}"
+    started = [
+        helpers.start_training(
+            root,
+            world,
+            path,
+            tmp_path / "many",
+            devices=devices,
+            MPO_COORDINATOR=address,
+            MPO_NUM_PROCESSES=str(processes),
+            MPO_PROCESS_ID=str(i),
+        )
+        for i in range(processes)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, outputs
+    expected, found = (helpers.losses(tmp_path / name) for name in ("one", "many"))
+    assert found.keys() == expected.keys()
+    for step, line in expected.items():
+        for name in ("loss", "loss/sft", "delta", "grad_norm", "logps/rejected"):
+            # Two steps of AdamW magnify rounding a little.
+            np.testing.assert_allclose(
+                found[step][name], line[name], rtol=1e-4, err_msg=f"{step} {name}"
+            )
+    assert (tmp_path / "many/hf/model.safetensors").is_file()

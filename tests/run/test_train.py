@@ -1,0 +1,149 @@
+"""Whole runs: every stage, artefacts, resume after SIGKILL, refusals, bad data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import small_runs as helpers
+import tiny_mmpr
+
+import mpo_jax
+from mpo_jax import config
+from mpo_jax.data import ledger
+from mpo_jax.run import train
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def done(world, tmp_path_factory):
+    """One finished run with held-out pairs."""
+    workdir = tmp_path_factory.mktemp("done")
+    cfg = helpers.small(world)
+    cfg.data.eval_meta = str(world["eval_meta"])
+    cfg.log.eval_every = 4
+    cfg.log.tensorboard = True
+    return workdir, train.train(cfg, workdir, devices=ONE)
+
+
+def test_a_run_leaves_what_it_promises(done):
+    workdir, result = done
+    for name in ("metrics.jsonl", "ledger.jsonl", "run_config.json", "plots/loss.png"):
+        assert (workdir / name).stat().st_size >= 0, name
+    assert list((workdir / "tensorboard").glob("events*"))
+    lines = [json.loads(t) for t in (workdir / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    evaluated = [line["step"] for line in lines if "eval/loss" in line]
+    assert evaluated == [0, 4, 6]
+    wanted = {
+        *("loss", "loss/sigmoid", "loss/bco_pair", "loss/sft", "delta", "grad_norm"),
+        *("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"),
+        *("grad_norm/vision", "grad_norm/projector", "grad_norm/language"),
+        *("learning_rate", "fill/tokens", "fill/tiles", "ledger/left_out", "pairs"),
+        *("throughput/pairs_per_s", "time/step_s", "time/input_wait_s"),
+    }
+    first = next(line for line in lines if line["step"] == 1)
+    assert wanted <= set(first), wanted - set(first)
+    np.testing.assert_allclose(first["loss/sigmoid"], np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(result["before"]["loss/bco_pair"], 2 * np.log(2), 1e-5)
+    assert result["after"]["pairs"] == 8
+
+
+def test_the_export_is_the_trained_model(done):
+    workdir, result = done
+    model = mpo_jax.InternVL.from_pretrained(workdir / "hf")
+    trained = result["params"]["language"]["lm_head"]["kernel"]
+    exported = model.params["language"]["lm_head"]["kernel"]
+    np.testing.assert_array_equal(
+        exported, np.asarray(trained).astype("bfloat16").astype(np.float32)
+    )
+    ids = np.arange(10)[None]
+    assert np.isfinite(model.logits(ids, np.ones_like(ids), None)).all()
+
+
+def test_starting_a_finished_run_again_does_nothing(done, world):
+    workdir, result = done
+    cfg = config.from_json((workdir / "run_config.json").read_text())
+    again = train.train(cfg, workdir, devices=ONE)
+    assert again["before"] == pytest.approx(result["before"])
+    assert again["after"] == pytest.approx(result["after"])
+
+
+def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
+    cfg = helpers.small(world)
+    cfg.data.cache_dir = str(tmp_path / "data")
+    cfg.model.drop_path = 0.2  # randomness must resume too
+    path = helpers.write_config(tmp_path / "recipe.py", cfg)
+
+    whole = helpers.start_training(root, world, path, tmp_path / "whole")
+    output, _ = whole.communicate(timeout=400)
+    assert whole.returncode == 0, output
+
+    killed = helpers.start_training(root, world, path, tmp_path / "killed")
+    metrics = tmp_path / "killed/metrics.jsonl"
+    deadline = time.time() + 300
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert killed.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before_kill = helpers.losses(tmp_path / "killed")
+    assert 3 <= len(before_kill) < 6
+
+    resumed = helpers.start_training(root, world, path, tmp_path / "killed")
+    output, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, output
+    expected = helpers.losses(tmp_path / "whole")
+    assert helpers.losses(tmp_path / "killed") == expected
+    assert before_kill.items() <= expected.items()
+
+
+def test_a_reference_cache_of_other_weights_is_refused(world, tmp_path):
+    cfg = helpers.small(world)
+    cfg.optim.max_steps = 1
+    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.data.cache_dir = str(tmp_path / "data")
+    cfg.reference.cache = str(tmp_path / "reference")
+    train.train(cfg, tmp_path / "one", devices=ONE)
+    cfg.seed = 1  # other random weights
+    with pytest.raises(ValueError, match="weights: .* here, .* there"):
+        train.train(cfg, tmp_path / "two", devices=ONE)
+
+
+def test_another_plan_is_refused_on_resume(done):
+    workdir, _ = done
+    cfg = config.from_json((workdir / "run_config.json").read_text())
+    cfg.rows.pairs_per_batch = 8
+    with pytest.raises(ValueError, match="pack plan"):
+        train.train(cfg, workdir, devices=ONE)
+
+
+@pytest.fixture(scope="module")
+def broken_run(world, tmp_path_factory):
+    """A run on a folder where nearly every record is broken."""
+    folder = tmp_path_factory.mktemp("broken")
+    meta, expected = tiny_mmpr.write_broken(folder)
+    cfg = helpers.small(world)
+    cfg.data.meta = str(meta)
+    cfg.data.max_image_pixels = 1_000_000
+    cfg.rows.short = config.RowShapeConfig(512, 400, 400, 4, 4)
+    cfg.rows.rows_per_batch, cfg.optim.max_steps = 1, 1
+    cfg.checkpoint.export_hf = cfg.log.plots = False
+    workdir = folder / "run"
+    train.train(cfg, workdir, devices=ONE)
+    return workdir, expected
+
+
+def test_broken_data_trains_on_with_the_exact_ledger(broken_run):
+    workdir, expected = broken_run
+    found = [(e.line, e.reason) for e in ledger.read(workdir / "ledger.jsonl")]
+    assert found == expected
+    line = helpers.losses(workdir)[1]
+    assert line["ledger/left_out"] == len(expected)
+    assert np.isfinite(line["loss"])

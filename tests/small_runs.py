@@ -1,0 +1,99 @@
+"""Runs small enough for tests: a demo data set, a toy model, a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from mpo_jax import config, recipes
+from mpo_jax.demo import dataset, tiny_model
+
+
+def make_world(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Write ``meta``, ``eval_meta``, ``model``; ``cache`` keeps compiled programs."""
+    written = dataset.write_dataset(root / "data", num_train=24, num_eval=8, seed=0)
+    model = tiny_model.write_tiny_model(
+        root / "model",
+        corpus=dataset.corpus(written["meta"]),
+        vision_hidden=16,
+        vision_mlp=16,
+        vision_layers=2,
+        vision_heads=2,
+        hidden=16,
+        mlp=16,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+    )
+    return {**written, "model": model, "cache": root / "cache"}
+
+
+def small(world, stage: str = "mpo") -> config.RunConfig:
+    """The quickstart's recipe at toy size: 6 steps of 4 pairs."""
+    cfg = recipes.quickstart(stage)
+    cfg.model.path, cfg.model.init = str(world["model"]), "random"
+    cfg.model.remat = "none"
+    cfg.data.meta = str(world["meta"])
+    cfg.data.index_workers = 1
+    cfg.rows.pairs_per_batch = 4
+    cfg.rows.row_multiple = 2
+    cfg.optim.max_steps = 6
+    cfg.optim.epochs = 1
+    cfg.optim.learning_rate = 1e-2
+    cfg.checkpoint.every_steps = 2
+    cfg.log.tensorboard = False
+    return cfg
+
+
+def write_config(path: pathlib.Path, cfg: config.RunConfig) -> pathlib.Path:
+    """A config file as a user would have it, for the command line."""
+    text = cfg.to_json()
+    path.write_text(
+        "from mpo_jax import config\n\n"
+        "def get_config():\n"
+        f"    return config.from_json({text!r})\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def start_training(
+    root, world, cfg_path, workdir, *, devices: int = 1, **env: str
+) -> subprocess.Popen:
+    """Start ``scripts/train.py`` in a process of its own."""
+    variables = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(world["cache"]),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **env,
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(root / "scripts/train.py"),
+            f"--config={cfg_path}",
+            f"--workdir={workdir}",
+        ],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Deterministic metrics by step (times left out)."""
+    lines = {}
+    for text in (workdir / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        lines[line["step"]] = {
+            name: value
+            for name, value in line.items()
+            if not name.startswith(("time", "throughput", "eval/"))
+        }
+    return lines
