@@ -50,6 +50,10 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
         for name in ("loss", "loss/sft", "delta", "grad_norm", "logps/rejected"):
             # Two steps of AdamW magnify rounding a little.
             np.testing.assert_allclose(
-                found[step][name], line[name], rtol=1e-4, err_msg=f"{step} {name}"
+                found[step][name],
+                line[name],
+                rtol=1e-4,
+                atol=1e-6,  # the first delta is 0 but for rounding
+                err_msg=f"{step} {name}",
             )
     assert (tmp_path / "many/hf/model.safetensors").is_file()
