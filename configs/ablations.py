@@ -7,7 +7,7 @@ Names: dpo, rso, ipo, cdpo, robust, bco, sppo, aot, trdpo, orpo, each also
 with ``+`` (plus the SFT term), mpo, and bco+dpo (without SFT). All with learning rate
 5e-6, trained on M3CoT in the paper.
 
-Hardware: 64 chips of TPU v5e, as internvl2_8b_mpo, whose base model this takes.
+Hardware: 32 chips of TPU v5e, as internvl2_8b_mpo, whose base model this takes.
 """
 
 from mpo_jax import config, recipes
@@ -30,10 +30,10 @@ SMOOTHED = {"cdpo": 0.1, "robust": 0.1}
 def get_config(name: str = "mpo") -> config.RunConfig:
     cfg = recipes.released_mpo()
     cfg.name = f"ablation_{name}"
-    cfg.topology = "v5e:8x8"
+    cfg.topology = "v5e:4x8"
     cfg.model.path = "OpenGVLab/InternVL2-8B"
     cfg.data.meta = "data/M3CoT/meta.json"
-    cfg.rows.row_multiple = 64
+    cfg.rows.row_multiple = 32
     if name == "mpo":
         return cfg
     if name == "bco+dpo":

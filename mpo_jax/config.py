@@ -102,7 +102,7 @@ class RowsConfig:
     """Row shapes and how many rows make a global batch."""
 
     short: RowShapeConfig = dataclasses.field(
-        default_factory=lambda: RowShapeConfig(3584, 1280, 1280, 14, 8)
+        default_factory=lambda: RowShapeConfig(4352, 1024, 1152, 16, 8)
     )
     long: RowShapeConfig = dataclasses.field(default_factory=RowShapeConfig)
     """Second shape for pairs that do not fit the first; batches never mix shapes."""

@@ -84,10 +84,10 @@ def main(argv: list[str]) -> None:
     for name, label, meaning in ROWS:
         table.add_row(label, f"{before[name]:.4f}", f"{after[name]:.4f}", meaning)
     console.print(table)
-    shown = {label: name for name, label, _ in ROWS}
+    names = [name for name, _, _ in ROWS]
     plots.plot_before_after(
-        {label: before[name] for label, name in shown.items()},
-        {label: after[name] for label, name in shown.items()},
+        {name: before[name] for name in names},
+        {name: after[name] for name in names},
         root / "before_after.png",
     )
     console.print(
