@@ -29,9 +29,9 @@ _SFT_STEPS = flags.DEFINE_integer("sft_steps", 0, "0 keeps the recipe's number",
 _MPO_STEPS = flags.DEFINE_integer("mpo_steps", 0, "0 keeps the recipe's number", 0)
 
 ROWS = (
-    ("logps/accuracies", "preference accuracy", "chosen likelier than rejected"),
-    ("rewards/accuracies", "reward accuracy", "chosen gained more than rejected"),
+    ("rewards/accuracies", "preference accuracy", "chosen gained more; chance 0.5"),
     ("rewards/margins", "reward margin", "β·nats, reference = after SFT"),
+    ("logps/accuracies", "likelihood accuracy", "chosen likelier per token"),
     ("logps/chosen", "chosen log-prob", "nats per response"),
     ("logps/rejected", "rejected log-prob", "nats per response"),
     ("loss/sigmoid", "DPO term", "ln 2 = 0.693 before"),

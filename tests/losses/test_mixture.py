@@ -465,6 +465,7 @@ def test_weights_and_metrics():
         "logps/rejected": policy[:, 1].mean(),
         "logps/chosen_per_token": policy[:, 0].sum() / tokens[:, 0].sum(),
         "logps/rejected_per_token": policy[:, 1].sum() / tokens[:, 1].sum(),
+        "logps/accuracies": np.less(*(policy / tokens).T[::-1]).mean(),
         "delta": 0.0,
         "pairs": 4.0,
         "chosen_tokens": tokens[:, 0].sum(),
