@@ -3,8 +3,8 @@
   python scripts/train.py --config=configs/internvl2_8b_mpo.py --workdir=runs/8b_mpo \
       --config.data.meta=/data/MMPR/meta.json
 
-Hardware: 32 chips of TPU v5e or more (96 rows a step). Expected (paper): MathVista 58.3 -> 67.0,
-MathVision 20.4 -> 25.7, M3CoT 59.3 -> 79.2.
+Hardware: 32 chips of TPU v5e or more (96 rows a step). Expected (paper): MathVista
+58.3 -> 67.0, MathVision 20.4 -> 25.7, M3CoT 59.3 -> 79.2.
 """
 
 from mpo_jax import config, recipes
