@@ -32,15 +32,19 @@ class ModelConfig:
     param_dtype: str = "float32"
     """Dtype in which trained parameters are kept."""
     remat: str = "full"
-    """Rematerialisation of each layer: ``none``, ``dots`` or ``full``."""
+    """Rematerialisation of each layer, from most memory to least: ``none``, ``dots``,
+    ``attention``, ``full``, ``offload`` (layer inputs in host memory)."""
     attention: str = "auto"
-    """Attention back end: ``auto``, ``reference`` (one einsum) or ``blocks``."""
+    """``auto`` is splash on TPU, cudnn on GPU, blocks (XLA) on CPU and in float32;
+    ``reference`` is one einsum."""
     drop_path: float = 0.1
     """ViT stochastic depth of the last layer (linear from 0), both sides share it."""
     vision_chunk: int = 0
     """Tiles per ViT micro-batch and device batch row; 0 runs all tiles at once."""
-    logps_chunk: int = 512
-    """Response tokens per chunk in which logits exist; bounds their memory."""
+    logps_chunk: int = 0
+    """Response tokens of a row per chunk in which logits exist; 0 takes all at once."""
+    vocab_chunk: int = 8192
+    """Vocabulary entries for which logits exist at a time; 0 takes all at once."""
     freeze_vision: bool = False
     freeze_projector: bool = False
     freeze_language: bool = False
@@ -102,7 +106,7 @@ class RowsConfig:
     """Row shapes and how many rows make a global batch."""
 
     short: RowShapeConfig = dataclasses.field(
-        default_factory=lambda: RowShapeConfig(4352, 1024, 1152, 16, 8)
+        default_factory=lambda: RowShapeConfig(4352, 896, 896, 16, 8)
     )
     long: RowShapeConfig = dataclasses.field(default_factory=RowShapeConfig)
     """Second shape for pairs that do not fit the first; batches never mix shapes."""
@@ -165,6 +169,8 @@ class OptimConfig:
     """Stop after this many steps; 0 runs all epochs. The schedule ends there too."""
     accumulation: int = 1
     """Micro-batches per step; loss and gradients do not depend on it."""
+    offload: bool = False
+    """Keep optimiser moments in host memory between updates (TPU, GPU)."""
 
 
 @dataclasses.dataclass
@@ -230,9 +236,15 @@ class RunConfig:
         _choice("model.init", self.model.init, ("pretrained", "random"))
         _choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
         _choice("model.param_dtype", self.model.param_dtype, ("bfloat16", "float32"))
-        _choice("model.remat", self.model.remat, ("none", "dots", "full"))
         _choice(
-            "model.attention", self.model.attention, ("auto", "reference", "blocks")
+            "model.remat",
+            self.model.remat,
+            ("none", "dots", "attention", "full", "offload"),
+        )
+        _choice(
+            "model.attention",
+            self.model.attention,
+            ("auto", "reference", "blocks", "splash", "cudnn"),
         )
         _choice("reference.mode", self.reference.mode, REFERENCE_MODES)
         _choice("loss.delta", self.loss.delta, DELTA_MODES)
@@ -266,6 +278,7 @@ class RunConfig:
             "seed",
             "model.vision_chunk",
             "model.logps_chunk",
+            "model.vocab_chunk",
             "optim.max_steps",
             "checkpoint.keep_every",
             "log.eval_every",

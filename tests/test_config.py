@@ -69,6 +69,7 @@ WRONG: dict[str, tuple] = {
     "model.drop_path": (-0.1, 1.0, math.nan),
     "model.vision_chunk": ZERO,
     "model.logps_chunk": ZERO,
+    "model.vocab_chunk": ZERO,
     "data.meta": ("",),
     "data.reroot": ("/a", "/a=/b=/c"),
     "data.min_tiles": ONE,

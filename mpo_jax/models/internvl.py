@@ -107,7 +107,7 @@ class InternVLModel(nnx.Module):
     ) -> Float[Array, "n I D"]:
         """Language-space features of tiles ``[n, S, S, 3]``."""
         pixels = vit.normalise(tiles, dtype=compute.dtype)
-        x = self.vision(pixels, keep, remat=compute.remat)
+        x = self.vision(pixels, keep, backend=compute.attention, remat=compute.remat)
         x = pixel_shuffle(x, factor=self.cfg.shuffle, version=self.cfg.ps_version)
         return self.projector(x)
 

@@ -52,6 +52,7 @@ def train(
         moving=moving,
         mesh=run.mesh,
         param_dtype=jnp.dtype(cfg.model.param_dtype),
+        offload=cfg.optim.offload,
     )
     checkpoints = checkpoint_lib.Checkpoints(
         run.workdir / "checkpoints", cfg.checkpoint
