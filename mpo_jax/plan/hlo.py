@@ -28,6 +28,8 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+MOSAIC = "tpu_custom_call"
+Kernel = tuple[str, tuple[int, ...]]
 _BITS = re.compile(r"[a-z]+?(\d+)")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,]*)\]")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -35,6 +37,7 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**62  # the largest integer stands where the scheduler has none
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
@@ -143,14 +146,14 @@ class Totals:
       flops: of matrix products, two per multiply-add, padding of windows left out.
       cycles: sum of the scheduler's estimates.
       collectives: by kind.
-      kernels: custom calls by target, executions.
+      kernels: executions of Pallas kernels, by name and shape of the largest operand.
       unresolved: loops whose trip count was not found; they are counted once.
     """
 
     flops: float = 0.0
     cycles: float = 0.0
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
-    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
+    kernels: dict[Kernel, float] = dataclasses.field(default_factory=dict)
     unresolved: tuple[str, ...] = ()
 
     def add(self, other: Totals, times: float) -> None:
@@ -162,8 +165,8 @@ class Totals:
             own.count += times * traffic.count
             own.bytes += times * traffic.bytes
             own.across_slices += times * traffic.across_slices
-        for target, count in other.kernels.items():
-            self.kernels[target] = self.kernels.get(target, 0.0) + times * count
+        for kernel, count in other.kernels.items():
+            self.kernels[kernel] = self.kernels.get(kernel, 0.0) + times * count
         self.unresolved += other.unresolved
 
 
@@ -182,7 +185,7 @@ def parse(text: str) -> Module:
                 current = Computation(header.group(2), {})
                 computations[current.name] = current
                 entry = current.name if header.group(1) else entry
-            elif line.startswith("}"):
+            elif line == "}":  # kernels carry text with lines of their own
                 current = None
         elif current is not None:
             found = _instruction(line)
@@ -264,7 +267,7 @@ class _Walk:
         result: Totals,
     ) -> None:
         cycles = _CYCLES.search(item.rest)
-        if cycles:
+        if cycles and int(cycles.group(1)) < _NO_ESTIMATE:
             result.cycles += int(cycles.group(1))
         if item.opcode in ("dot", "convolution"):
             result.flops += product_flops(computation, item)
@@ -284,8 +287,10 @@ class _Walk:
         elif item.opcode == "while":
             self._loop(computation, item, known, result)
         elif item.opcode == "custom-call":
-            (target,) = re.findall(r'custom_call_target="([^"]*)"', item.rest) or ["?"]
-            result.kernels[target] = result.kernels.get(target, 0.0) + 1
+            # Other targets are helpers of the compiler (buffers, assumptions).
+            if f'custom_call_target="{MOSAIC}"' in item.rest:
+                kernel = _kernel(computation, item)
+                result.kernels[kernel] = result.kernels.get(kernel, 0.0) + 1
         else:
             kind = item.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -445,11 +450,17 @@ class _Evaluator:
         self.module, self.computation = module, computation
         self.parameter_element = parameter_element
         self.parameters = parameters
+        self._values: dict[str, int | None] = {}
 
     def value(self, name: str) -> int | None:
-        item = self.computation.instructions.get(name)
-        if item is None:
-            return None
+        """Value of an integer scalar; None where it is none or depends on data."""
+        if name not in self._values:
+            item = self.computation.instructions.get(name)
+            scalar = item is not None and _is_scalar(item)
+            self._values[name] = self._value(item) if item and scalar else None
+        return self._values[name]
+
+    def _value(self, item: Instruction) -> int | None:
         if item.opcode == "constant":
             return _constant(item.literal)
         if item.opcode in _SAME:
@@ -488,6 +499,11 @@ class _Evaluator:
 
     def _root(self, item: Instruction) -> str:
         return self.module.computations[item.called("calls") or ""].root.name
+
+
+def _is_scalar(item: Instruction) -> bool:
+    """Is the result one integer or truth value?"""
+    return re.match(r"(?:[su]\d+|pred)\[(?:1(?:,1)*)?\]", item.result) is not None
 
 
 def _compute(item: Instruction, values: list[int]) -> int | None:
@@ -553,6 +569,14 @@ def _reads(module: Module, condition: Computation) -> set[int]:
         if item.opcode == "get-tuple-element"
         and _is_parameter(condition, item.operands[0])
     }
+
+
+def _kernel(computation: Computation, item: Instruction) -> Kernel:
+    """Name without its running number, and the shape of the largest operand."""
+    operands = [computation.instructions.get(name) for name in item.operands]
+    arrays = [array for o in operands if o is not None for array in o.arrays]
+    largest = max(arrays, key=lambda a: math.prod(a.shape), default=Array("", ()))
+    return re.sub(r"(\.(clone|\d+))+$", "", item.name), largest.shape
 
 
 def product_flops(computation: Computation, item: Instruction) -> int:
