@@ -38,7 +38,7 @@ HOMES = {
     "transformers": {"convert", "data.tokenizer"},
     "flax": {"models", "nn"},
     "optax": {"train"},
-    "matplotlib": {"utils.plots"},
+    "matplotlib": {"utils.plots", "utils.plan_plot"},
     "tensorboardX": {"utils.metrics"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},

@@ -32,6 +32,7 @@ GIB = 2**30
 FITS, TOO_LARGE, FAILED = "fits", "too large", "failed"
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is its message
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the compiler's lock file guards no device here
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -260,8 +261,9 @@ def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
     described = topologies.get_topology_desc(sold.aot_name, platform="tpu", **options)
     mesh = sharding.make_mesh(**sizes, devices=list(described.devices))
     start = time.monotonic()
-    with jax.set_mesh(mesh):
-        lowered, memory = _lower(case, model, mesh)
+    built, arguments, memory = _program(case, model, mesh)
+    with jax.set_mesh(mesh):  # and nothing else: no operation can run on these devices
+        lowered = built.lower(*arguments)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -318,7 +320,7 @@ def out_of_memory(message: str) -> tuple[int, int]:
 def granted(mesh: Any) -> int:
     """HBM of one device that the compiler hands out, from what it refuses.
 
-    One array of a petabyte: the refusal names the limit and takes no time.
+    One array of 16 TB: the refusal names the limit and takes no time.
     """
     import jax
     import jax.numpy as jnp
@@ -326,17 +328,17 @@ def granted(mesh: Any) -> int:
     from mpo_jax import sharding
 
     big = jax.ShapeDtypeStruct(
-        (2**40, 2**10), jnp.bool_, sharding=sharding.replicated(mesh)
+        (2**20, 2**22), jnp.float32, sharding=sharding.replicated(mesh)
     )
     try:
-        jax.jit(lambda x: jnp.logical_not(x)).lower(big).compile()
+        jax.jit(lambda x: x + 1).lower(big).compile()
     except jax.errors.JaxRuntimeError as error:
         return out_of_memory(str(error))[1]
     return 0
 
 
-def _lower(case: Case, model: Any, mesh: Any) -> tuple[Any, Memory]:
-    """Trace the step of a case; also what its arguments take."""
+def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
+    """Jitted step of a case, its abstract arguments, and what these take."""
     import jax
     import jax.numpy as jnp
 
@@ -360,7 +362,7 @@ def _lower(case: Case, model: Any, mesh: Any) -> tuple[Any, Memory]:
         batch = dataclasses.replace(batch, ref_logps=None)
         built = step.build_logps_step(model, cfg.model, shape, mesh)
         memory = Memory(params=params, batch=_per_device(batch))
-        return built.lower(abstract.params, batch), memory
+        return built, (abstract.params, batch), memory
     built = step.build_train_step(
         model,
         cfg,
@@ -377,7 +379,7 @@ def _lower(case: Case, model: Any, mesh: Any) -> tuple[Any, Memory]:
         optimiser=_per_device(abstract) - params,
         batch=_per_device(batch),
     )
-    return built.lower(abstract, batch, key, online), memory
+    return built, (abstract, batch, key, online), memory
 
 
 def abstract_batch(case: Case, *, image_size: int, mesh: Any) -> Any:

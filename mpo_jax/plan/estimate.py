@@ -1,12 +1,12 @@
-"""From a compiled step to seconds: a lower bound, and an estimate that is no measurement.
+"""From a compiled step to seconds: a lower bound, and an estimate, not a measurement.
 
-Method (``docs/planning.md``). Lower bound: the largest of three times, all of them
+Method (``docs/planning.md``). Lower bound: the largest of three times, each of them
 unavoidable: products at the chip's bf16 peak, arguments once through HBM, collective
-traffic over all links at once. Estimate: the scheduler's cycles at the chip's clock, plus
-attention kernels, which it does not see, at :data:`KERNEL_SHARE` of the peak, plus what
-traffic takes longer than both. On the one published model with which the method was
-compared it came within 5 %, partly because the share was chosen there; elsewhere take it
-as ±25 % or worse.
+traffic over all links at once. Estimate: the scheduler's cycles at the chip's clock,
+plus attention kernels, which it does not see, at :data:`KERNEL_SHARE` of the peak;
+never below the bound. Against the one published model with which the method was
+compared it came within 5 %, partly because the share was chosen there; elsewhere take
+it as ±25 % or worse.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Chip:
 
 
 # docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}; v4: its page and arXiv 2304.01433
-# (six links of 50 GB/s each way). JAX's table (jax.experimental.pallas.tpu,
-# get_tpu_info_for_chip) agrees but for rounding and v5p's bandwidth (2,460 there), where
-# Cloud's figure is taken. Clocks of v6e and tpu7x are not published: peak over the
-# 2 x 2 x 256 x 256 (x 2 cores) operations per cycle of their matrix units.
+# (six links of 50 GB/s each way). JAX's table (get_tpu_info_for_chip of
+# jax.experimental.pallas.tpu) agrees but for rounding and v5p's bandwidth (2,460 GB/s),
+# where Cloud's figure is taken. Clocks: peak over operations per cycle of the matrix
+# units; for v6e and tpu7x those are taken as 524,288 a core, an assumption.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 600e9, 1.05e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 400e9, 1.5e9),
@@ -84,8 +84,9 @@ class Workload:
                 raise ValueError(f"fill of {name} must lie in (0, 1]")
 
     def pairs(self, shape: types.RowShape) -> float:
-        """Mean pairs per row."""
-        return min(shape.prompt_tokens * self.prompt / self.pair_prompt, shape.pairs)
+        """Mean pairs per row, at least one."""
+        fitting = shape.prompt_tokens * self.prompt / self.pair_prompt
+        return min(max(fitting, 1.0), shape.pairs)
 
     def counts(self, shape: types.RowShape) -> flops_lib.Counts:
         """Mean true counts of a row."""

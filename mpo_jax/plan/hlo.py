@@ -146,7 +146,8 @@ class Totals:
       flops: of matrix products, two per multiply-add, padding of windows left out.
       cycles: sum of the scheduler's estimates.
       collectives: by kind.
-      kernels: executions of Pallas kernels, by name and shape of the largest operand.
+      kernels: executions of Pallas kernels, by name and shape of the largest float
+        operand (of attention: queries, all heads).
       unresolved: loops whose trip count was not found; they are counted once.
     """
 
@@ -572,9 +573,10 @@ def _reads(module: Module, condition: Computation) -> set[int]:
 
 
 def _kernel(computation: Computation, item: Instruction) -> Kernel:
-    """Name without its running number, and the shape of the largest operand."""
+    """Name without its running number, and the shape of the largest float operand."""
     operands = [computation.instructions.get(name) for name in item.operands]
     arrays = [array for o in operands if o is not None for array in o.arrays]
+    arrays = [array for array in arrays if re.match(r"bf|f\d", array.dtype)]
     largest = max(arrays, key=lambda a: math.prod(a.shape), default=Array("", ()))
     return re.sub(r"(\.(clone|\d+))+$", "", item.name), largest.shape
 
