@@ -197,11 +197,6 @@ def _last_words(finished: subprocess.CompletedProcess[str]) -> str:
     return f"process ended with status {finished.returncode}: {last}"
 
 
-def rows_needed(cfg: config_lib.RunConfig, mesh_shape: dict[str, int]) -> int:
-    """What the number of rows of a batch must divide by."""
-    return mesh_shape["data"] * mesh_shape["fsdp"] * cfg.optim.accumulation
-
-
 def mesh_shape(
     cfg: config_lib.RunConfig, topology: str, num_slices: int
 ) -> dict[str, int]:
@@ -391,7 +386,8 @@ def abstract_batch(case: Case, *, image_size: int, mesh: Any) -> Any:
 
     shape = getattr(case.cfg.rows, case.shape).build()
     placed = sharding.batch_sharding(mesh)
-    needed = sharding.data_shards(mesh) * case.cfg.optim.accumulation
+    parts = case.cfg.optim.accumulation if case.step == "train" else 1
+    needed = sharding.data_shards(mesh) * parts
     if case.rows % needed:
         raise ValueError(
             f"{case.rows} rows per batch do not divide over {needed} = devices of the "

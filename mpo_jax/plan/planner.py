@@ -157,11 +157,10 @@ def cases(
         for step in request.steps:
             if step == "reference" and not has_reference(cfg):
                 continue
-            # The reference sees what a micro-batch of training sees.
-            parts = cfg.optim.accumulation if step == "reference" else 1
-            some = max(rows // parts // shards, 1) * shards if parts > 1 else rows
+            # The reference step sees what a micro-batch of training sees.
+            some = rows
             if step == "reference":
-                some = max(some, needed)
+                some = max(rows // cfg.optim.accumulation // shards, 1) * shards
             yield (
                 compile_lib.Case(cfg, topology, request.slices, name, step, some),
                 shards,
