@@ -30,7 +30,7 @@ from mpo_jax.utils import slices
 
 GIB = 2**30
 FITS, TOO_LARGE, FAILED = "fits", "too large", "failed"
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is its message
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
@@ -158,7 +158,7 @@ def run(case: Case, *, timeout: float = 3600.0) -> Compiled:
         (directory / "case.json").write_text(case.to_json(), encoding="utf-8")
         environment = {
             **os.environ,
-            **_ENVIRONMENT,
+            **ENVIRONMENT,
             "XLA_FLAGS": _DUMP.format(directory / "dump"),
             "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
         }
