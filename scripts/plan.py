@@ -22,7 +22,9 @@ import copy
 import importlib.util
 import pathlib
 import sys
+from concurrent import futures
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -59,6 +61,12 @@ _SEARCH = flags.DEFINE_bool(
 )
 _REMATS = flags.DEFINE_list("remats", ["full", "dots", "none"], "Policies of --search")
 _MOST = flags.DEFINE_integer("most_rows", 16, "Bound of --search", lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Compilations at a time; each takes one core and some GB", lower_bound=1
+)
+_KEPT = flags.DEFINE_string(
+    "kept", "runs/plans", "Compiled results, reused while code is the same; '' is none"
+)
 _JSON = flags.DEFINE_string("json", "", "Write all figures to this file")
 _TABLE = flags.DEFINE_string("table", "", "Write PREFIX.json, PREFIX.md, PREFIX.png")
 _PAIR_PROMPT = flags.DEFINE_float(
@@ -73,10 +81,12 @@ _FILL = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
     del argv
+    jax.config.update("jax_platforms", "cpu")  # the slice is not there; do not look
     console = progress.console()
     workload = _workload()
     requests = _requests()
     outcomes: list[planner.Outcome] = []
+    kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
     with progress.bar() as bar:
         if _SEARCH.value:
             task = bar.add_task("Trials", total=None)
@@ -86,6 +96,7 @@ def main(argv: list[str]) -> None:
                     remats=tuple(_REMATS.value),
                     most_rows=_MOST.value,
                     workload=workload,
+                    kept=kept,
                 ):
                     outcomes.append(outcome)
                     bar.console.print(
@@ -101,11 +112,18 @@ def main(argv: list[str]) -> None:
                 for case, shards in planner.cases(request, workload)
             ]
             task = bar.add_task("Compiling", total=len(work))
-            for name, case, shards in work:
-                outcomes.append(
-                    planner.plan(name, case, shards=shards, workload=workload)
+
+            def one(job: tuple[str, compile_lib.Case, int]) -> planner.Outcome:
+                name, case, shards = job
+                outcome = planner.plan(
+                    name, case, shards=shards, workload=workload, kept=kept
                 )
                 bar.advance(task)
+                return outcome
+
+            # Threads only wait: every compilation is a process of its own.
+            with futures.ThreadPoolExecutor(_JOBS.value) as pool:
+                outcomes += pool.map(one, work)
     for table in (report.memory, report.traffic, report.speed):
         console.print(table(outcomes))
     console.print(report.SPEED_NOTE)
@@ -185,11 +203,21 @@ def _lines(path: str) -> list[list[str]]:
 
 
 def _case(words: list[str]) -> planner.Request:
-    if len(words) > 3:
-        raise ValueError(f"{' '.join(words)}: write CONFIG [TOPOLOGY [SLICES]]")
-    topology = words[1] if len(words) > 1 else ""
-    number = int(words[2]) if len(words) > 2 else 1
-    return _request(words[0], load(words[0]), topology=topology, num_slices=number)
+    """Request of one line of a file of cases.
+
+    Raises:
+      ValueError: on more words, unknown fields and values of another type.
+    """
+    changes = [word for word in words if "=" in word and ".py" not in word]
+    rest = [word for word in words if word not in changes]
+    if len(rest) > 3:
+        raise ValueError(
+            f"{' '.join(words)}: write CONFIG [TOPOLOGY [SLICES]] [FIELD=VALUE ...]"
+        )
+    topology = rest[1] if len(rest) > 1 else ""
+    number = int(rest[2]) if len(rest) > 2 else 1
+    cfg = planner.changed(load(rest[0]), changes)
+    return _request(rest[0], cfg, topology=topology, num_slices=number)
 
 
 def load(name: str) -> config_lib.RunConfig:

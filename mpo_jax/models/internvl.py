@@ -143,7 +143,12 @@ class InternVLModel(nnx.Module):
         if num_chunks == 1:
             features = encode(jax.tree.map(lambda x: x[0], inputs))
         else:
-            chunks = jax.lax.map(jax.checkpoint(encode), inputs)
+            # Where layers are not rematerialised themselves, chunks are: else every
+            # activation of all tiles would be kept. Doing both would run the tower
+            # forward three times instead of two.
+            if compute.remat == "none":
+                encode = jax.checkpoint(encode)
+            chunks = jax.lax.map(encode, inputs)
             features = jnp.moveaxis(chunks, 0, 1).reshape(
                 batch, num_chunks * chunk, *chunks.shape[3:]
             )[:, :num_tiles]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -88,6 +90,7 @@ class Memory:
       params, optimiser, batch: arguments, as sharded; `optimiser` is what else the
         state holds (moments, step, a moving reference), `params` includes the frozen
         reference of ``reference.mode=online``.
+      host: what lies in host memory instead (``optim.offload``, ``remat=offload``).
       temporaries: activations, gradients and everything that lives inside the step.
       code: the program.
       needed: arguments, temporaries, code and what of the results takes no donated
@@ -98,6 +101,7 @@ class Memory:
     params: int = 0
     optimiser: int = 0
     batch: int = 0
+    host: int = 0
     temporaries: int = 0
     code: int = 0
     needed: int = 0
@@ -144,10 +148,55 @@ def compiled_from_dict(raw: dict[str, Any]) -> Compiled:
     )
 
 
-def run(case: Case, *, timeout: float = 3600.0) -> Compiled:
+# What a compiled program and its reading depend on, relative to the package.
+_SOURCES = (
+    *("sharding.py", "types.py", "train/step.py", "train/state.py"),
+    *("train/optimizer.py", "nn/*.py", "models/*.py", "losses/*.py"),
+    *("plan/compile.py", "plan/hlo.py"),
+)
+
+
+def fingerprint(case: Case) -> str:
+    """Of everything a result depends on: case, our code, compiler."""
+    package_root = pathlib.Path(__file__).parents[1]
+    digest = hashlib.sha256(case.to_json().encode())
+    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+        digest.update(importlib.metadata.version(package).encode())
+    for pattern in _SOURCES:
+        for file in sorted(package_root.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def run(
+    case: Case, *, kept: pathlib.Path | None = None, timeout: float = 3600.0
+) -> Compiled:
     """Compile a case in a process of its own.
 
     A program that does not fit, or on which the compiler fails or aborts, is a result.
+
+    Args:
+      kept: directory of earlier results, read and added to; None keeps none.
+
+    Raises:
+      ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
+    """
+    if kept is None:
+        return _run(case, timeout=timeout)
+    file = kept / f"{fingerprint(case)}.json"
+    if file.is_file():
+        return compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
+    found = _run(case, timeout=timeout)
+    if found.status != FAILED:
+        kept.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        temporary.rename(file)
+    return found
+
+
+def _run(case: Case, *, timeout: float) -> Compiled:
+    """Start the process and read its result.
 
     Raises:
       ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
@@ -269,6 +318,7 @@ def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     memory = dataclasses.replace(
         memory,
+        host=memory.host + analysis.host_temp_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
         needed=analysis.argument_size_in_bytes
@@ -350,6 +400,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
         moving=cfg.reference.mode == "moving",
         mesh=mesh,
         param_dtype=jnp.dtype(cfg.model.param_dtype),
+        offload=cfg.optim.offload,
     )
     batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
     params = _per_device(abstract.params)
@@ -373,6 +424,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
         params=params * (1 if online is None else 2),
         optimiser=_per_device(abstract) - params,
         batch=_per_device(batch),
+        host=_per_device(abstract, kind=state.HOST),
     )
     return built, (abstract, batch, key, online), memory
 
@@ -414,12 +466,14 @@ def abstract_batch(case: Case, *, image_size: int, mesh: Any) -> Any:
     )
 
 
-def _per_device(tree: Any) -> int:
+def _per_device(tree: Any, *, kind: str = "device") -> int:
+    """Bytes per device of what lies in this kind of memory."""
     import jax
 
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if (leaf.sharding.memory_kind or "device") == kind
     )
 
 

@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax import config as config_lib
@@ -110,6 +111,27 @@ def to_json(outcomes: list[Outcome], workload: estimate.Workload) -> str:
     )
 
 
+def changed(cfg: config_lib.RunConfig, changes: Sequence[str]) -> config_lib.RunConfig:
+    """Copy of a config with ``FIELD=VALUE`` changes (``optim.accumulation=6``).
+
+    Raises:
+      ValueError: on an unknown field, with the nearest names.
+    """
+    config_lib.check_overrides([f"--config.{change}" for change in changes], cfg)
+    raw = dataclasses.asdict(cfg)
+    for change in changes:
+        name, text = change.split("=", 1)
+        *groups, field = name.split(".")
+        node = raw
+        for group in groups:
+            node = node[group]
+        try:
+            node[field] = json.loads(text)
+        except ValueError:
+            node[field] = text
+    return config_lib.from_json(json.dumps(raw))
+
+
 def default_rows(
     cfg: config_lib.RunConfig,
     shape: types.RowShape,
@@ -177,14 +199,19 @@ def has_reference(cfg: config_lib.RunConfig) -> bool:
 
 
 def plan(
-    name: str, case: compile_lib.Case, *, shards: int, workload: estimate.Workload
+    name: str,
+    case: compile_lib.Case,
+    *,
+    shards: int,
+    workload: estimate.Workload,
+    kept: pathlib.Path | None = None,
 ) -> Outcome:
-    """Compile one case and draw the conclusions.
+    """Compile one case, or take its result from `kept`, and draw the conclusions.
 
     Raises:
       ValueError: if the case itself is wrong.
     """
-    compiled = compile_lib.run(case)
+    compiled = compile_lib.run(case, kept=kept)
     outcome = Outcome(name, case, compiled, shards, None)
     if not outcome.fits:
         return dataclasses.replace(
@@ -233,6 +260,7 @@ def search(
     remats: tuple[str, ...],
     most_rows: int,
     workload: estimate.Workload,
+    kept: pathlib.Path | None = None,
 ) -> Iterator[Outcome]:
     """Largest number of rows per chip that fits, for every remat policy.
 
@@ -250,7 +278,7 @@ def search(
         def trial(rows: int, cfg: config_lib.RunConfig = cfg) -> Outcome:
             asked = dataclasses.replace(request, cfg=cfg, rows_per_chip=rows)
             case, shards = next(iter(cases(asked, workload)))
-            return plan(request.name, case, shards=shards, workload=workload)
+            return plan(request.name, case, shards=shards, workload=workload, kept=kept)
 
         low, high, rows = 0, most_rows + 1, 1
         while low + 1 < high:
