@@ -13,7 +13,7 @@ import pytest
 # From top to bottom. A module imports its own unit or a lower row, never a sibling.
 ROWS = (
     {"scripts", "configs"},
-    {"run", "demo", "api", "evals"},
+    {"run", "demo", "api", "evals", "plan"},
     {"train", "convert"},
     {"losses", "models", "data"},
     {"nn", "checkpoint"},
