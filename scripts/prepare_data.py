@@ -110,11 +110,11 @@ def write_shards() -> str:
     return str(store.directory)
 
 
-def template_name() -> str:
+def template_name(tokenizer: str) -> str:
     """Template from the flag, else from config.json beside the tokenizer."""
     if TEMPLATE.value:
         return TEMPLATE.value
-    path = pathlib.Path(TOKENIZER.value) / "config.json"
+    path = pathlib.Path(tokenizer) / "config.json"
     name = json.loads(path.read_text()).get("template") if path.is_file() else None
     if not isinstance(name, str):
         raise ValueError(f"{path} names no template; give one with --template")
@@ -129,7 +129,7 @@ def build(out: str, meta: str = "") -> indexes.Index:
     if not TOKENIZER.value:
         raise app.UsageError("--tokenizer is required: a directory")
     policy = examples.EncodePolicy(
-        template=template_name(),
+        template=template_name(TOKENIZER.value),
         image_size=IMAGE_SIZE.value,
         tokens_per_tile=TOKENS.value,
         min_tiles=MIN_TILES.value,

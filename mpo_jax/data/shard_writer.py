@@ -132,7 +132,7 @@ class Mmpr(tfds.core.GeneratorBasedBuilder):
         make = functools.partial(self._work.examples, kind.name)
         if not self._use_beam:
             return (example for part in ranges for example in make(part))
-        import apache_beam as beam
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
 
         # Reshuffled: without it Beam fuses the steps, and one worker does all.
         return beam.Create(ranges) | beam.Reshuffle() | beam.FlatMap(make)
@@ -281,7 +281,9 @@ def _build(
     )
     options: dict[str, Any] = {"num_shards": num_shards or None}
     if beam_options is not None:
-        from apache_beam.options import pipeline_options
+        from apache_beam.options import (  # pyright: ignore[reportMissingImports]
+            pipeline_options,
+        )
 
         options["beam_options"] = pipeline_options.PipelineOptions(list(beam_options))
     with contextlib.redirect_stdout(sys.stderr):  # where TFDS tells its progress

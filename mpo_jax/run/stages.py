@@ -18,10 +18,11 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding
 from mpo_jax.data import index_build, ledger, packing, pipeline
 from mpo_jax.data.index import Index, build_index, effective
+from mpo_jax.models import flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
 from mpo_jax.train import reference, step
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import background, progress, runtime
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
@@ -169,6 +170,30 @@ def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list
     return [max(count // parts // shards, 1) * shards for count in rows]
 
 
+def flops_of(
+    run: setup.Setup, index: Index, plan: packing.PlanSequence
+) -> Callable[[int], float]:
+    """Model FLOPs of a global batch by its number, from the lengths of its pairs.
+
+    From the plan rather than from a batch: every process knows all rows.
+    """
+    parts = [
+        name for name in flops.ALL_PARTS if not getattr(run.cfg.model, f"freeze_{name}")
+    ]
+
+    def count(n: int) -> float:
+        ids = np.concatenate(plan.batch(n)[1])
+        counts = flops.of_pairs(
+            index.prompt_tokens[ids],
+            index.chosen_tokens[ids],
+            index.rejected_tokens[ids],
+            tiles=index.tiles[ids],
+        )
+        return flops.training(run.model.cfg, counts, parts=parts).total
+
+    return count
+
+
 def loader(
     run: setup.Setup,
     index: Index,
@@ -259,13 +284,20 @@ def prepare_reference(
     try:
         with jax.set_mesh(run.mesh), progress.bar() as bar:
             task = bar.add_task("reference log-probs", total=len(missing))
-            reference.compute(
-                cache,
-                ((n, sharding.to_global(batch, run.mesh)) for n, batch in batches),
-                step=lambda batch, n: steps[plan.batch(n)[0]](weights_on_mesh, batch),
-                record_ids_of=record_ids_of,
-                on_batch=lambda pairs: bar.advance(task, pairs),
-            )
+            with background.Ahead(
+                batches,
+                lambda item: (item[0], sharding.to_global(item[1], run.mesh)),
+                depth=run.cfg.data.prefetch_to_device,
+            ) as placed:
+                reference.compute(
+                    cache,
+                    placed,
+                    step=lambda batch, n: steps[plan.batch(n)[0]](
+                        weights_on_mesh, batch
+                    ),
+                    record_ids_of=record_ids_of,
+                    on_batch=lambda pairs: bar.advance(task, pairs),
+                )
     finally:
         batches.close()
     runtime.barrier(f"reference done {cache.directory}")

