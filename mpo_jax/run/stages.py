@@ -16,7 +16,7 @@ import numpy as np
 
 from mpo_jax import config as config_lib
 from mpo_jax import sharding
-from mpo_jax.data import index_build, ledger, packing, pipeline
+from mpo_jax.data import index_build, ledger, packing, pipeline, plan_cache
 from mpo_jax.data.index import Index, build_index, effective
 from mpo_jax.models import flops
 from mpo_jax.nn import params as params_lib
@@ -90,8 +90,14 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
                 "data and fsdp axes × optim.accumulation; set rows.row_multiple or "
                 "rows.rows_per_batch to a multiple of it"
             )
-    plan = packing.plan_epochs(
-        lengths, ids, shapes=run.shapes, rows_per_batch=rows, seed=cfg.seed
+    plan = plan_cache.plan_epochs(
+        run.cache_dir / "plans",
+        lengths,
+        ids,
+        shapes=run.shapes,
+        rows_per_batch=rows,
+        seed=cfg.seed,
+        write=runtime.is_main(),
     )
     if not plan.num_batches:
         raise ValueError(
@@ -134,11 +140,11 @@ def write_ledger(
     """Write ``<workdir>/ledger.jsonl``; counts by reason for the metrics."""
     entries = index.ledger()
     for item in plan.too_long:
-        record = index.record(item.record_id)
+        # From the index: reading some ten thousand lines would take long.
+        source = index.sources[index.source[item.record_id]]
+        line = int(index.line[item.record_id])
         entries.append(
-            ledger.Entry(
-                record.source, record.file, record.line, "too_long", item.detail
-            )
+            ledger.Entry(source.name, source.annotation, line, "too_long", item.detail)
         )
     if runtime.is_main():
         ledger.write(run.workdir / "ledger.jsonl", entries)
