@@ -89,7 +89,13 @@ class Index:
     images = _column("images")
     hash = _column("hash")
 
-    def __init__(self, directory: str | os.PathLike[str], *, shards: str = ""):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        shards: str = "",
+        check: bool = True,
+    ):
         self.directory = pathlib.Path(directory).absolute()
         path = self.directory / "manifest.json"
         if not path.is_file():
@@ -111,7 +117,7 @@ class Index:
         self._rows: int = manifest["rows"]
         self._max_bytes: int = self.key["max_text_bytes"]
         self._chosen_only: bool = self.key["chosen_only"]
-        self._shards = shards
+        self._shards, self._check = shards, check
         self._manifest_place = {
             name: manifest.get(name) for name in ("annotation_bytes", "shards")
         }
@@ -125,7 +131,9 @@ class Index:
         return f"Index({str(self.directory)!r}, {len(self)} records)"
 
     def __reduce__(self):
-        return functools.partial(Index, shards=self._shards), (self.directory,)
+        # A worker need not check again what this process has opened.
+        again = functools.partial(Index, shards=self._shards, check=False)
+        return again, (self.directory,)
 
     def _read(self, name: str) -> np.ndarray:
         path = self.directory / "index.parquet"
@@ -176,7 +184,10 @@ class Index:
         with self._lock:
             if self._store is None:
                 self._store = stores.open_indexed(
-                    self._manifest_place, self.sources, shards=self._shards
+                    self._manifest_place,
+                    self.sources,
+                    shards=self._shards,
+                    check=self._check,
                 )
             return self._store
 

@@ -152,13 +152,24 @@ def open_data(
 
 
 def open_indexed(
-    manifest: dict[str, Any], sources: Sequence[records.Source], *, shards: str = ""
+    manifest: dict[str, Any],
+    sources: Sequence[records.Source],
+    *,
+    shards: str = "",
+    check: bool = True,
 ) -> Store:
-    """The store that an index was made from; `shards`: where its shards are now."""
+    """The store that an index was made from.
+
+    Args:
+      manifest: ``shards`` or ``annotation_bytes`` of the index's manifest.
+      sources: of the index.
+      shards: where the shards are now; "" is where they were.
+      check: as :class:`array_records.ShardStore`.
+    """
     kept = manifest.get("shards")
     if kept is None:
         paths = [source.annotation for source in sources]
         return LooseStore(dict(zip(paths, manifest["annotation_bytes"], strict=True)))
     return array_records.ShardStore(
-        shards or kept["directory"], fingerprint=kept["fingerprint"]
+        shards or kept["directory"], fingerprint=kept["fingerprint"], check=check
     )

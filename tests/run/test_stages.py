@@ -7,11 +7,13 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 import small_runs as helpers
 
 from mpo_jax.data import shard_writer
 from mpo_jax.models import flops
 from mpo_jax.run import setup, stages, train
+from mpo_jax.utils import runtime
 
 ONE = jax.devices()[:1]
 
@@ -42,8 +44,21 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
         batches.close()
 
 
-def test_a_run_on_shards_is_the_run_on_files(world, tmp_path):
-    """Same ledger, same steps, same numbers, whatever the reading is like."""
+@pytest.fixture
+def every_program_is_cached(monkeypatch):
+    """Small programs too; nothing is cached afterwards."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.0)
+    yield
+    jax.config.update(name, before)
+    runtime.compilation_cache(None)
+
+
+def test_a_run_on_shards_is_the_run_on_files(world, tmp_path, every_program_is_cached):
+    """Same ledger, same steps, same numbers, whichever thread or process reads."""
     shards = tmp_path / "shards"
     shard_writer.write_shards(world["meta"], shards, num_shards=2)
     found = {}
@@ -52,12 +67,15 @@ def test_a_run_on_shards_is_the_run_on_files(world, tmp_path):
         cfg.data.meta, cfg.data.prefetch_to_device = str(meta), depth
         cfg.optim.max_steps = 3
         cfg.checkpoint.export_hf = cfg.log.plots = False
-        cfg.compile_cache = str(tmp_path / "compiled")
+        cfg.data.workers = depth // 2
+        cfg.compile_cache = "none" if depth else str(tmp_path / "compiled")
+        cfg.log.gate = False  # the thread, not this one, starts the workers
         train.train(cfg, tmp_path / name, devices=ONE)
         ledger = (tmp_path / name / "ledger.jsonl").read_text()
         found[name] = helpers.losses(tmp_path / name), ledger
     assert found["shards"] == found["files"]
-    assert not (tmp_path / "files/compile_cache").exists()
+    assert list((tmp_path / "compiled").iterdir())
+    assert not list(tmp_path.glob("*/compile_cache"))
 
 
 def test_dry_run_takes_a_profile_window(world, root, tmp_path):
