@@ -81,6 +81,9 @@ class DataConfig:
     """Threads per worker that decode and tile images."""
     prefetch: int = 2
     """Assembled batches kept ready per worker."""
+    prefetch_to_device: int = 1
+    """Global batches that a thread puts on the devices ahead; 0 puts them in between
+    steps."""
 
 
 @dataclasses.dataclass
@@ -202,6 +205,10 @@ class LogConfig:
     plots: bool = True
     gate: bool = True
     """Check at step 0 that the preference part is what theory says, else stop."""
+    profile_start: int = 1
+    """First step of the trace that `profile_steps` asks for."""
+    profile_steps: int = 0
+    """Steps traced for xprof, into ``<workdir>/profile``; 0 traces none."""
 
 
 @dataclasses.dataclass
@@ -214,6 +221,9 @@ class RunConfig:
     seed: int = 0
     topology: str = ""
     """TPU slice that this recipe is meant for, e.g. ``v5e:16x16``."""
+    compile_cache: str = ""
+    """Directory of compiled programs; empty is ``<workdir>/compile_cache`` (unless
+    ``JAX_COMPILATION_CACHE_DIR`` names one), ``none`` keeps none."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     rows: RowsConfig = dataclasses.field(default_factory=RowsConfig)
@@ -265,6 +275,7 @@ class RunConfig:
             "checkpoint.every_steps",
             "checkpoint.keep_last",
             "log.every_steps",
+            "log.profile_start",
             "rows.pairs_per_batch",
             "rows.row_multiple",
             "data.min_tiles",
@@ -284,6 +295,8 @@ class RunConfig:
             "log.eval_every",
             "rows.rows_per_batch",
             "data.workers",
+            "data.prefetch_to_device",
+            "log.profile_steps",
             "data.index_workers",
             "optim.clip_norm",
             "optim.weight_decay",

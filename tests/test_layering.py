@@ -43,6 +43,9 @@ HOMES = {
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
     "ml_collections": {"configs", "scripts"},
+    "tensorflow_datasets": {"data.shard_writer"},
+    "apache_beam": {"data.shard_writer"},
+    "array_record": {"data.shard_writer"},
     "torch": set(),
     "tensorflow": set(),
 }
