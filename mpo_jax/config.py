@@ -40,7 +40,8 @@ class ModelConfig:
     drop_path: float = 0.1
     """ViT stochastic depth of the last layer (linear from 0), both sides share it."""
     vision_chunk: int = 0
-    """Tiles per ViT micro-batch and device batch row; 0 runs all tiles at once."""
+    """Tiles of a row per ViT micro-batch, 0 is all. Of a micro-batch only the tiles are
+    kept, unless `remat` is ``dots`` or ``attention``."""
     logps_chunk: int = 0
     """Response tokens of a row per chunk in which logits exist; 0 takes all at once."""
     vocab_chunk: int = 8192

@@ -143,10 +143,9 @@ class InternVLModel(nnx.Module):
         if num_chunks == 1:
             features = encode(jax.tree.map(lambda x: x[0], inputs))
         else:
-            # Where layers are not rematerialised themselves, chunks are: else every
-            # activation of all tiles would be kept. Doing both would run the tower
-            # forward three times instead of two.
-            if compute.remat == "none":
+            # Of a chunk only the tiles are kept, at the price of one more forward pass
+            # of the tower; the policies that spend memory on speed keep what they keep.
+            if compute.remat not in ("dots", "attention"):
                 encode = jax.checkpoint(encode)
             chunks = jax.lax.map(encode, inputs)
             features = jnp.moveaxis(chunks, 0, 1).reshape(

@@ -16,7 +16,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
 def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     cfg = helpers.small(world)
     cfg.rows.row_multiple = 4
