@@ -147,7 +147,7 @@ def test_layers_and_libraries(root: pathlib.Path):
         ("mpo_jax/train/x.py", "from orbax.checkpoint import v1", "in checkpoint"),
         ("mpo_jax/train/x.py", "import grain", "belongs in data"),
         ("mpo_jax/data/x.py", "from transformers import A", "data.tokenizer"),
-        ("mpo_jax/utils/x.py", "import matplotlib.pyplot", "in utils.plots"),
+        ("mpo_jax/utils/x.py", "import matplotlib.pyplot", "in utils.plan_plot"),
         ("mpo_jax/train/x.py", "from flax import nnx", "in models, nn"),
         ("scripts/x.py", "def f():\n    import torch", "belongs in tests"),
         ("configs/x.py", "from mpo_jax.run import train", "configs may import"),

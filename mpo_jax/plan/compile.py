@@ -327,7 +327,7 @@ def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
         + max(results, 0),
         granted=granted(mesh),
     )
-    return _read(dump, case, memory, seconds)
+    return _read(dump, memory, seconds)
 
 
 def _not_compiled(message: str, memory: Memory, seconds: float) -> Compiled:
@@ -477,13 +477,12 @@ def _per_device(tree: Any, *, kind: str = "device") -> int:
     )
 
 
-def _read(dump: pathlib.Path, case: Case, memory: Memory, seconds: float) -> Compiled:
+def _read(dump: pathlib.Path, memory: Memory, seconds: float) -> Compiled:
     """Sum up the scheduled program that the compiler has dumped."""
-    from mpo_jax.plan import hlo
+    from mpo_jax.plan import hlo, schedule
 
     text = scheduled(dump).read_text(encoding="utf-8", errors="replace")
-    per_slice = slices.lookup(case.topology).devices if case.slices > 1 else None
-    found = hlo.totals(hlo.parse(text), devices_per_slice=per_slice)
+    found = schedule.totals(hlo.parse(text))
     return Compiled(
         status=FITS,
         seconds=seconds,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mpo_jax import types
 from mpo_jax.models import family, flops, internvl
 from mpo_jax.nn import attention
-from mpo_jax.plan import hlo
+from mpo_jax.plan import hlo, schedule
 
 SHAPE = types.RowShape(
     prompt_tokens=96, chosen_tokens=32, rejected_tokens=48, tiles=3, pairs=2
@@ -67,7 +67,7 @@ def _scheduled(cfg, parts=flops.ALL_PARTS, *, backward: bool) -> float:
     frozen = {k: v for k, v in shapes.items() if k not in parts}
     function = jax.grad(loss) if backward else loss
     compiled = jax.jit(function).lower(trained, frozen, batch).compile()
-    found = hlo.totals(hlo.parse(compiled.as_text()))
+    found = schedule.totals(hlo.parse(compiled.as_text()))
     assert found.unresolved == ()
     return found.flops
 

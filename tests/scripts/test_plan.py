@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
-def call(*arguments: str, setup: str = "") -> subprocess.CompletedProcess[str]:
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the script, with a compiler that answers at once."""
     program = f"""
 import sys
@@ -37,7 +37,7 @@ runpy.run_path({str(ROOT / "scripts" / "plan.py")!r}, run_name="__main__")
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -88,10 +88,7 @@ def test_cases_of_a_file(tmp_path):
     [
         ((), "--config is missing"),
         ((RECIPE, "--topology=v6e-7"), "unknown TPU slice 'v6e-7'"),
-        ((RECIPE, "--compare=v9:2x2"), "unknown TPU slice"),
         (("--compare=configs/none.py",), "configs/none.py does not exist"),
-        ((RECIPE, "--fill=0.9"), "four numbers are expected"),
-        ((RECIPE, "--config.model.remet=full"), "did you mean model.remat"),
     ],
 )
 def test_mistakes_are_explained(arguments, message):

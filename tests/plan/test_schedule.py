@@ -11,12 +11,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mpo_jax import sharding
-from mpo_jax.plan import hlo
+from mpo_jax.plan import hlo, schedule
 
 
-def read(function, *args) -> hlo.Totals:
+def read(function, *args) -> schedule.Totals:
     text = jax.jit(function).lower(*args).compile().as_text()
-    return hlo.totals(hlo.parse(text))
+    return schedule.totals(hlo.parse(text))
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -61,7 +61,7 @@ def test_trip_count_from_the_condition_alone():
         .as_text()
     )
     assert "known_trip_count" in text
-    found = hlo.totals(hlo.parse(text.replace("known_trip_count", "cut")))
+    found = schedule.totals(hlo.parse(text.replace("known_trip_count", "cut")))
     assert found.flops == 17 * 2 * 8 * 16 * 16
     assert found.unresolved == ()
 
@@ -110,7 +110,7 @@ def test_convolution_counts_true_positions_only(stride, padding, base, kernel_di
     lowered = jax.jit(run).lower(x, w)
     # The compiler's own figure is right where there are no loops.
     cost = lowered.compile().cost_analysis()
-    found = hlo.totals(hlo.parse(lowered.compile().as_text()))
+    found = schedule.totals(hlo.parse(lowered.compile().as_text()))
     assert cost is not None
     assert found.flops == cost["flops"]
 
@@ -134,7 +134,7 @@ def test_collectives_are_counted_in_loops(mesh):
         out_specs=P(sharding.BATCH),
     )
     text = jax.jit(split).lower(floats(8, 16), floats(6, 16, 16)).compile().as_text()
-    found = hlo.totals(hlo.parse(text), devices_per_slice=4)
+    found = schedule.totals(hlo.parse(text))
     assert found.flops == 6 * 2 * 1 * 16 * 16
     gathers = found.collectives["all-gather"]
     assert gathers.count == 6
@@ -143,16 +143,16 @@ def test_collectives_are_counted_in_loops(mesh):
     assert gathers.across_slices == 0
 
 
-def test_traffic_across_slices(mesh):
+def test_all_reduce_sends_two_shares(mesh):
     place = functools.partial(NamedSharding, mesh)
-    x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=place(P("data")))
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=place(P("fsdp")))
     with jax.set_mesh(mesh):
         run = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=place(P()))
         text = run.lower(x).compile().as_text()
-    found = hlo.totals(hlo.parse(text), devices_per_slice=4)
-    reduced = found.collectives["all-reduce"]
+    reduced = schedule.totals(hlo.parse(text)).collectives["all-reduce"]
     assert reduced.count == 1
-    assert reduced.bytes == reduced.across_slices == 16 * 4  # 2 x (2 - 1) / 2
+    assert reduced.bytes == 16 * 4 * 2 * 3 / 4
+    assert reduced.across_slices == 0
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,17 @@ def test_traffic_across_slices(mesh):
         ("replica_groups=[2,2]<=[2,2]T(1,0), x", [(0, 2), (1, 3)]),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x", [(0, 1), (2, 3)]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [(0, 2), (1, 3)]),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x",
+            [(0, 2), (1, 3)],
+        ),
+        ("replica_groups=mesh['a'=2], device_ids=(1,0) {'a'}, x", [(1, 0)]),
         ("source_target_pairs={{0,1},{1,0}}, x", [(0, 1), (1, 0)]),
         ("channel_id=3", []),
     ],
 )
 def test_replica_groups(text, groups):
-    assert hlo.replica_groups(text) == groups
+    assert schedule.replica_groups(text) == groups
 
 
 def test_what_is_no_module_is_refused():
