@@ -152,7 +152,7 @@ def compiled_from_dict(raw: dict[str, Any]) -> Compiled:
 _SOURCES = (
     *("sharding.py", "types.py", "train/step.py", "train/state.py"),
     *("train/optimizer.py", "nn/*.py", "models/*.py", "losses/*.py"),
-    *("plan/compile.py", "plan/hlo.py"),
+    *("plan/compile.py", "plan/hlo.py", "plan/loops.py", "plan/schedule.py"),
 )
 
 

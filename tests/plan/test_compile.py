@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 
 import pytest
@@ -122,3 +123,34 @@ def test_scheduled_program_after_code_generation_is_preferred(tmp_path):
     second = tmp_path / "module_0001.jit_step.cl_1.after_codegen.txt"
     second.write_text("x")
     assert compile_lib.scheduled(tmp_path) == second
+
+
+def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path):
+    ran = []
+
+    def answer(case: compile_lib.Case, *, timeout: float) -> compile_lib.Compiled:
+        ran.append(case.rows)
+        status = compile_lib.FAILED if case.rows == 12 else compile_lib.FITS
+        return compile_lib.Compiled(status, seconds=case.rows)
+
+    monkeypatch.setattr(compile_lib, "_run", answer)
+    monkeypatch.setattr(
+        compile_lib.importlib.metadata, "version", lambda package: f"{package} 1"
+    )
+
+    def call(rows: int, kept: object = tmp_path) -> float:
+        case = compile_lib.Case(released(), "v5e:2x2", 1, "short", "train", rows)
+        return compile_lib.run(case, kept=kept).seconds
+
+    assert [call(4), call(4), call(8), call(4)] == [4, 4, 8, 4]
+    assert ran == [4, 8]
+    # A failure may be the machine's, so it is tried again.
+    assert [call(12), call(12), call(4, None)] == [12, 12, 4]
+    assert ran == [4, 8, 12, 12, 4]
+
+
+def test_kept_results_depend_on_all_code_that_reads_a_program():
+    package = pathlib.Path(compile_lib.__file__).parents[1]
+    for module in ("hlo", "loops", "schedule", "compile"):
+        assert (package / "plan" / f"{module}.py").is_file()
+        assert f"plan/{module}.py" in compile_lib._SOURCES

@@ -72,7 +72,8 @@ def test_a_missing_topology_is_named():
 def fake(limit_rows: dict[str, int]):
     """A compiler under which a policy fits up to so many rows per chip."""
 
-    def run(case: compile_lib.Case) -> compile_lib.Compiled:
+    def run(case: compile_lib.Case, *, kept: object) -> compile_lib.Compiled:
+        assert kept is None
         rows = case.rows // 32
         need = 10 + rows
         memory = compile_lib.Memory(

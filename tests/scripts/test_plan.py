@@ -21,7 +21,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = f"""
 import sys
 from mpo_jax.plan import compile as compile_lib
-def answer(case):
+def answer(case, *, kept):
     memory = compile_lib.Memory(params=2**30, needed=20 * 2**30, granted=16 * 2**30)
     if case.topology.startswith("v5e"):
         return compile_lib.Compiled(compile_lib.TOO_LARGE, "x", memory=memory)
