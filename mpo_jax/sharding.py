@@ -150,6 +150,21 @@ def platform() -> str:
     return jax.default_backend() if device is None else str(device.platform)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """XLA options of every large program on this mesh.
+
+    On a TPU the partitioner would turn a product with a sharded weight into a ring of
+    small products that overlap with its gathering. With weights sharded along their
+    width over many chips, such a product contracts 128 columns and adds to the whole
+    result in HBM each time: by the scheduler's cycles, 1.7 to 1.9 times slower than
+    gathering first (docs/planning.md). So the size from which it does so is set out of
+    reach.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
 def data_shards(mesh: Mesh) -> int:
     """Number of ways in which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

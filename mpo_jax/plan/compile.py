@@ -61,6 +61,9 @@ class Case:
       shape: ``short`` or ``long`` row shape.
       step: ``train`` or ``reference``.
       rows: rows of the global batch.
+      quick: stop when memory is assigned, before code is generated. That is most of the
+        compiler's time; left out are the code's size, the scheduler's cycles (so there
+        is a lower bound and no estimate) and errors of the code generator.
     """
 
     cfg: config_lib.RunConfig
@@ -69,6 +72,7 @@ class Case:
     shape: str
     step: str
     rows: int
+    quick: bool = False
 
     def to_json(self) -> str:
         """Inverse of :func:`case_from_json`."""
@@ -214,36 +218,47 @@ def _run(case: Case, *, timeout: float) -> Compiled:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # has no use here
         command = [sys.executable, "-m", __name__, str(directory)]
         start = time.monotonic()
-        try:
-            finished = subprocess.run(
-                command,
-                env=environment,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-                check=False,
+        log = directory / "log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
             )
-        except subprocess.TimeoutExpired:
-            return Compiled(FAILED, f"no result after {timeout:.0f} s", timeout)
+            try:
+                while process.poll() is None:
+                    if time.monotonic() - start > timeout:
+                        return Compiled(FAILED, f"no result after {timeout:.0f} s")
+                    if case.quick and assigned(directory / "dump"):
+                        break
+                    time.sleep(0.2)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        seconds = time.monotonic() - start
         result = directory / "result.json"
         if result.is_file():
             raw = json.loads(result.read_text(encoding="utf-8"))
             if "error" in raw:
                 raise ValueError(raw["error"])
             return compiled_from_dict(raw)
-    seconds = time.monotonic() - start
-    return Compiled(FAILED, _last_words(finished), seconds)
+        held = directory / "held.json"
+        if case.quick and held.is_file() and assigned(directory / "dump"):
+            memory = Memory(**json.loads(held.read_text(encoding="utf-8")))
+            return _from_report(directory / "dump", case, memory, seconds)
+        words = _last_words(
+            process.returncode, log.read_text(encoding="utf-8", errors="replace")
+        )
+    return Compiled(FAILED, words, seconds)
 
 
-def _last_words(finished: subprocess.CompletedProcess[str]) -> str:
+def _last_words(status: int, log: str) -> str:
     """Why a process died: the failed check of the compiler, else its last line."""
-    lines = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in lines:
         if "Check failed" in line:
             return f"the compiler aborted: {line[line.index('Check failed') :][:300]}"
     last = lines[-1][:300] if lines else "no output"
-    return f"process ended with status {finished.returncode}: {last}"
+    return f"process ended with status {status}: {last}"
 
 
 def mesh_shape(
@@ -306,6 +321,10 @@ def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
     mesh = sharding.make_mesh(**sizes, devices=list(described.devices))
     start = time.monotonic()
     built, arguments, memory = _program(case, model, mesh)
+    if case.quick:
+        memory = dataclasses.replace(memory, granted=granted(mesh))
+        text = json.dumps(dataclasses.asdict(memory))
+        (dump.parent / "held.json").write_text(text, encoding="utf-8")
     with jax.set_mesh(mesh):  # and nothing else: no operation can run on these devices
         lowered = built.lower(*arguments)
         try:
@@ -328,6 +347,34 @@ def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
         granted=granted(mesh),
     )
     return _read(dump, memory, seconds)
+
+
+def assigned(dump: pathlib.Path) -> bool:
+    """Has the compiler assigned memory, and written that down?"""
+    done = list(dump.glob("*jit_step*.after_optimizations_after_buffer_*.txt"))
+    return bool(done) and time.time() - done[0].stat().st_mtime > 1.0
+
+
+def _from_report(
+    dump: pathlib.Path, case: Case, held: Memory, seconds: float
+) -> Compiled:
+    """Result from the compiler's report on memory, where it was stopped after that."""
+    (report,) = dump.glob("*jit_step*-memory-usage-report.txt")
+    total = re.search(r"Total bytes: (\d+)", report.read_text(encoding="utf-8"))
+    if total is None:
+        raise ValueError(f"the compiler's report has no total: {report}")
+    needed = int(total.group(1))
+    arguments = held.params + held.optimiser + held.batch
+    memory = dataclasses.replace(held, temporaries=needed - arguments, needed=needed)
+    return _read(dump, memory, seconds)
+
+
+def write(directory: pathlib.Path, result: Compiled | dict[str, str]) -> None:
+    """Leave a result for :func:`run`, whole or not at all."""
+    raw = result if isinstance(result, dict) else dataclasses.asdict(result)
+    temporary = directory / "result.tmp"
+    temporary.write_text(json.dumps(raw), encoding="utf-8")
+    temporary.rename(directory / "result.json")
 
 
 def _not_compiled(message: str, memory: Memory, seconds: float) -> Compiled:
@@ -416,6 +463,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
         transform=transform,
         schedule=schedule,
         out_shardings=state.shardings_of(abstract),
+        compiler_options=sharding.compiler_options(mesh),
     )
     online = abstract.params if cfg.reference.mode == "online" else None
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -520,12 +568,9 @@ def main() -> None:
     directory = parser.parse_args().directory
     case = case_from_json((directory / "case.json").read_text(encoding="utf-8"))
     try:
-        result = dataclasses.asdict(compile_here(case, directory / "dump"))
+        write(directory, compile_here(case, directory / "dump"))
     except (ValueError, FileNotFoundError) as error:
-        result = {"error": str(error)}
-    temporary = directory / "result.tmp"
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.rename(directory / "result.json")
+        write(directory, {"error": str(error)})
 
 
 if __name__ == "__main__":

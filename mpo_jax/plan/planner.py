@@ -33,6 +33,7 @@ class Request:
       steps: of ``train`` and ``reference``; the latter only where a run has one.
       rows_per_chip: rows per data shard and micro-batch; 0 takes what a run would:
         ``rows.rows_per_batch``, or enough for ``rows.pairs_per_batch``.
+      quick: memory and lower bound only (``compile.Case``).
     """
 
     name: str
@@ -42,6 +43,7 @@ class Request:
     shapes: tuple[str, ...] = ("short", "long")
     steps: tuple[str, ...] = ("train",)
     rows_per_chip: int = 0
+    quick: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Outcome:
             "rows": case.rows,
             "rows_per_chip": self.rows_per_chip,
             "remat": case.cfg.model.remat,
+            "accumulation": case.cfg.optim.accumulation,
+            "quick": case.quick,
             "model": case.cfg.model.path,
             "compiled": dataclasses.asdict(self.compiled),
             "estimate": None
@@ -184,7 +188,9 @@ def cases(
             if step == "reference":
                 some = max(rows // cfg.optim.accumulation // shards, 1) * shards
             yield (
-                compile_lib.Case(cfg, topology, request.slices, name, step, some),
+                compile_lib.Case(
+                    cfg, topology, request.slices, name, step, some, request.quick
+                ),
                 shards,
             )
 
@@ -293,10 +299,13 @@ def search(
 
 
 def best(outcomes: list[Outcome]) -> Outcome | None:
-    """Of trials that fit, the one with most pairs per second."""
-    fitting = [o for o in outcomes if o.fits and o.estimate is not None]
-    return max(
-        fitting,
-        key=lambda o: o.estimate.pairs_per_second if o.estimate else 0.0,
-        default=None,
-    )
+    """Of trials that fit, the one with most pairs per second.
+
+    By the estimate, or by the lower bound where trials were quick.
+    """
+
+    def rate(outcome: Outcome) -> float:
+        found = outcome.estimate
+        return found.pairs / (found.seconds or found.bound) if found else 0.0
+
+    return max((o for o in outcomes if o.fits), key=rate, default=None)

@@ -150,24 +150,27 @@ def words(outcome: Outcome) -> str:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The results as a table for a document."""
     lines = [
-        "| program | rows/chip | GiB needed of granted | bound s | estimate s, "
-        f"{estimate.NOT_MEASURED} | pairs/s | MFU | MFU ≤ | compile s |",
-        "| --- " + "| ---: " * 8 + "|",
+        "| program | rows/chip × micro-batches | remat | GiB needed of granted "
+        f"| bound s | estimate s, {estimate.NOT_MEASURED} | pairs/s | MFU | MFU ≤ "
+        "| compile s |",
+        "| --- " + "| ---: " * 9 + "|",
     ]
     for outcome in outcomes:
         found, held = outcome.estimate, outcome.compiled.memory
         times = ["–"] * 5
         if found is not None:
-            times = [
-                f"{found.bound:.3g}",
-                f"{found.seconds:.2g}",
-                f"{found.pairs_per_second:.2g}",
-                f"{found.mfu:.0%}",
-                f"{found.mfu_bound:.0%}",
-            ]
+            times[0], times[4] = f"{found.bound:.3g}", f"{found.mfu_bound:.0%}"
+        if found is not None and found.seconds:
+            times[1] = f"{found.seconds:.2g}"
+            times[2] = f"{found.pairs_per_second:.2g}"
+            times[3] = f"{found.mfu:.0%}"
         fits = f"{_gib(held.needed)} of {_gib(held.granted)}"
         if not outcome.fits:
             fits = f"**{outcome.compiled.status}**: {fits}"
-        cells = [label(outcome), f"{outcome.rows_per_chip:g}", fits, *times]
+        rows = f"{outcome.rows_per_chip:g}"
+        if outcome.case.cfg.optim.accumulation > 1:
+            rows += f" × {outcome.case.cfg.optim.accumulation}"
+        remat = outcome.case.cfg.model.remat
+        cells = [label(outcome), rows, remat, fits, *times]
         lines.append(f"| {' | '.join(cells)} | {outcome.compiled.seconds:.0f} |")
     return "\n".join(lines) + "\n"

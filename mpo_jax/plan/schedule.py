@@ -35,6 +35,7 @@ MOSAIC = "tpu_custom_call"
 Kernel = tuple[str, tuple[int, ...]]
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NO_ESTIMATE = 2**62  # the largest integer stands where the scheduler has none
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _BRANCHES = re.compile(
     r"(?:branch_computations=\{([^}]*)\}"
@@ -103,16 +104,22 @@ class _Walk:
     def __init__(self, module: Module):
         self.module = module
 
-    def computation(self, name: str, known: loops.Values) -> Totals:
+    def computation(
+        self, name: str, known: loops.Values, channels: set[str] | None = None
+    ) -> Totals:
         """Totals of one execution.
 
         Args:
           known: integer elements of the parameter tuple that are known.
+          channels: of collectives counted so far in this execution. An asynchronous
+            collective stands in several fusions (its start, what runs beside it, its
+            end), each time with the same channel.
         """
         result = Totals()
         computation = self.module.computations[name]
+        channels = set() if channels is None else channels
         for item in computation.instructions.values():
-            self._instruction(computation, item, known, result)
+            self._instruction(computation, item, known, result, channels)
         return result
 
     def _instruction(
@@ -121,6 +128,7 @@ class _Walk:
         item: Instruction,
         known: loops.Values,
         result: Totals,
+        channels: set[str],
     ) -> None:
         cycles = _CYCLES.search(item.rest)
         if cycles and int(cycles.group(1)) < _NO_ESTIMATE:
@@ -128,7 +136,7 @@ class _Walk:
         if item.opcode in ("dot", "convolution"):
             result.flops += product_flops(computation, item)
         elif item.opcode == "fusion" or item.opcode == "async-start":
-            inner = self.computation(item.called("calls") or "", {})
+            inner = self.computation(item.called("calls") or "", {}, channels)
             inner.cycles = 0.0  # the fusion's own estimate covers its inside
             result.add(inner, 1)
         elif item.opcode == "call":
@@ -151,8 +159,11 @@ class _Walk:
                 result.kernels[kernel] = result.kernels.get(kernel, 0.0) + 1
         else:
             kind = item.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
+            channel = _CHANNEL.search(item.rest)
+            if kind in COLLECTIVES and not (channel and channel.group(1) in channels):
                 self._collective(computation, item, kind, result)
+                if channel:
+                    channels.add(channel.group(1))
 
     def _loop(
         self,

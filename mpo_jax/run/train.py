@@ -124,6 +124,7 @@ def train(
             transform=transform,
             schedule=schedule,
             out_shardings=out_shardings,
+            compiler_options=sharding.compiler_options(run.mesh),
         )
         for shape in run.shapes
     ]

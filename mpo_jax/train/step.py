@@ -141,7 +141,11 @@ def build_logps_step(
         )
         return jnp.stack([result.chosen, result.rejected], axis=-1)
 
-    return jax.jit(step, out_shardings=sharding.batch_sharding(mesh))
+    return jax.jit(
+        step,
+        out_shardings=sharding.batch_sharding(mesh),
+        compiler_options=sharding.compiler_options(mesh),
+    )
 
 
 def build_eval_step(
@@ -187,6 +191,7 @@ def build_train_step(
     transform: optax.GradientTransformation,
     schedule: optax.Schedule,
     out_shardings: Any = None,
+    compiler_options: dict[str, str] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Build the jitted update for one row shape.
 
@@ -196,6 +201,9 @@ def build_train_step(
     first, the loss is differentiated with respect to them, and each micro-batch is then
     pulled back with its cotangents: exact, at the price of one more forward pass.
     Otherwise one pass suffices.
+
+    Args:
+      compiler_options: see ``sharding.compiler_options``.
 
     Returns:
       ``step(state, batch, key, reference) -> (state, metrics)``; `state` is donated.
@@ -315,7 +323,12 @@ def build_train_step(
         )
 
     shardings = None if out_shardings is None else (out_shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=shardings,
+        compiler_options=compiler_options,
+    )
 
 
 def _on_device(placements: Any) -> Any:
