@@ -9,7 +9,7 @@ causality by index lets it see its own prompt.
 backend        what it is
 =============  ==========================================================
 ``reference``  one einsum under the whole mask; the definition
-``blocks``     XLA, role by role, empty role blocks skipped
+``blocks``     XLA, some queries and heads at a time (``nn/blocks.py``)
 ``splash``     Pallas kernel for TPU (``nn/splash.py``); elsewhere interpreted
 ``cudnn``      cuDNN's flash kernel through ``jax.nn``, role by role; GPU, 16 bits
 ``auto``       splash on TPU, cudnn on GPU, blocks otherwise and in float32
@@ -18,6 +18,8 @@ backend        what it is
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,10 +29,9 @@ from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
 from mpo_jax import sharding
-from mpo_jax.nn import layers, splash
+from mpo_jax.nn import blocks, layers, splash
 
 BACKENDS = ("auto", "reference", "blocks", "splash", "cudnn")
-SAVED_NAME = splash.SAVED_NAME
 Roles = tuple[int, int, int]
 
 
@@ -114,7 +115,7 @@ def full_attention(
         preferred_element_type=jnp.float32,
     )
     out = (out / total).astype(query.dtype).reshape(grouped.shape)
-    out = ad_checkpoint.checkpoint_name(out, SAVED_NAME)
+    out = ad_checkpoint.checkpoint_name(out, layers.ATTENTION)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
@@ -133,6 +134,69 @@ def _cudnn_attention(
     )
 
 
+def _align_heads(
+    query: jax.Array, key: jax.Array, value: jax.Array, shards: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Repeat key/value heads and pad all heads until `shards` divides them.
+
+    Query head ``n`` must find its key/value head on its own shard. Where the number of
+    key/value heads does not divide, they are repeated as little as possible; where the
+    query heads do not divide either, zero heads are added (25 heads on 2 shards: 26).
+    """
+    heads, kv_heads = query.shape[2], key.shape[2]
+    if shards == 1 or kv_heads % shards == 0:
+        return query, key, value
+    groups = heads // kv_heads
+    repeat = groups
+    if heads % shards == 0:
+        repeat = next(
+            r
+            for r in range(1, groups + 1)
+            if groups % r == 0 and kv_heads * r % shards == 0
+        )
+    key, value = (jnp.repeat(x, repeat, axis=2) for x in (key, value))
+    missing = -key.shape[2] % shards
+    if missing:
+        widths = ((0, 0), (0, 0), (0, missing), (0, 0))
+        query, key, value = (jnp.pad(x, widths) for x in (query, key, value))
+    return query, key, value
+
+
+def per_device(
+    attend: Callable[..., jax.Array],
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None,
+) -> Float[Array, "B T N H"]:
+    """Run `attend` on every device's own rows and heads.
+
+    The partitioner cannot look into a kernel, and would gather what is looped over.
+    """
+    heads = query.shape[2]
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(query, key, value, segment_ids)
+    query, key, value = _align_heads(query, key, value, mesh.shape.get("tensor", 1))
+    spec = functools.partial(sharding.RULES.spec, mesh=mesh)
+    names = ("act_batch", "act_seq", "act_heads", None)
+    rows = None
+    if segment_ids is not None:
+        rows = spec(("act_batch", "act_seq"), segment_ids.shape)
+    inside = jax.shard_map(
+        attend,
+        in_specs=(
+            spec(names, query.shape),
+            spec(names, key.shape),
+            spec(names, value.shape),
+            rows,
+        ),
+        out_specs=spec(names, query.shape),
+        check_vma=False,
+    )
+    return inside(query, key, value, segment_ids)[:, :, :heads]
+
+
 def tile_attention(
     query: Float[Array, "n T N H"],
     key: Float[Array, "n T N H"],
@@ -142,17 +206,18 @@ def tile_attention(
 ) -> Float[Array, "n T N H"]:
     """Bidirectional attention within each image tile."""
     backend = resolve(backend, query.dtype)
-    if backend == "splash":
-        return splash.splash_attention(
-            query, key, value, None, roles=None, interpret=_interpret()
-        )
+    if backend == "reference":
+        return full_attention(query, key, value)
     if backend == "cudnn":
         return _cudnn_attention(query, key, value)
-    return full_attention(query, key, value)
+    return per_device(_inner(backend, roles=None), query, key, value, None)
 
 
-def _interpret() -> bool:
-    return sharding.platform() != "tpu"
+def _inner(backend: str, *, roles: Roles | None) -> Callable[..., jax.Array]:
+    if backend == "blocks":
+        return functools.partial(blocks.block_attention, roles=roles)
+    interpret = sharding.platform() != "tpu"
+    return functools.partial(splash.splash_attention, roles=roles, interpret=interpret)
 
 
 def packed_attention(
@@ -174,11 +239,9 @@ def packed_attention(
         static = jnp.asarray(role_mask(roles))
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         return full_attention(query, key, value, static[None] & same)
-    if backend == "splash":
-        return splash.splash_attention(
-            query, key, value, segment_ids, roles=roles, interpret=_interpret()
-        )
-    attend = _cudnn_attention if backend == "cudnn" else full_attention
+    if backend != "cudnn":
+        inner = _inner(backend, roles=roles)
+        return per_device(inner, query, key, value, segment_ids)
 
     prompt, chosen, rejected = roles
     prompts = slice(0, prompt)
@@ -201,5 +264,5 @@ def packed_attention(
             static = np.concatenate([np.ones((length, prompt), bool), static], 1)
         same = segment_ids[:, own, None] == pick(segment_ids)[:, None, :]
         mask = jnp.asarray(static)[None] & same
-        outputs.append(attend(query[:, own], pick(key), pick(value), mask))
+        outputs.append(_cudnn_attention(query[:, own], pick(key), pick(value), mask))
     return jnp.concatenate(outputs, axis=1)

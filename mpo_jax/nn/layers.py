@@ -18,6 +18,8 @@ from mpo_jax import sharding
 from mpo_jax.nn import params
 
 Axes = tuple[str | None, ...]
+ATTENTION = "attention"
+"""Name of what an attention layer keeps for its gradient under remat="attention"."""
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:

@@ -1,9 +1,7 @@
 """Splash attention (JAX's Pallas kernel for TPU) for packed rows and image tiles.
 
 The kernel takes a static mask, whose empty blocks it never visits, and dynamic segment
-ids. Everything around it is bookkeeping: lengths are padded to whole blocks, heads to
-what the ``tensor`` axis divides, and ``shard_map`` gives every device its own rows and
-heads, because the partitioner cannot look into a kernel.
+ids. Everything around it is bookkeeping: lengths are padded to whole blocks.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
-from mpo_jax import sharding
+from mpo_jax.nn import layers
 
 LANES = 128  # the kernel's blocks are multiples of the vector lane number
 MAX_BLOCK = 512
-SAVED_NAME = "attention"  # output and log-sum-exp, for remat="attention"
 
 
 class RoleMask(mask_lib.Mask):
@@ -87,34 +84,6 @@ def _kernel_mask(mask: RoleMask, heads: int) -> mask_lib.MultiHeadMask:
     return mask_lib.MultiHeadMask([mask] * heads)
 
 
-def _align_heads(
-    query: jax.Array, key: jax.Array, value: jax.Array, shards: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Repeat key/value heads and pad all heads until `shards` divides them.
-
-    Query head ``n`` must find its key/value head on its own shard. Where the number of
-    key/value heads does not divide, they are repeated as little as possible; where the
-    query heads do not divide either, zero heads are added (25 heads on 2 shards: 26).
-    """
-    heads, kv_heads = query.shape[2], key.shape[2]
-    if shards == 1 or kv_heads % shards == 0:
-        return query, key, value
-    groups = heads // kv_heads
-    repeat = groups
-    if heads % shards == 0:
-        repeat = next(
-            r
-            for r in range(1, groups + 1)
-            if groups % r == 0 and kv_heads * r % shards == 0
-        )
-    key, value = (jnp.repeat(x, repeat, axis=2) for x in (key, value))
-    missing = -key.shape[2] % shards
-    if missing:
-        widths = ((0, 0), (0, 0), (0, missing), (0, 0))
-        query, key, value = (jnp.pad(x, widths) for x in (query, key, value))
-    return query, key, value
-
-
 def splash_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
@@ -130,13 +99,11 @@ def splash_attention(
       segment_ids: None sees every token (of tiles).
       roles: ``(T_p, T_c, T_r)`` of packed rows; None is bidirectional.
       interpret: run the kernel's program on any platform, slowly (tests).
-    """
-    length, num_heads = query.shape[1], query.shape[2]
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else mesh.shape.get("tensor", 1)
-    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    query, key, value = _align_heads(query, key, value, shards)
 
+    Call it on one device's rows and heads (``attention.per_device``).
+    """
+    length = query.shape[1]
+    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     total = padded_length(length)
     extra = total - length
     if extra:
@@ -161,15 +128,15 @@ def splash_attention(
         block_kv_dq=size,
     )
 
-    def local(
+    def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
     ) -> jax.Array:
         kernel: Any = kernel_lib.make_splash_mha(
-            _kernel_mask(mask, q.shape[1]),
+            _kernel_mask(mask, q.shape[2]),
             block_sizes=blocks,
             head_shards=1,
             q_seq_shards=1,
-            residual_checkpoint_name=SAVED_NAME,
+            residual_checkpoint_name=layers.ATTENTION,
             interpret=interpret,
         )
 
@@ -179,23 +146,8 @@ def splash_attention(
             both = None if ids is None else kernel_lib.SegmentIds(q=ids, kv=ids)
             return kernel(q, k, v, segment_ids=both)
 
-        return jax.vmap(row, in_axes=(0, 0, 0, None if segments is None else 0))(
-            q, k, v, segments
-        )
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+        each = (0, 0, 0, None if segments is None else 0)
+        return jax.vmap(row, in_axes=each)(q, k, v, segments).transpose(0, 2, 1, 3)
 
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    if not mesh.empty:
-        spec = functools.partial(sharding.RULES.spec, mesh=mesh)
-        heads_spec = spec(("act_batch", "act_heads", None, None), query.shape)
-        kv_spec = spec(("act_batch", "act_heads", None, None), key.shape)
-        ids_spec = None
-        if segment_ids is not None:
-            ids_spec = spec(("act_batch", "act_seq"), segment_ids.shape)
-        local = jax.shard_map(
-            local,
-            in_specs=(heads_spec, kv_spec, kv_spec, ids_spec),
-            out_specs=heads_spec,
-            check_vma=False,
-        )
-    out = local(query, key, value, segment_ids)
-    return out.transpose(0, 2, 1, 3)[:, :length, :num_heads]
+    return attend(query, key, value, segment_ids)[:, :length]

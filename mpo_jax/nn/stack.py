@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jax import ad_checkpoint
 
-from mpo_jax.nn import attention
+from mpo_jax.nn import layers
 
 REMAT = ("none", "dots", "attention", "full", "offload")
 LAYER_INPUT = "layer_input"
@@ -36,7 +36,7 @@ def remat(fn: Callable[..., Any], *, policy: str) -> Callable[..., Any]:
     if policy == "dots":
         saved = policies.dots_with_no_batch_dims_saveable
     elif policy == "attention":
-        saved = policies.save_only_these_names(attention.SAVED_NAME)
+        saved = policies.save_only_these_names(layers.ATTENTION)
     elif policy == "full":
         saved = None
     elif policy == "offload":
