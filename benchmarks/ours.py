@@ -1,6 +1,6 @@
 """Our side of `step_vs_trl`: the true training step on packed rows of the same pairs.
 
-  python -m benchmarks.ours DIR RESULT --rows=1 --remat=none
+python -m benchmarks.ours DIR RESULT --rows=1 --remat=none
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import resource
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import count, workload
+from benchmarks import clock, count, workload
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hf
@@ -24,11 +22,6 @@ from mpo_jax.data import assembly, images
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
 from mpo_jax.train import optimizer, state, step
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def examples(
@@ -136,10 +129,8 @@ def run(
         record_ids=np.split(np.arange(len(pairs)), rows),
         ref_logps=np.split(np.zeros((len(pairs), 2)), rows),
     )
-    mesh = sharding.make_mesh(
-        data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]
-    )
-    base = peak_mib()
+    mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    base = clock.peak_mib()
     with jax.set_mesh(mesh):
         params = hf.load(
             directory / "original",
@@ -151,9 +142,10 @@ def run(
         batch = sharding.to_global(host, mesh)
         look = step.build_logps_step(model, cfg.model, shape, mesh)
         reference = jax.block_until_ready(look(params, batch))
-        start = time.perf_counter()
+        passes = clock.Clock()
+        passes.start()
         reference = jax.block_until_ready(look(params, batch))
-        reference_seconds = time.perf_counter() - start
+        passes.stop()
         host_reference = np.asarray(reference)
         batch = types.PackedBatch(**(vars(batch) | {"ref_logps": reference}))
         current = state.create(
@@ -168,14 +160,15 @@ def run(
         del params
         compiled = update.lower(current, batch, key, None).compile()
         memory = compiled.memory_analysis()
-        times, losses, norms = [], [], []
+        peak_before = clock.peak_mib()
+        watch, losses, norms = clock.Clock(), [], []
         for number in range(steps):
             if profile and number == steps - 1:
                 jax.profiler.start_trace(profile)
-            start = time.perf_counter()
+            watch.start()
             current, metrics = compiled(current, batch, key, None)
             jax.block_until_ready((current, metrics))
-            times.append(time.perf_counter() - start)
+            watch.stop()
             found = {k: float(a) / float(b) for k, (a, b) in metrics.items()}
             losses.append(found["loss"])
             norms.append(found["grad_norm"])
@@ -183,12 +176,12 @@ def run(
             jax.profiler.stop_trace()
     mask = np.asarray(host.pair_mask)
     return {
-        "seconds": times,
+        **watch.result(),
         "loss": losses,
         "grad_norm": norms,
         "logps_chosen": float(host_reference[mask][:, 0].mean()),
         "logps_rejected": float(host_reference[mask][:, 1].mean()),
-        "reference_seconds": reference_seconds,
+        "reference_seconds": passes.wall[0],
         "reference_flops": reference_flops,
         "flops": flops,
         "tokens": int(host.tokens.size),
@@ -197,7 +190,8 @@ def run(
         "row_shape": list(vars(shape).values()),
         "rows": rows,
         "options": options,
-        "peak_mib": peak_mib(),
+        "peak_mib": clock.peak_mib(),
+        "peak_before_step_mib": peak_before,
         "base_mib": base,
         "xla_mib": {
             "temporary": memory.temp_size_in_bytes / 2**20,

@@ -27,9 +27,7 @@ RELEASED_MAX = 6144  # tokens that the released 2.0 run pads or cuts a sequence 
 FLOPS_PER_S = 100e12
 
 
-def plan_of(
-    lengths: packing.Lengths, shapes: Sequence[types.RowShape]
-) -> packing.Plan:
+def plan_of(lengths: packing.Lengths, shapes: Sequence[types.RowShape]) -> packing.Plan:
     """A plan in which no row is empty: what the shapes do, not the batch size."""
     return packing.make_plan(
         lengths,
@@ -123,9 +121,7 @@ def candidates(total: int) -> list[types.RowShape]:
             for spare in (0, 128, 256, 384, 512):
                 tiles, left = divmod(prompt - spare, mix.TOKENS_PER_TILE)
                 if left < 128 and tiles >= 13:
-                    result.append(
-                        types.RowShape(prompt, chosen, rejected, tiles, 8)
-                    )
+                    result.append(types.RowShape(prompt, chosen, rejected, tiles, 8))
     return sorted(set(result), key=dataclasses.astuple)
 
 

@@ -16,14 +16,12 @@ import copy
 import importlib.metadata
 import json
 import pathlib
-import resource
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import layout, workload
+from benchmarks import clock, layout, workload
 
 
 def _import_torchvision() -> None:
@@ -42,11 +40,6 @@ def _import_torchvision() -> None:
             )
         _import_torchvision.library = library  # type: ignore[attr-defined]
     import torchvision  # noqa: F401
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def build_config(raw: dict[str, Any]) -> Any:
@@ -141,6 +134,8 @@ def processor(vocab_size: int) -> Any:
             crop_to_patches=True,
             min_patches=1,
             max_patches=12,
+            image_mean=[0.485, 0.456, 0.406],
+            image_std=[0.229, 0.224, 0.225],
         ),
         tokenizer=text,
         video_processor=transformers.InternVLVideoProcessor(),
@@ -177,6 +172,27 @@ def flop_counter() -> Any:
     return lib.FlopCounterMode(display=False, custom_mapping=mapping)
 
 
+class CountingClock(clock.Clock):
+    """Also counts the FLOPs of the first step, which is warm-up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter: Any = flop_counter()
+
+    def start(self) -> None:
+        if not self.wall:
+            self.counter.__enter__()
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        if len(self.wall) == 1:
+            self.counter.__exit__(None, None, None)
+
+    def result(self) -> dict[str, Any]:
+        return super().result() | {"flops": self.counter.get_total_flops()}
+
+
 def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any]:
     """TRL's DPOTrainer, its own collator, processor and fused head."""
     import datasets
@@ -185,7 +201,7 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
 
     raw = json.loads((directory / "original" / "config.json").read_text())
     pairs = workload.read(directory / "data")
-    base = peak_mib()
+    base = clock.peak_mib()
     model, reference = load(directory), load(directory).eval()
     records = [
         {
@@ -226,14 +242,14 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
         dataloader_num_workers=0,
         remove_unused_columns=False,
     )
-    times: list[float] = []
+    watch = CountingClock()
 
-    class Clock(transformers.TrainerCallback):
+    class Steps(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
+            watch.start()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter() - self.start)
+            watch.stop()
 
     trainer = trl.DPOTrainer(
         model=model,
@@ -241,18 +257,14 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
         args=args,
         train_dataset=data,
         processing_class=processor(raw["llm_config"]["vocab_size"]),
-        callbacks=[Clock()],
+        callbacks=[Steps()],
     )
     trainer.train()
-    peak = peak_mib()
+    peak = clock.peak_mib()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
 
     collate = trainer.data_collator
     inputs = [collate([copy.deepcopy(data[i])]) for i in range(len(pairs))]
-    prepared = [trainer._prepare_inputs(dict(one)) for one in inputs]
-    with flop_counter() as counter:
-        for one in prepared:
-            trainer.accelerator.backward(trainer.compute_loss(trainer.model, one))
     np.savez(
         directory / "trl_inputs.npz",
         **{f"ids_{i}": one["input_ids"].numpy() for i, one in enumerate(inputs)},
@@ -260,12 +272,11 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
         tiles=np.array([len(one["pixel_values"]) for one in inputs]),
     )
     return {
-        "seconds": times,
+        **watch.result(),
         "loss": [entry["loss"] for entry in history],
         "grad_norm": [entry["grad_norm"] for entry in history],
         "logps_chosen": history[0].get("logps/chosen"),
         "logps_rejected": history[0].get("logps/rejected"),
-        "flops": counter.get_total_flops(),
         "tokens": int(sum(one["input_ids"].numel() for one in inputs)),
         "tiles": int(sum(len(one["pixel_values"]) for one in inputs)),
         "peak_mib": peak,
@@ -309,7 +320,7 @@ def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
                 "pixel_values": torch.cat([pixels, pixels]),
             }
         )
-    base = peak_mib()
+    base = clock.peak_mib()
     model, reference = load(directory), load(directory).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6, weight_decay=0.05)
 
@@ -334,22 +345,18 @@ def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
         loss.backward()
         return float(loss.detach())
 
-    times, losses = [], []
+    watch, losses = CountingClock(), []
     for _ in range(steps):
-        start = time.perf_counter()
+        watch.start()
         losses.append(sum(backward(one) for one in batches))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - start)
-    peak = peak_mib()
-    with flop_counter() as counter:
-        for one in batches:
-            backward(one)
+        watch.stop()
+    peak = clock.peak_mib()
     return {
-        "seconds": times,
+        **watch.result(),
         "loss": losses,
-        "flops": counter.get_total_flops(),
         "tokens": int(sum(one["input_ids"].numel() for one in batches)),
         "tiles": int(sum(len(one["pixel_values"]) for one in batches)),
         "peak_mib": peak,
