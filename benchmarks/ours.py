@@ -24,13 +24,27 @@ from mpo_jax.models import internvl
 from mpo_jax.train import optimizer, state, step
 
 
+def example(
+    pair: workload.Pair, tiles: np.ndarray, *, tokens_per_tile: int
+) -> types.Example:
+    """A pair encoded once; `tiles` are uint8 ``[m, S, S, 3]``."""
+    prompt = pair.prompt_ids(tokens_per_tile)
+    sides = []
+    for side in ("chosen", "rejected"):
+        labels = pair.response_ids(side).astype(np.int32)
+        tokens = np.append(prompt[-1:], labels[:-1]).astype(np.int32)
+        sides += [tokens, labels, np.ones(len(labels), bool)]
+    return types.Example(
+        prompt[:-1].astype(np.int32), *sides, tiles=tiles, num_tiles=pair.tiles
+    )
+
+
 def examples(
     directory: pathlib.Path, *, tokens_per_tile: int, image_size: int
 ) -> list[types.Example]:
-    """The pairs of the workload, encoded once each."""
+    """The pairs of the workload with the tiles of their images."""
     result = []
     for file, pair in workload.read(directory):
-        prompt = pair.prompt_ids(tokens_per_tile)
         image = images.open_image(file, max_pixels=100_000_000)
         tiles = images.tile(
             image,
@@ -39,19 +53,7 @@ def examples(
             image_size=image_size,
             use_thumbnail=True,
         )
-        sides = []
-        for side in ("chosen", "rejected"):
-            labels = pair.response_ids(side).astype(np.int32)
-            tokens = np.append(prompt[-1:], labels[:-1]).astype(np.int32)
-            sides += [tokens, labels, np.ones(len(labels), bool)]
-        result.append(
-            types.Example(
-                prompt[:-1].astype(np.int32),
-                *sides,
-                tiles=np.asarray(tiles),
-                num_tiles=pair.tiles,
-            )
-        )
+        result.append(example(pair, tiles, tokens_per_tile=tokens_per_tile))
     return result
 
 

@@ -47,6 +47,13 @@ def build_config(raw: dict[str, Any]) -> Any:
     import transformers
 
     vision, text = raw["vision_config"], raw["llm_config"]
+    # InternLM2 without biases is Llama's decoder under other names.
+    kind = text["architectures"][0]
+    decoder = (
+        transformers.Qwen2Config
+        if kind == "Qwen2ForCausalLM"
+        else transformers.LlamaConfig
+    )
     return transformers.InternVLConfig(
         vision_config=transformers.InternVLVisionConfig(
             hidden_size=vision["hidden_size"],
@@ -62,7 +69,7 @@ def build_config(raw: dict[str, Any]) -> Any:
             use_absolute_position_embeddings=True,
             use_mean_pooling=True,
         ),
-        text_config=transformers.Qwen2Config(
+        text_config=decoder(
             vocab_size=text["vocab_size"],
             hidden_size=text["hidden_size"],
             intermediate_size=text["intermediate_size"],
@@ -288,6 +295,50 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
     }
 
 
+def logps(network: Any, one: dict[str, Any]) -> tuple[Any, Any]:
+    """Summed log-probs of (chosen, rejected) and trained tokens; logits everywhere."""
+    inputs = {k: v for k, v in one.items() if k != "labels"}
+    logits = network(**inputs, use_cache=False).logits.float()
+    labels = one["labels"][:, 1:]
+    trained = labels != -100
+    logits = logits[:, :-1].log_softmax(-1)
+    tokens = logits.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
+    return (tokens * trained).sum(1), trained.sum(1)
+
+
+def backward(model: Any, reference: Any, one: dict[str, Any], pairs: int) -> float:
+    """Add the gradient of one pair of `pairs`; returns its share of the loss."""
+    policy, counts = logps(model, one)
+    with torch.no_grad():
+        fixed, _ = logps(reference, one)
+    chosen, rejected = 0.1 * (policy - fixed)
+    log = torch.nn.functional.logsigmoid
+    loss = -0.8 * log(chosen - rejected)
+    loss = loss - 0.2 * (log(chosen) + log(-rejected))
+    loss = (loss - policy[0] / counts[0]) / pairs
+    loss.backward()
+    return float(loss.detach())
+
+
+def duplicated(pair: workload.Pair, pixels: Any) -> dict[str, Any]:
+    """A pair as two sequences padded at the right, its pixels twice."""
+    prompt = pair.prompt_ids(256)
+    sides = [pair.response_ids(side) for side in ("chosen", "rejected")]
+    width = len(prompt) + max(len(side) for side in sides)
+    ids, mask = np.zeros((2, width), np.int64), np.zeros((2, width), np.int64)
+    labels = np.full((2, width), -100, np.int64)
+    for row, side in enumerate(sides):
+        whole = np.concatenate([prompt, side])
+        ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+        labels[row, len(prompt) : len(whole)] = side
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(labels),
+        "pixel_values": torch.cat([pixels, pixels]),
+    }
+
+
 def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
     """Chosen and rejected as one batch, pixels twice, logits everywhere.
 
@@ -303,52 +354,17 @@ def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
         pixels = process.image_processor(
             [Image.open(file).convert("RGB")], return_tensors="pt"
         )["pixel_values"]
-        prompt = pair.prompt_ids(256)
-        sides = [pair.response_ids(side) for side in ("chosen", "rejected")]
-        width = len(prompt) + max(len(side) for side in sides)
-        ids, mask = np.zeros((2, width), np.int64), np.zeros((2, width), np.int64)
-        labels = np.full((2, width), -100, np.int64)
-        for row, side in enumerate(sides):
-            whole = np.concatenate([prompt, side])
-            ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
-            labels[row, len(prompt) : len(whole)] = side
-        batches.append(
-            {
-                "input_ids": torch.from_numpy(ids),
-                "attention_mask": torch.from_numpy(mask),
-                "labels": torch.from_numpy(labels),
-                "pixel_values": torch.cat([pixels, pixels]),
-            }
-        )
+        batches.append(duplicated(pair, pixels))
     base = clock.peak_mib()
     model, reference = load(directory), load(directory).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6, weight_decay=0.05)
 
-    def logps(network: Any, one: dict[str, Any]) -> tuple[Any, Any]:
-        inputs = {k: v for k, v in one.items() if k != "labels"}
-        logits = network(**inputs, use_cache=False).logits.float()
-        labels = one["labels"][:, 1:]
-        trained = labels != -100
-        logits = logits[:, :-1].log_softmax(-1)
-        tokens = logits.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
-        return (tokens * trained).sum(1), trained.sum(1)
-
-    def backward(one: dict[str, Any]) -> float:
-        policy, counts = logps(model, one)
-        with torch.no_grad():
-            fixed, _ = logps(reference, one)
-        chosen, rejected = 0.1 * (policy - fixed)
-        log = torch.nn.functional.logsigmoid
-        loss = -0.8 * log(chosen - rejected)
-        loss = loss - 0.2 * (log(chosen) + log(-rejected))
-        loss = (loss - policy[0] / counts[0]) / len(batches)
-        loss.backward()
-        return float(loss.detach())
-
     watch, losses = CountingClock(), []
     for _ in range(steps):
         watch.start()
-        losses.append(sum(backward(one) for one in batches))
+        losses.append(
+            sum(backward(model, reference, one, len(batches)) for one in batches)
+        )
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
