@@ -205,7 +205,8 @@ def run_torch(
         model = transformers.InternVLForConditionalGeneration(config).float().train()
         reference = transformers.InternVLForConditionalGeneration(config)
     reference.load_state_dict(model.state_dict())
-    reference = reference.to(device, torch.bfloat16).eval().requires_grad_(False)
+    reference.to(device=device, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    reference.eval().requires_grad_(False)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=5e-6, weight_decay=0.05, fused=cuda

@@ -39,7 +39,7 @@ def _import_torchvision() -> None:
                 f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             )
         _import_torchvision.library = library  # type: ignore[attr-defined]
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 def build_config(raw: dict[str, Any]) -> Any:
@@ -202,9 +202,9 @@ class CountingClock(clock.Clock):
 
 def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any]:
     """TRL's DPOTrainer, its own collator, processor and fused head."""
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
     import transformers
-    import trl
+    import trl  # pyright: ignore[reportMissingImports]
 
     raw = json.loads((directory / "original" / "config.json").read_text())
     pairs = workload.read(directory / "data")

@@ -19,6 +19,7 @@ from benchmarks import (
     mix,
     ours,
     packing,
+    plot,
     sizes,
     step_vs_trl,
     workload,
@@ -278,3 +279,14 @@ def test_clock_leaves_out_the_first_step():
     assert clock.warm([9.0, 1.0, 2.0]) == 1.5
     assert clock.warm([None, None]) is None
     assert clock.peak_mib() > 1
+
+
+def test_plot_takes_the_ratios_of_all_files(tmp_path):
+    values = {key: 2.0 for key in plot.QUANTITIES}
+    case = {"summary": {"ours": {}, "trl": {"ratio": values | {"tokens": 1.0}}}}
+    found = plot.ratios([{"layers": 1, "7 tiles": case}])
+    assert found == {"7 tiles\ntrl": values}
+    plot.draw(found, tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no ratios"):
+        plot.ratios([{"layers": 1}])
