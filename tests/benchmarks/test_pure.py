@@ -91,7 +91,7 @@ def test_jaxpr_count_agrees_with_the_formula():
 
     def forward(tree: params.Params) -> jax.Array:
         found = step.policy_logps(
-            model, tree, host, shape=packed.SHAPE, compute=compute, logps_chunk=0
+            model, tree, host, shape=packed.SHAPE, compute=compute
         )
         return found.chosen
 
