@@ -58,7 +58,12 @@ def recipe_fill() -> dict[str, float]:
 
 
 def prepare(
-    directory: pathlib.Path, python: pathlib.Path, raw: dict[str, Any], *, tiles: int
+    directory: pathlib.Path,
+    python: pathlib.Path,
+    raw: dict[str, Any],
+    *,
+    tiles: int,
+    pairs: int,
 ) -> None:
     """Pairs and weights on disk."""
     (directory / "original").mkdir(parents=True, exist_ok=True)
@@ -66,7 +71,7 @@ def prepare(
     text = json.dumps(raw, indent=2)
     workload.write(
         directory / "data",
-        pairs=WORK[tiles][0],
+        pairs=pairs,
         tiles=tiles,
         vocab_size=raw["llm_config"]["vocab_size"],
     )
@@ -90,13 +95,14 @@ def measure(
     python: pathlib.Path,
     *,
     tiles: int,
+    pairs: int,
+    rows: int,
     steps: int,
     options: dict[str, Any],
     who: Sequence[str],
 ) -> dict[str, Any]:
     """Results of the trainers asked for, by name."""
     results = {}
-    pairs, rows = WORK[tiles]
     for name in who:
         file = directory / f"{name}_{tiles}.json"
         print(f"{tiles} tiles, {pairs} pairs: {name}", flush=True)
@@ -232,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiles", type=int, nargs="*", default=[1, 7, 13])
     parser.add_argument("--steps", type=int, default=3, help="the first is left out")
+    parser.add_argument("--pairs", type=int, default=0, help="of an update; 0: WORK")
+    parser.add_argument("--pack_rows", type=int, default=1, help="rows of --pairs")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocab_size", type=int, default=0, help="0: share as in 1B")
     parser.add_argument(
@@ -250,17 +258,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary: dict[str, Any] = {}
     content: dict[str, Any] = {"vocab_size": vocab_size, "layers": args.layers}
     for tiles in args.tiles:
-        prepare(directory, python, raw, tiles=tiles)
+        pairs, rows = WORK[tiles]
+        if args.pairs:
+            pairs, rows = args.pairs, args.pack_rows
+        prepare(directory, python, raw, tiles=tiles, pairs=pairs)
         results = measure(
             directory,
             python,
             tiles=tiles,
+            pairs=pairs,
+            rows=rows,
             steps=args.steps,
             options=args.options,
             who=args.who,
         )
         case = f"{tiles} tile{'s' if tiles > 1 else ''}"
-        summary[case] = summarise(results, pairs=WORK[tiles][0])
+        summary[case] = summarise(results, pairs=pairs)
         content[case] = {
             "difference": check_same_work(results, directory),
             "summary": summary[case],
