@@ -106,6 +106,7 @@ def run_ours(
     cfg = config_lib.RunConfig()
     for name, value in ({"drop_path": 0.0} | options).items():
         setattr(cfg.model, name, value)
+    cfg.optim.warmup_fraction = 0.0  # the first rate of a warm-up is 0
     model = internvl.InternVL(model_config.from_hf(raw))
     shape = types.RowShape(*work["shape"])
     transform, schedule = optimizer.build(cfg.optim, 1_000_000)
