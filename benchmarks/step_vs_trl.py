@@ -98,6 +98,7 @@ def measure(
     pairs: int,
     rows: int,
     steps: int,
+    fill: dict[str, float],
     options: dict[str, Any],
     who: Sequence[str],
 ) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def measure(
         print(f"{tiles} tiles, {pairs} pairs: {name}", flush=True)
         if name == "ours":
             command = [sys.executable, "-m", "benchmarks.ours", directory, file]
-            command += [f"--rows={rows}", f"--fill={json.dumps(recipe_fill())}"]
+            command += [f"--rows={rows}", f"--fill={json.dumps(fill)}"]
             command += [f"--options={json.dumps(options)}"]
         else:
             command = [python, "-m", "benchmarks.peer", name, directory, file]
@@ -240,6 +241,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3, help="the first is left out")
     parser.add_argument("--pairs", type=int, default=0, help="of an update; 0: WORK")
     parser.add_argument("--pack_rows", type=int, default=1, help="rows of --pairs")
+    parser.add_argument(
+        "--snug",
+        action="store_true",
+        help="budgets that these pairs fill, instead of the recipe's mean slack",
+    )
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocab_size", type=int, default=0, help="0: share as in 1B")
     parser.add_argument(
@@ -256,7 +262,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     vocab_size = raw["llm_config"]["vocab_size"]
     directory = (args.work / f"slice_{args.layers}_{vocab_size}").absolute()
     summary: dict[str, Any] = {}
-    content: dict[str, Any] = {"vocab_size": vocab_size, "layers": args.layers}
+    fill = recipe_fill()
+    if args.snug:
+        fill = dict.fromkeys(fill, 1.0)
+    content: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "layers": args.layers,
+        "fill": fill,
+    }
     for tiles in args.tiles:
         pairs, rows = WORK[tiles]
         if args.pairs:
@@ -269,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             pairs=pairs,
             rows=rows,
             steps=args.steps,
+            fill=fill,
             options=args.options,
             who=args.who,
         )
@@ -280,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "raw": results,
         }
     print("\n" + show(summary))
-    name = "_".join(str(t) for t in args.tiles)
+    name = "_".join(str(t) for t in args.tiles) + ("_snug" if args.snug else "")
     out = args.out or args.work / f"step_vs_trl_{vocab_size}_{name}.json"
     report.write(out, content)
 
