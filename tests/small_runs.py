@@ -86,6 +86,15 @@ def start_training(
     )
 
 
+def output_of(process: subprocess.Popen, *, timeout: float = 300) -> str:
+    """Wait for a training; one that takes too long does not outlive the test."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
 def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     """Deterministic metrics by step (times left out)."""
     lines = {}

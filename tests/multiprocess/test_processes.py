@@ -26,7 +26,7 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     cfg.data.cache_dir = str(tmp_path / "data")
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     one = helpers.start_training(root, world, path, tmp_path / "one", devices=1)
-    output, _ = one.communicate(timeout=300)
+    output = helpers.output_of(one)
     assert one.returncode == 0, output
 
     address = f"localhost:{free_port()}"
@@ -43,13 +43,17 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
         )
         for i in range(processes)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
+    try:
+        outputs = [helpers.output_of(process) for process in started]
+    finally:
+        for process in started:  # one that failed leaves the other waiting
+            process.kill()
     assert [process.returncode for process in started] == [0] * processes, outputs
     # The same run as if it had been stopped after step 2, gone on with by one process.
     shutil.copytree(tmp_path / "many", tmp_path / "fewer")
     shutil.rmtree(tmp_path / "fewer/checkpoints/3")
     fewer = helpers.start_training(root, world, path, tmp_path / "fewer", devices=2)
-    output, _ = fewer.communicate(timeout=300)
+    output = helpers.output_of(fewer)
     assert fewer.returncode == 0, output
     assert "after step 2" in output
     expected = helpers.losses(tmp_path / "one")
