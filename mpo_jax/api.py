@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpo_jax.convert import hf, hub
+from mpo_jax.convert import files, hf, hub
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params as params_lib
 
@@ -84,7 +84,7 @@ class InternVL:
         found = hub.locate(source, revision=revision)
         model = internvl.InternVL(config.load(found.files))
         if img_context_token_id is None:
-            img_context_token_id = hub.special_token_id(found.files, IMG_CONTEXT)
+            img_context_token_id = files.special_token_id(found.files, IMG_CONTEXT)
         return cls(
             model,
             hub.load_params(found, model, dtype=dtype),

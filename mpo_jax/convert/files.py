@@ -101,3 +101,40 @@ def new_directory(
         raise
     if replaced is not None:
         shutil.rmtree(replaced)
+
+
+def special_token_id(directory: str | pathlib.Path, token: str) -> int | None:
+    """Id of an added token, from the tokenizer files of a directory; None if unknown.
+
+    Raises:
+      ValueError: if a file is malformed, or two files give different ids.
+    """
+    found: dict[str, int] = {}
+    for name, read in _ADDED_TOKENS.items():
+        file = pathlib.Path(directory) / name
+        if not file.is_file():
+            continue
+        content = read_json(file)
+        try:
+            ids = read(content)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file}: unexpected content ({error!r})") from error
+        if token in ids:
+            found[name] = ids[token]
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{directory}: the files disagree about the id of {token}: {found}"
+        )
+    return next(iter(found.values()), None)
+
+
+# How each tokenizer file lists tokens that were added to the vocabulary.
+_ADDED_TOKENS = {
+    "added_tokens.json": lambda c: {str(k): int(v) for k, v in c.items()},
+    "tokenizer_config.json": lambda c: {
+        str(v["content"]): int(k) for k, v in c.get("added_tokens_decoder", {}).items()
+    },
+    "tokenizer.json": lambda c: {
+        str(v["content"]): int(v["id"]) for v in c.get("added_tokens", [])
+    },
+}
