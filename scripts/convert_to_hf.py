@@ -16,6 +16,11 @@ tokenizer are written, no code is. Without the flag it is the layout of that mod
 training run names the model by itself; where it is gone, name a directory or hub id
 with `--hf_files`.
 
+`--verify` reads the export back before it appears: every tensor is compared, and torch
+(which must be installed) loads it into transformers' own class and must give our logits
+and greedy tokens. It needs both models in host memory in float32; any difference is an
+error.
+
 `--dtype=keep` gives every tensor the dtype that it had in the original files.
 `--dry_run` lists the tensors and the files they go to, and writes nothing.
 """
@@ -29,6 +34,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from mpo_jax.convert import command, files, hf, hub, layouts, table, writer
+from mpo_jax.convert import verify as verify_lib
 from mpo_jax.models import config, internvl
 
 
@@ -53,6 +59,7 @@ def export(
     layout: str | None,
     template: str,
     hf_files: str | None,
+    verify: bool,
     overwrite: bool,
 ) -> str:
     """Export, or only list where `dst` is None. Returns what to print.
@@ -77,6 +84,9 @@ def export(
         )
         with hub.fetching(found, model) as fetch:
             hf.write_weights(partial, fetch, model, dtypes, layout=layout)
+        if verify:
+            with hub.fetching(found, model) as fetch:
+                notes.append(verify_lib.check(partial, fetch, model))
     text = f"{pathlib.Path(dst)}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
     return "\n".join([text, *(f"note: {note}" for note in notes)])
 
@@ -96,4 +106,5 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "hf_files", None, "Directory or hub id with config.json, tokenizer and so on."
     )
-    command.run(export, names=("layout", "template", "hf_files"))
+    flags.DEFINE_bool("verify", False, "Compare with torch before it appears.")
+    command.run(export, names=("layout", "template", "hf_files", "verify"))

@@ -217,11 +217,12 @@ def to_hf(
     return (
         item
         for unit in table.units(model.cfg, layout)
-        for item in _tensors(unit, fetch)
+        for item in tensors_of(unit, fetch)
     )
 
 
-def _tensors(unit: table.Unit, fetch: Fetch) -> Iterator[tuple[str, np.ndarray]]:
+def tensors_of(unit: table.Unit, fetch: Fetch) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield ``(name, tensor)`` of a unit, from the parameters that it holds."""
     parts = tuple(fetch(path, unit.layer) for path in unit.row.paths)
     tensors = unit.row.transform.to_hf(parts)
     for name, tensor in zip(unit.names, tensors, strict=True):
@@ -300,7 +301,7 @@ def save(
     if jax.process_index() != 0:
         # Fetching is collective; the tensors are dropped here.
         for unit in table.units(model.cfg, layout):
-            collections.deque(_tensors(unit, fetch), maxlen=0)
+            collections.deque(tensors_of(unit, fetch), maxlen=0)
         return
     with files.new_directory(directory, overwrite=overwrite) as partial:
         if source_dir is not None:
@@ -324,6 +325,6 @@ def write_weights(
     out = writer.Writer(directory, shapes, dtypes, max_shard_bytes=max_bytes)
     for unit in table.units(model.cfg, layout):
         if out.pending(unit.names):
-            for name, tensor in _tensors(unit, fetch):
+            for name, tensor in tensors_of(unit, fetch):
                 out.put(name, tensor)
     out.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import tokenizers
@@ -36,6 +37,9 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
     """
     backend, roles, bos = _backend(source)
     backend.save(str(target / "tokenizer.json"))
+    if (source / "tokenizer.model").is_file():
+        # Transformers does not read it here; this project does, for exact ids.
+        shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
     video = next(t for t in _VIDEO_TOKENS if backend.token_to_id(t) is not None)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -45,6 +49,17 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
         "processor_class": "InternVLProcessor",
         "add_bos_token": bos,
         **roles,
+        "added_tokens_decoder": {
+            str(i): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for i, token in sorted(backend.get_added_tokens_decoder().items())
+        },
         "extra_special_tokens": {**IMAGE_ROLES, "video_token": video},
     }
     _write(target / "tokenizer_config.json", settings)
@@ -134,11 +149,15 @@ def _sentencepiece(
     order by id, which the original does not have, so rare words may be cut otherwise.
     """
     bpe = sentencepiece_bpe.SentencePieceBPE((source / "tokenizer.model").read_bytes())
-    vocab = {piece: i for i, piece in enumerate(bpe.pieces)}
+    added = chat.added_tokens()
+    # An added token may stand at the id of a piece, which it replaces.
+    names = {**dict(enumerate(bpe.pieces)), **{i: token for token, i, _ in added}}
+    vocab = {names[i]: i for i in range(len(bpe.pieces))}
+    merges = [pair for pair in bpe.merges() if {*pair, "".join(pair)} <= vocab.keys()]
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocab,
-            merges=bpe.merges(),
+            merges=merges,
             unk_token=roles.get("unk_token"),
             fuse_unk=True,
             byte_fallback=True,
@@ -156,9 +175,9 @@ def _sentencepiece(
     if bpe.dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(steps)
-    for token, i, special in chat.added_tokens():
-        added = tokenizers.AddedToken(token, normalized=False, special=special)
-        (backend.add_special_tokens if special else backend.add_tokens)([added])
+    for token, i, special in added:
+        entry = tokenizers.AddedToken(token, normalized=False, special=special)
+        (backend.add_special_tokens if special else backend.add_tokens)([entry])
         if backend.token_to_id(token) != i:
             raise ValueError(
                 f"{source}: added token {token!r} has id {i}; ids must follow on from "

@@ -86,7 +86,7 @@ def convert(forward: ModuleType, source: pathlib.Path, dst, **options) -> str:
 
 def export(backward: ModuleType, source: pathlib.Path, dst, **options) -> str:
     defaults = {"dtype": "keep", "hf_files": None, "overwrite": False}
-    defaults |= {"layout": None, "template": ""}
+    defaults |= {"layout": None, "template": "", "verify": False}
     return backward.export(str(source), dst, **(defaults | options))
 
 
