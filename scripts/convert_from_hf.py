@@ -9,8 +9,11 @@ transformers-native ('-hf') layout, or a hub id, which is downloaded. `--dst` ge
   hf/       config.json, tokenizer, remote code: what an export carries along
 
 Every tensor must be used exactly once and every parameter filled; otherwise nothing is
-written and all that is wrong is listed. The whole model is in host memory once: about
-16 GB for 8B in bfloat16. `--dry_run` lists the tensors and writes nothing.
+written and all that is wrong is listed. Weights pass through memory a tensor at a time;
+a run that was killed goes on where it was when it is started again, and `--dst` appears
+by a rename when all is written. `--dry_run` lists the tensors and writes nothing.
+`--new_tokens='<think>,</think>'` adds tokens to the tokenizer, and rows that are the
+mean of the old ones; train policy and reference from this checkpoint.
 `convert_to_hf.py` is the way back; with `--dtype=keep` on both the files are bit equal.
 """
 
@@ -21,9 +24,8 @@ import pathlib
 from absl import flags
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import command, files, hf, hub, source, table
+from mpo_jax.convert import command, files, hf, hub, source, stream, table, vocabulary
 from mpo_jax.models import config, internvl
-from mpo_jax.nn import params as params_lib
 
 
 def tensor_table(model: internvl.InternVL, dtypes: dict[str, str]) -> str:
@@ -43,7 +45,13 @@ def tensor_table(model: internvl.InternVL, dtypes: dict[str, str]) -> str:
 
 
 def convert(
-    src: str, dst: str | None, *, dtype: str, revision: str | None, overwrite: bool
+    src: str,
+    dst: str | None,
+    *,
+    dtype: str,
+    revision: str | None,
+    new_tokens: list[str],
+    overwrite: bool,
 ) -> str:
     """Convert, or only check and list where `dst` is None. Returns what to print.
 
@@ -55,16 +63,33 @@ def convert(
     if dst is None:
         hf.check_source(directory, model)
         return tensor_table(model, source.dtypes(directory))
-    with files.new_directory(dst, overwrite=overwrite) as partial:
-        params = hf.load(directory, model, dtype=dtype)
-        checkpoint.save_params(
-            partial / "params", params, metadata={"source": str(src), "dtype": dtype}
+    addition = vocabulary.plan(directory, tuple(new_tokens))
+    job = {"source": str(directory), "dtype": dtype, "new_tokens": new_tokens}
+    job |= {"of": files.fingerprint(directory)}
+    with (
+        source.opened(directory) as opened,
+        files.resumable_directory(dst, job=job, overwrite=overwrite) as (
+            partial,
+            progress,
+        ),
+    ):
+        source.account(opened, model.cfg)
+        stream.write(
+            partial / checkpoint.PARAMS,
+            opened,
+            model,
+            progress,
+            dtype=dtype,
+            metadata={"source": str(src), "dtype": dtype},
+            addition=addition,
         )
         carried = partial / hub.FILES
-        carried.mkdir()
+        carried.mkdir(exist_ok=True)
         files.copy_carried(directory, carried)
+        vocabulary.write_files(carried, model.cfg, addition)
         source.write_dtypes(carried, source.dtypes(directory))
-    count = params_lib.count(params)
+    larger = vocabulary.extended(model.cfg, addition)
+    count = sum(tensor.size for tensor in table.tensors(larger))
     return f"{pathlib.Path(dst)}: {count:,} parameters, dtype {dtype}"
 
 
@@ -75,4 +100,5 @@ if __name__ == "__main__":
         dtype_help="Stored dtype; keep is that of the source.",
     )
     flags.DEFINE_string("revision", None, "Branch, tag or commit of a hub id.")
-    command.run(convert, names=("revision",))
+    flags.DEFINE_list("new_tokens", [], "Texts that become tokens, comma separated.")
+    command.run(convert, names=("revision", "new_tokens"))

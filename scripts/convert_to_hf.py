@@ -21,6 +21,10 @@ with `--hf_files`.
 and greedy tokens. It needs both models in host memory in float32; any difference is an
 error.
 
+Weights pass through memory a tensor at a time. A run that was killed goes on, with the
+first file that it had not finished, when it is started again; `--dst` appears by a
+rename when everything is written.
+
 `--dtype=keep` gives every tensor the dtype that it had in the original files.
 `--dry_run` lists the tensors and the files they go to, and writes nothing.
 """
@@ -78,12 +82,18 @@ def export(
             carried = ", ".join(file.name for file in files.carried_files(found.files))
             lines.append(f"carried along from {found.files}: {carried}")
         return "\n".join(lines)
-    with files.new_directory(dst, overwrite=overwrite) as partial:
+    job = {"weights": str(found.weights), "files": str(found.files), "dtype": dtype}
+    job |= {"of": files.fingerprint(found.weights), "layout": layout}
+    job |= {"beside": files.fingerprint(found.files), "template": template}
+    with files.resumable_directory(dst, job=job, overwrite=overwrite) as (partial, _):
         notes = layouts.write_files(
             found.files, partial, layout=layout, dtype=dtype, template=template
         )
         with hub.fetching(found, model) as fetch:
-            hf.write_weights(partial, fetch, model, dtypes, layout=layout)
+            by_row = found.kind != "hf"
+            hf.write_weights(
+                partial, fetch, model, dtypes, layout=layout, by_row=by_row
+            )
         if verify:
             with hub.fetching(found, model) as fetch:
                 notes.append(verify_lib.check(partial, fetch, model))

@@ -43,6 +43,7 @@ HOMES = {
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
     "ml_collections": {"configs", "scripts"},
+    "tensorstore": {"convert.stream"},
     "torch": {"convert.verify"},
     "tensorflow": set(),
 }

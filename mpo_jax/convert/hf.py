@@ -319,11 +319,17 @@ def write_weights(
     *,
     layout: str,
     max_bytes: int = writer.SHARD_BYTES,
+    by_row: bool = False,
 ) -> None:
-    """Write weight files and index; files that are complete already are kept."""
+    """Write weight files and index; files that are complete already are kept.
+
+    Args:
+      by_row: ask for all layers of a parameter in a row, which fills all files at
+        once; else in the files' order, which finishes one after another.
+    """
     shapes = table.hf_shapes(model.cfg, layout)
     out = writer.Writer(directory, shapes, dtypes, max_shard_bytes=max_bytes)
-    for unit in table.units(model.cfg, layout):
+    for unit in table.units(model.cfg, layout, by_row=by_row):
         if out.pending(unit.names):
             for name, tensor in tensors_of(unit, fetch):
                 out.put(name, tensor)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from huggingface_hub import errors as hub_errors
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import hf
+from mpo_jax.convert import files as files_lib
+from mpo_jax.convert import hf, stream
 from mpo_jax.convert import source as source_lib
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
@@ -56,10 +57,12 @@ def resolve(
 
     Raises:
       FileNotFoundError: if it is neither a directory nor an id that can be had.
+      ValueError: if it is the address of a bucket.
     """
     if not str(source):
         raise FileNotFoundError("no model is named; give a directory or a hub id")
     path = pathlib.Path(source)
+    files_lib.local(source)
     if path.is_dir():
         return path
     if path.exists():
@@ -136,14 +139,19 @@ def _files_of(directory: pathlib.Path) -> pathlib.Path:
 def fetching(found: Source, model: internvl.InternVL) -> Iterator[hf.Fetch]:
     """How to get layers of the parameters of a located model, for one export.
 
-    Released files are read tensor by tensor.
+    Released files are read tensor by tensor, checkpoints layer by layer (or parameter
+    by parameter: see ``stream.Reader``).
+
+    Raises:
+      ValueError: naming tensors or parameters that do not fit the model.
     """
     if found.kind == "hf":
         with source_lib.opened(found.weights) as opened:
             yield hf.fetch_source(opened, model)
         return
-    # float32 holds every stored dtype exactly.
-    yield hf.fetch_params(load_params(found, model, dtype="float32"), model)
+    # Headers only; names what is of another model.
+    checkpoint.check_params(found.weights, model.declared.shapes)
+    yield stream.Reader(found.weights)
 
 
 def load_params(

@@ -71,7 +71,9 @@ def write_files(
     if not file.is_file() or of_files(source) == layout:
         files.copy_carried(source, target)
         if (source / KEPT_DIRECTORY).is_dir():
-            shutil.copytree(source / KEPT_DIRECTORY, target / KEPT_DIRECTORY)
+            shutil.copytree(
+                source / KEPT_DIRECTORY, target / KEPT_DIRECTORY, dirs_exist_ok=True
+            )
         return []
     raw = files.read_json(file)
     try:
@@ -101,7 +103,7 @@ def _to_native(
         for path in source.glob(pattern):
             shutil.copyfile(path, target / path.name)
     kept = target / KEPT_DIRECTORY
-    kept.mkdir()
+    kept.mkdir(exist_ok=True)
     files.copy_carried(source, kept)
     return notes
 

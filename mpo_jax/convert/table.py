@@ -375,13 +375,20 @@ def groups(cfg: InternVLConfig, layout: str = ORIGINAL) -> tuple[Group, ...]:
     return *vision, *language, Group(projector)
 
 
-def units(cfg: InternVLConfig, layout: str = ORIGINAL) -> Iterator[Unit]:
-    """Every row at every layer, in the order of the released state dict."""
+def units(
+    cfg: InternVLConfig, layout: str = ORIGINAL, *, by_row: bool = False
+) -> Iterator[Unit]:
+    """Every row at every layer, in the order of the released state dict.
+
+    Args:
+      by_row: all layers of a row, then the next row.
+    """
     for group in groups(cfg, layout):
         layers = (None,) if group.layers is None else range(group.layers)
-        for layer in layers:
-            for row in group.rows:
-                yield Unit(row, layer)
+        if by_row:
+            yield from (Unit(row, layer) for row in group.rows for layer in layers)
+        else:
+            yield from (Unit(row, layer) for layer in layers for row in group.rows)
 
 
 def tensors(cfg: InternVLConfig, layout: str = ORIGINAL) -> Iterator[Tensor]:

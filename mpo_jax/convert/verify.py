@@ -91,7 +91,7 @@ def torch_model(directory: str | pathlib.Path, model: internvl.InternVL, token: 
     raw = files.read_json(directory / "config.json")
     kind = transformers.InternVLForConditionalGeneration
     if native_config.is_native(raw):
-        loaded, info = kind.from_pretrained(
+        loaded, info = kind.from_pretrained(  # type: ignore[misc]
             str(directory),
             dtype=torch.float32,
             output_loading_info=True,

@@ -180,7 +180,7 @@ def native_raw(**fields) -> dict:
 
 
 def test_native_class_defaults():
-    """What a native config leaves out is its own class's default, not the original's."""
+    """What a native config leaves out is the default of the native class."""
     cfg = config.from_hf(native_raw())
     assert (cfg.vision.norm_type, cfg.vision.qkv_bias) == ("layer_norm", False)
     assert not cfg.vision.qk_normalization

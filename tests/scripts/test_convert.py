@@ -81,6 +81,7 @@ def source(tmp_path) -> pathlib.Path:
 
 def convert(forward: ModuleType, source: pathlib.Path, dst, **options) -> str:
     defaults = {"dtype": "keep", "revision": None, "overwrite": False}
+    defaults |= {"new_tokens": []}
     return forward.convert(str(source), dst, **(defaults | options))
 
 
