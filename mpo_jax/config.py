@@ -32,15 +32,20 @@ class ModelConfig:
     param_dtype: str = "float32"
     """Dtype in which trained parameters are kept."""
     remat: str = "full"
-    """Rematerialisation of each layer: ``none``, ``dots`` or ``full``."""
+    """Rematerialisation of each layer, from most memory to least: ``none``, ``dots``,
+    ``attention``, ``full``, ``offload`` (layer inputs in host memory)."""
     attention: str = "auto"
-    """Attention back end: ``auto``, ``reference`` (one einsum) or ``blocks``."""
+    """``auto`` is splash on TPU, cudnn on GPU, blocks (XLA) on CPU and in float32;
+    ``reference`` is one einsum."""
     drop_path: float = 0.1
     """ViT stochastic depth of the last layer (linear from 0), both sides share it."""
     vision_chunk: int = 0
-    """Tiles per ViT micro-batch and device batch row; 0 runs all tiles at once."""
-    logps_chunk: int = 512
-    """Response tokens per chunk in which logits exist; bounds their memory."""
+    """Tiles of a row per ViT micro-batch, 0 is all. Of a micro-batch only the tiles are
+    kept, unless `remat` is ``dots`` or ``attention``."""
+    logps_chunk: int = 0
+    """Response tokens of a row per chunk in which logits exist; 0 takes all at once."""
+    vocab_chunk: int = 8192
+    """Vocabulary entries for which logits exist at a time; 0 takes all at once."""
     freeze_vision: bool = False
     freeze_projector: bool = False
     freeze_language: bool = False
@@ -77,6 +82,9 @@ class DataConfig:
     """Threads per worker that decode and tile images."""
     prefetch: int = 2
     """Assembled batches kept ready per worker."""
+    prefetch_to_device: int = 1
+    """Global batches that a thread puts on the devices ahead; 0 puts them in between
+    steps."""
 
 
 @dataclasses.dataclass
@@ -102,7 +110,7 @@ class RowsConfig:
     """Row shapes and how many rows make a global batch."""
 
     short: RowShapeConfig = dataclasses.field(
-        default_factory=lambda: RowShapeConfig(4352, 1024, 1152, 16, 8)
+        default_factory=lambda: RowShapeConfig(4352, 896, 896, 16, 8)
     )
     long: RowShapeConfig = dataclasses.field(default_factory=RowShapeConfig)
     """Second shape for pairs that do not fit the first; batches never mix shapes."""
@@ -165,6 +173,8 @@ class OptimConfig:
     """Stop after this many steps; 0 runs all epochs. The schedule ends there too."""
     accumulation: int = 1
     """Micro-batches per step; loss and gradients do not depend on it."""
+    offload: bool = False
+    """Keep optimiser moments in host memory between updates (TPU, GPU)."""
 
 
 @dataclasses.dataclass
@@ -196,6 +206,10 @@ class LogConfig:
     plots: bool = True
     gate: bool = True
     """Check at step 0 that the preference part is what theory says, else stop."""
+    profile_start: int = 1
+    """First step of the trace that `profile_steps` asks for."""
+    profile_steps: int = 0
+    """Steps traced for xprof, into ``<workdir>/profile``; 0 traces none."""
 
 
 @dataclasses.dataclass
@@ -208,6 +222,9 @@ class RunConfig:
     seed: int = 0
     topology: str = ""
     """TPU slice that this recipe is meant for, e.g. ``v5e:16x16``."""
+    compile_cache: str = ""
+    """Directory of compiled programs; empty is ``<workdir>/compile_cache`` (unless
+    ``JAX_COMPILATION_CACHE_DIR`` names one), ``none`` keeps none."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     rows: RowsConfig = dataclasses.field(default_factory=RowsConfig)
@@ -230,9 +247,15 @@ class RunConfig:
         _choice("model.init", self.model.init, ("pretrained", "random"))
         _choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
         _choice("model.param_dtype", self.model.param_dtype, ("bfloat16", "float32"))
-        _choice("model.remat", self.model.remat, ("none", "dots", "full"))
         _choice(
-            "model.attention", self.model.attention, ("auto", "reference", "blocks")
+            "model.remat",
+            self.model.remat,
+            ("none", "dots", "attention", "full", "offload"),
+        )
+        _choice(
+            "model.attention",
+            self.model.attention,
+            ("auto", "reference", "blocks", "splash", "cudnn"),
         )
         _choice("reference.mode", self.reference.mode, REFERENCE_MODES)
         _choice("loss.delta", self.loss.delta, DELTA_MODES)
@@ -253,6 +276,7 @@ class RunConfig:
             "checkpoint.every_steps",
             "checkpoint.keep_last",
             "log.every_steps",
+            "log.profile_start",
             "rows.pairs_per_batch",
             "rows.row_multiple",
             "data.min_tiles",
@@ -266,11 +290,14 @@ class RunConfig:
             "seed",
             "model.vision_chunk",
             "model.logps_chunk",
+            "model.vocab_chunk",
             "optim.max_steps",
             "checkpoint.keep_every",
             "log.eval_every",
             "rows.rows_per_batch",
             "data.workers",
+            "data.prefetch_to_device",
+            "log.profile_steps",
             "data.index_workers",
             "optim.clip_norm",
             "optim.weight_decay",

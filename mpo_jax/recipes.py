@@ -13,17 +13,17 @@ def released_mpo() -> config.RunConfig:
     (paper section 7 and released scripts; the paper's text says warm-up 5 %). These are
     the defaults of ``RunConfig``; here stands what has no neutral default.
 
-    Row shapes: the short one holds three average pairs in 6,528 tokens, about what the
-    released 2.0 run gave one sequence (6,144). On lengths like MMPR's it fills 96 % of
-    the prompt budget, 94 % of the tiles, 77 % and 72 % of the response budgets. The
-    long one takes MMPR's longest responses (2,018 / 4,097 tokens), which the released
-    runs truncated.
+    Row shapes: the short one holds three average pairs in 6,144 tokens, what the
+    released 2.0 run gave one sequence, 12 blocks of the TPU kernel's 512. On lengths
+    like MMPR's it fills 94 % of the prompt budget and of the tiles, 73 % and 79 % of
+    the response budgets (benchmarks/packing.py). The long one takes MMPR's longest
+    responses (2,018 / 4,097 tokens), which the released runs truncated.
     """
     cfg = config.RunConfig()
     cfg.model.drop_path = 0.1
     cfg.model.vision_chunk = 8
     cfg.data.workers = 8
-    cfg.rows.short = config.RowShapeConfig(4352, 1024, 1152, 16, 8)
+    cfg.rows.short = config.RowShapeConfig(4352, 896, 896, 16, 8)
     cfg.rows.long = config.RowShapeConfig(4096, 2560, 4608, 16, 8)
     return cfg
 
@@ -39,7 +39,7 @@ def quickstart(stage: str) -> config.RunConfig:
     cfg.model.dtype = "float32"
     cfg.model.remat = "full"  # recomputing costs a CPU less than storing
     cfg.model.drop_path = 0.0
-    cfg.model.logps_chunk = 0
+    cfg.model.vocab_chunk = 0
     cfg.data.max_tiles = 1
     cfg.data.threads = 2
     cfg.rows.pairs_per_batch = 32

@@ -40,6 +40,7 @@ class Rules:
     norm: tuple[str, ...] = ()
     # Activations.
     act_batch: tuple[str, ...] = BATCH
+    act_data: tuple[str, ...] = ("data",)
     act_seq: tuple[str, ...] = ()
     act_embed: tuple[str, ...] = ()
     act_heads: tuple[str, ...] = ("tensor",)
@@ -137,6 +138,16 @@ def make_mesh(
     else:
         grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def platform() -> str:
+    """Platform that is compiled for: the current mesh's, else the default backend's.
+
+    Never ``jax.devices()``: ahead of time, the mesh is a TPU's on a machine without.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -1,5 +1,12 @@
 """Validate and measure every preference record: writes the index and the ledger.
 
+With ``--shards`` it first writes text and images into a few large ArrayRecord files
+(``docs/data.md``) and indexes those; ``--meta`` then names that folder in all later
+commands:
+
+    python scripts/prepare_data.py --meta=MMPR/meta.json --shards=/data/shards \\
+        --beam=--runner=DirectRunner,--direct_num_workers=8
+
 Example, with the tokenizer of a downloaded checkpoint:
 
     python scripts/prepare_data.py --meta=MMPR/meta.json --tokenizer=InternVL2-8B \\
@@ -26,10 +33,10 @@ from mpo_jax.data import examples, index_build, ledger, report
 from mpo_jax.data import index as indexes
 
 _DATA = config.DataConfig()
-META = flags.DEFINE_string("meta", None, "MMPR meta.json.", required=True)
-TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Directory of the tokenizer.", required=True
+META = flags.DEFINE_string(
+    "meta", None, "MMPR meta.json, or a folder of shards.", required=True
 )
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "Directory of the tokenizer.")
 OUT = flags.DEFINE_string("out", "", "Folder of the indexes; made if absent.")
 TEMPLATE = flags.DEFINE_string(
     "template",
@@ -63,21 +70,66 @@ RETRY = flags.DEFINE_list(
 )
 
 
-def template_name() -> str:
+SHARDS = flags.DEFINE_string(
+    "shards",
+    "",
+    "Write text and images into this folder as ArrayRecord shards first; without "
+    "--tokenizer, only that.",
+)
+NUM_SHARDS = flags.DEFINE_integer("num_shards", 0, "Shards of each kind; 0 is by size.")
+BEAM = flags.DEFINE_list(
+    "beam",
+    None,
+    "Write the shards with Beam, by these pipeline options, such as "
+    "--runner=DirectRunner.",
+)
+VERIFY = flags.DEFINE_bool(
+    "verify", False, "--meta names shards: read all of them and compare their hashes."
+)
+
+
+def write_shards() -> str:
+    """Write the shards that the flags describe; returns their folder."""
+    try:
+        from mpo_jax.data import shard_writer
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--shards needs {error.name}: pip install 'mpo-jax[shards]'"
+        ) from error
+    console = rich.console.Console(stderr=True)
+    store = shard_writer.write_shards(
+        META.value,
+        SHARDS.value,
+        reroot=REROOT.value,
+        max_text_bytes=MAX_BYTES.value,
+        num_shards=NUM_SHARDS.value,
+        beam_options=BEAM.value,
+        progress=lambda note: console.print(f"shards: {note}"),
+    )
+    console.print(f"shards  {store.directory}", markup=False, soft_wrap=True)
+    return str(store.directory)
+
+
+def template_name(tokenizer: str) -> str:
     """Template from the flag, else from config.json beside the tokenizer."""
     if TEMPLATE.value:
         return TEMPLATE.value
-    path = pathlib.Path(TOKENIZER.value) / "config.json"
+    path = pathlib.Path(tokenizer) / "config.json"
     name = json.loads(path.read_text()).get("template") if path.is_file() else None
     if not isinstance(name, str):
         raise ValueError(f"{path} names no template; give one with --template")
     return name
 
 
-def build(out: str) -> indexes.Index:
-    """Build the index that the flags describe, with a progress bar."""
+def build(out: str, meta: str = "") -> indexes.Index:
+    """Build the index that the flags describe, with a progress bar.
+
+    `meta` replaces ``--meta``: the folder of shards that were just written.
+    """
+    if not TOKENIZER.value:
+        raise app.UsageError("--tokenizer is required: a directory")
     policy = examples.EncodePolicy(
-        template=template_name(),
+        template=template_name(TOKENIZER.value),
         image_size=IMAGE_SIZE.value,
         tokens_per_tile=TOKENS.value,
         min_tiles=MIN_TILES.value,
@@ -106,11 +158,11 @@ def build(out: str) -> indexes.Index:
             )
 
         return indexes.build_index(
-            META.value,
+            meta or META.value,
             out,
             tokenizer_path=TOKENIZER.value,
             policy=policy,
-            reroot=REROOT.value,
+            reroot="" if meta else REROOT.value,
             max_text_bytes=MAX_BYTES.value,
             workers=WORKERS.value,
             retry=RETRY.value,
@@ -148,9 +200,19 @@ def stdout_console() -> rich.console.Console:
 
 def main(argv: list[str]) -> None:
     del argv
+    meta = ""
+    if VERIFY.value:
+        from mpo_jax.data import shard_writer
+
+        count = shard_writer.verify(META.value)
+        print(f"{count} shards are as they were written")
+    if SHARDS.value:
+        meta = write_shards()
+    if (SHARDS.value or VERIFY.value) and not (OUT.value or TOKENIZER.value):
+        return
     if not OUT.value:
         raise app.UsageError("--out is required: the folder of the indexes")
-    index = build(OUT.value)
+    index = build(OUT.value, meta)
     print_summary(index, stdout_console())
     if not len(index):
         sys.exit("no usable record: see the ledger")

@@ -30,11 +30,31 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run", require
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print config and plan, then stop before loading weights"
 )
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    "",
+    "START:COUNT traces COUNT steps from step START for xprof, into WORKDIR/profile; "
+    "the same as log.profile_start and log.profile_steps",
+)
+
+
+def set_profile(cfg: config_lib.RunConfig, window: str) -> None:
+    """Set the config's trace from START:COUNT.
+
+    Raises:
+      ValueError: it is malformed.
+    """
+    start, colon, count = window.partition(":")
+    if not (colon and start.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--profile={window!r}: write START:COUNT, such as 20:5")
+    cfg.log.profile_start, cfg.log.profile_steps = int(start), int(count)
 
 
 def main(argv: list[str]) -> None:
     del argv
     cfg: config_lib.RunConfig = _CONFIG.value
+    if _PROFILE.value:
+        set_profile(cfg, _PROFILE.value)
     cfg.validate()
     runtime.initialise()
     if _DRY_RUN.value:

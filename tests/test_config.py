@@ -69,6 +69,7 @@ WRONG: dict[str, tuple] = {
     "model.drop_path": (-0.1, 1.0, math.nan),
     "model.vision_chunk": ZERO,
     "model.logps_chunk": ZERO,
+    "model.vocab_chunk": ZERO,
     "data.meta": ("",),
     "data.reroot": ("/a", "/a=/b=/c"),
     "data.min_tiles": ONE,
@@ -79,6 +80,7 @@ WRONG: dict[str, tuple] = {
     "data.workers": ZERO,
     "data.threads": ONE,
     "data.prefetch": ONE,
+    "data.prefetch_to_device": ZERO,
     "rows.short.prompt_tokens": ONE,
     "rows.short.chosen_tokens": ONE,
     "rows.short.rejected_tokens": ONE,
@@ -120,11 +122,13 @@ WRONG: dict[str, tuple] = {
     "checkpoint.keep_every": ZERO,
     "log.every_steps": ONE,
     "log.eval_every": ZERO,
+    "log.profile_start": ONE,
+    "log.profile_steps": ZERO,
 }
 # Any text will do here; whether it names something is seen when it is opened.
 FREE_TEXT = {
     *("name", "topology", "data.eval_meta", "data.cache_dir", "data.tokenizer"),
-    *("data.template", "reference.path", "reference.cache"),
+    *("data.template", "reference.path", "reference.cache", "compile_cache"),
 }
 
 

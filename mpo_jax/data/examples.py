@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def build_example(
     *,
     policy: EncodePolicy,
     with_tiles: bool = True,
+    read: Callable[[str], bytes] = images.read_file,
 ) -> types.Example:
     """Encode a record: validate, tile its images, tokenise, split off the prompt.
 
@@ -75,6 +77,7 @@ def build_example(
       policy: what to encode.
       with_tiles: False leaves `tiles` empty (``[0, S, S, 3]``); images are decoded
         all the same, so that both ways refuse the same records.
+      read: gives the bytes of an image by its path.
 
     Returns:
       The example, however long; nothing is truncated.
@@ -95,7 +98,7 @@ def build_example(
             f"question has {placeholders} {template.PLACEHOLDER!r} for "
             f"{len(record.images)} images; they must be equal",
         )
-    tiles, counts = _load_tiles(record, policy, with_tiles)
+    tiles, counts = _load_tiles(record, policy, with_tiles, read)
     image_tokens = [count * policy.tokens_per_tile for count in counts]
 
     def encode(response: str) -> tuple[np.ndarray, np.ndarray]:
@@ -162,29 +165,34 @@ def _check_text(record: types.PreferenceRecord, chosen_only: bool) -> None:
 
 
 def _load_tiles(
-    record: types.PreferenceRecord, policy: EncodePolicy, with_tiles: bool
+    record: types.PreferenceRecord,
+    policy: EncodePolicy,
+    with_tiles: bool,
+    read: Callable[[str], bytes],
 ) -> tuple[np.ndarray, list[int]]:
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
     size = policy.image_size
-    tiles = [np.zeros((0, size, size, 3), np.uint8)]
     counts: list[int] = []
     limit = policy.max_tiles if record.max_tiles is None else record.max_tiles
     most = max(1, limit // max(1, len(record.images)))
-    fewest = min(policy.min_tiles, most)
+    how = {
+        "min_num": min(policy.min_tiles, most),
+        "max_num": most,
+        "image_size": size,
+        "use_thumbnail": policy.use_thumbnail,
+    }
+    opened = []
     for path in record.images:
-        image = images.open_image(path, max_pixels=policy.max_image_pixels)
-        how = {
-            "min_num": fewest,
-            "max_num": most,
-            "image_size": size,
-            "use_thumbnail": policy.use_thumbnail,
-        }
+        image = images.open_image(path, max_pixels=policy.max_image_pixels, read=read)
+        counts.append(images.tile_count(*image.size, **how))
         if with_tiles:
-            tiles.append(images.tile(image, **how))
-            counts.append(len(tiles[-1]))
-        else:
-            counts.append(images.tile_count(*image.size, **how))
-    return np.concatenate(tiles), counts
+            opened.append(image)
+    tiles = np.empty((sum(counts) if with_tiles else 0, size, size, 3), np.uint8)
+    start = 0
+    for image, count in zip(opened, counts, strict=False):  # none is open without tiles
+        images.tile(image, **how, out=tiles[start : start + count])
+        start += count
+    return tiles, counts
 
 
 def _trained_span(labels: np.ndarray, field: str, response: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import stat
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -61,7 +62,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ledger.BadRecord("image_missing", detail) from error
 
 
-def open_image(path: str | os.PathLike[str], *, max_pixels: int) -> Image.Image:
+def open_image(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int,
+    read: Callable[[str], bytes] = read_file,
+) -> Image.Image:
     """Open and decode an image file as RGB.
 
     As upstream: a plain conversion to RGB, first frame only, alpha dropped, EXIF
@@ -72,13 +78,14 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int) -> Image.Image:
       path: the image file.
       max_pixels: limit on width x height, checked from the header before decoding.
         Pillow refuses more than twice ``Image.MAX_IMAGE_PIXELS`` by itself.
+      read: gives the bytes; they may come from elsewhere, or have been read before.
 
     Raises:
       BadRecord: ``image_missing``, ``image_unreadable`` or ``image_too_large``.
       OSError: as :func:`read_file`.
     """
     path = os.fspath(path)
-    data = io.BytesIO(read_file(path))
+    data = io.BytesIO(read(path))
     formats: list[str] = list(FORMATS)
     if path.lower().endswith(".tga"):
         formats.append("TGA")  # has no magic number: any bytes may pass as TGA
@@ -187,6 +194,7 @@ def tile(
     max_num: int,
     image_size: int,
     use_thumbnail: bool,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cut an RGB image into tiles (upstream ``dynamic_preprocess``).
 
@@ -197,23 +205,31 @@ def tile(
       image: RGB image, see :func:`open_image`.
       min_num, max_num, image_size: see :func:`grid`.
       use_thumbnail: append the thumbnail where there is more than one tile.
+      out: where to write, C-contiguous uint8 ``[n, S, S, 3]``; tiles are large, and
+        every copy that is spared counts.
 
     Returns:
       uint8 ``[n, S, S, 3]``, ``S = image_size``, the thumbnail last.
 
     Raises:
-      ValueError: the image is not RGB, or as :func:`grid`.
+      ValueError: the image is not RGB, `out` has another shape, or as :func:`grid`.
     """
     if image.mode != "RGB":
         raise ValueError(f"tile() needs an RGB image, got mode {image.mode!r}")
     columns, rows = grid(
         *image.size, min_num=min_num, max_num=max_num, image_size=image_size
     )
-    size = image_size
+    size, count = image_size, columns * rows
+    thumbnail = use_thumbnail and count > 1
+    shape = (count + thumbnail, size, size, 3)
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}, the tiles are uint8 {shape}")
     resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     pixels = np.asarray(resized).reshape(rows, size, columns, size, 3)
-    tiles = pixels.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)
-    if use_thumbnail and len(tiles) > 1:
-        thumbnail = image.resize((size, size), Image.Resampling.BICUBIC)
-        tiles = np.concatenate([tiles, np.asarray(thumbnail)[None]])
-    return np.ascontiguousarray(tiles)
+    cut = out[:count].reshape(rows, columns, size, size, 3)
+    cut[...] = pixels.transpose(0, 2, 1, 3, 4)
+    if thumbnail:
+        out[count] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    return out

@@ -20,6 +20,7 @@ import functools
 import json
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mpo_jax.data import examples, index_build, ledger, records, shards
+from mpo_jax.data import array_records, examples, index_build, ledger, records, shards
+from mpo_jax.data import store as stores
 from mpo_jax.data import tokenizer as tokenizers
 from mpo_jax.types import PreferenceRecord
 
@@ -66,7 +68,7 @@ class Index:
       content_hash: sha256 hex over the hashes of all records in order.
       ledger_path: JSON lines of :class:`mpo_jax.data.ledger.Entry`.
       source: int32, position in `sources`.
-      offset: int64, byte at which the record's line begins.
+      offset: int64, where the line is: a byte of the annotation, or a record of shards.
       line: int64, 1-based line number.
       prompt_tokens, chosen_tokens, rejected_tokens: int32, lengths of the segments of
         :class:`mpo_jax.types.Example`.
@@ -87,7 +89,13 @@ class Index:
     images = _column("images")
     hash = _column("hash")
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        shards: str = "",
+        check: bool = True,
+    ):
         self.directory = pathlib.Path(directory).absolute()
         path = self.directory / "manifest.json"
         if not path.is_file():
@@ -109,8 +117,12 @@ class Index:
         self._rows: int = manifest["rows"]
         self._max_bytes: int = self.key["max_text_bytes"]
         self._chosen_only: bool = self.key["chosen_only"]
-        self._annotation_bytes: list[int] = manifest["annotation_bytes"]
-        self._files: dict[int, Any] = {}
+        self._shards, self._check = shards, check
+        self._manifest_place = {
+            name: manifest.get(name) for name in ("annotation_bytes", "shards")
+        }
+        self._store: stores.Store | None = None
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._rows
@@ -119,7 +131,9 @@ class Index:
         return f"Index({str(self.directory)!r}, {len(self)} records)"
 
     def __reduce__(self):
-        return Index, (self.directory,)
+        # A worker need not check again what this process has opened.
+        again = functools.partial(Index, shards=self._shards, check=False)
+        return again, (self.directory,)
 
     def _read(self, name: str) -> np.ndarray:
         path = self.directory / "index.parquet"
@@ -141,56 +155,65 @@ class Index:
           ValueError: the annotation has changed its size since it was indexed.
           FileNotFoundError: the annotation is gone.
         """
+        return self.fetch(number)[0]
+
+    def fetch(self, number: int) -> tuple[PreferenceRecord, stores.Read]:
+        """Record `number` and a reader of its images, each read at most once.
+
+        Raises:
+          As :meth:`record`; the reader as :func:`mpo_jax.data.images.read_file`.
+        """
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of an index with {len(self)} records")
-        position = int(self.source[number])
-        line = records.read_line(
-            self._annotation(position).fileno(),
-            int(self.offset[number]),
-            max_bytes=self._max_bytes,
+        source = self.sources[int(self.source[number])]
+        line, files = self.store.line(
+            source, int(self.offset[number]), max_bytes=self._max_bytes
         )
-        return records.parse_record(
+        record = records.parse_record(
             line,
-            source=self.sources[position],
+            source=source,
             line_number=int(self.line[number]),
             max_bytes=self._max_bytes,
             chosen_only=self._chosen_only,
         )
+        return record, self.store.reader(files, record)
 
-    def _annotation(self, position: int) -> Any:
-        file = self._files.get(position)
-        if file is not None:
-            return file
-        path = self.sources[position].annotation
-        file = open(path, "rb", buffering=0)
-        size, expected = os.fstat(file.fileno()).st_size, self._annotation_bytes
-        if size != expected[position]:
-            file.close()
-            raise ValueError(
-                f"{path} has {size} bytes but had {expected[position]} when it was "
-                "indexed; run scripts/prepare_data.py again"
-            )
-        # Of two threads that open at once, both use the file that was first stored.
-        return self._files.setdefault(position, file)
+    @property
+    def store(self) -> stores.Store:
+        """Where the records are read from; opened on first use."""
+        with self._lock:
+            if self._store is None:
+                self._store = stores.open_indexed(
+                    self._manifest_place,
+                    self.sources,
+                    shards=self._shards,
+                    check=self._check,
+                )
+            return self._store
 
     def close(self) -> None:
-        """Close the annotation files; they open again when needed."""
-        while self._files:
-            self._files.popitem()[1].close()
+        """Close annotations or shards; they open again when needed."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
 
     def ledger(self) -> list[ledger.Entry]:
         """All left-out records, in the order (source, line)."""
         return list(ledger.read(self.ledger_path))
 
 
-def load_index(directory: str | os.PathLike[str]) -> Index:
+def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
     """Open an index that :func:`build_index` has made.
+
+    Args:
+      directory: folder of the index.
+      shards: where the shards are that it was made from; "" is where they were.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it was made by another version.
     """
-    return Index(directory)
+    return Index(directory, shards=shards)
 
 
 def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
@@ -255,7 +278,7 @@ def build_index(
     shards that were not finished.
 
     Args:
-      meta_path, reroot: see :func:`mpo_jax.data.records.load_meta`.
+      meta_path, reroot: meta.json or shards, see :func:`mpo_jax.data.store.open_data`.
       out_dir: folder of shards and indexes; made if absent.
       tokenizer_path: directory of the tokenizer.
       policy: template, tiling and limits.
@@ -280,29 +303,33 @@ def build_index(
         raise ValueError(
             f"retry: unknown reasons {sorted(unknown)}; known: {list(ledger.REASONS)}"
         )
-    sources = records.load_meta(meta_path, reroot=reroot)
+    store, sources = stores.open_data(meta_path, reroot=reroot)
     encoding = shards.Encoding(
         tokenizer=tokenizers.load_tokenizer(os.fspath(tokenizer_path)),
         policy=policy,
         max_text_bytes=max_text_bytes,
+        store=store,
     )
     key = index_build.index_key(sources, encoding)
     out = pathlib.Path(out_dir).absolute()
     directory = out / index_build.digest(key)[:16]
+    shards_at, place = "", {}
+    if isinstance(store, array_records.ShardStore):
+        shards_at = str(store.directory)
+        place["shards"] = {"directory": shards_at, "fingerprint": store.fingerprint}
+    else:
+        place["annotation_bytes"] = [store.size(source) for source in sources]
     if not retry and (directory / "manifest.json").is_file():
-        return load_index(directory)
+        return load_index(directory, shards=shards_at)
 
-    sizes = [os.path.getsize(source.annotation) for source in sources]
     plan: list[list[shards.Shard]] = []
-    for source, size, entry in zip(sources, sizes, key["sources"], strict=True):
+    for source, entry in zip(sources, key["sources"], strict=True):
         folder = out / "shards" / entry["key"][:16]
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):  # of a build that was killed
             leftover.unlink()
         plan.append(
-            shards.cut(
-                source, size=size, shard_bytes=shard_bytes, directory=str(folder)
-            )
+            shards.cut(source, store, shard_bytes=shard_bytes, directory=str(folder))
         )
     results = index_build.visit_all(
         [shard for row in plan for shard in row],
@@ -311,5 +338,5 @@ def build_index(
         retry=frozenset(retry),
         progress=progress,
     )
-    index_build.merge(directory, key, sources, sizes, plan, results)
-    return load_index(directory)
+    index_build.merge(directory, key, sources, place, plan, results)
+    return load_index(directory, shards=shards_at)

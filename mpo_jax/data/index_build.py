@@ -55,7 +55,7 @@ def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> d
             "root": source.root,
             "annotation": source.annotation,
             "max_tiles": source.max_tiles,
-            "content": _file_digest(source.annotation),
+            "content": encoding.store.digest(source),
         }
         entry = {
             "key": digest({**common, **own}),
@@ -70,24 +70,6 @@ def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> d
 def digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _file_digest(path: str, *, block: int = 1 << 20, blocks: int = 16) -> str:
-    """Hash of a file's size and of evenly spaced blocks, first and last included.
-
-    Sees every edit of a file up to 16 MiB and, above, nearly every edit that keeps the
-    size (an edit that does not is always seen), without reading gigabytes at each
-    start. Modification times are left out: copies of a data set differ in them.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(size.to_bytes(8, "little"))
-        last = max(size - block, 0)
-        for number in range(blocks):
-            file.seek(last * number // (blocks - 1))
-            digest.update(file.read(block))
-    return digest.hexdigest()
 
 
 def visit_all(
@@ -152,11 +134,14 @@ def merge(
     directory: pathlib.Path,
     key: Mapping[str, Any],
     sources: Sequence[records.Source],
-    sizes: Sequence[int],
+    place: Mapping[str, Any],
     plan: Sequence[Sequence[shards.Shard]],
     results: Mapping[shards.Shard, shards.ShardResult],
 ) -> None:
-    """Join the parts in order; the folder of the index appears whole or not at all."""
+    """Join the parts in order; the folder of the index appears whole or not at all.
+
+    `place` says where the records are; see :func:`mpo_jax.data.store.open_indexed`.
+    """
     building = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -184,8 +169,8 @@ def merge(
         "rows": rows,
         "content_hash": content,
         "sources": [dataclasses.asdict(source) for source in sources],
-        "annotation_bytes": list(sizes),
         "counts": counts,
+        **place,
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (building / "manifest.json").write_text(text, encoding="utf-8")

@@ -74,13 +74,15 @@ class ExampleLoader:
         file = index.sources[index.source[number]].annotation
         where = f"{file}, line {index.line[number]}"
         try:
-            record = index.record(number)
-            if shards.record_hash(record) != index.hash[number].tobytes():
+            record, read = index.fetch(number)
+            if shards.record_hash(record, read) != index.hash[number].tobytes():
                 raise ValueError(
                     f"{where}: text or images have changed since the record was "
                     "indexed; run prepare_data again"
                 )
-            return examples.build_example(record, self._tokenizer, policy=self._policy)
+            return examples.build_example(
+                record, self._tokenizer, policy=self._policy, read=read
+            )
         except ledger.BadRecord as bad:
             raise ledger.BadRecord(bad.reason, f"{where}: {bad.detail}") from bad
 

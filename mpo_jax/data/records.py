@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -58,7 +59,12 @@ class Source:
     data_augment: bool = False
 
 
-def load_meta(path: str | os.PathLike[str], *, reroot: str = "") -> list[Source]:
+def load_meta(
+    path: str | os.PathLike[str],
+    *,
+    reroot: str = "",
+    held: Mapping[str, tuple[str, str]] | None = None,
+) -> list[Source]:
     """Read and check an MMPR meta.json.
 
     Relative roots and annotations are relative to the folder of meta.json.
@@ -67,6 +73,8 @@ def load_meta(path: str | os.PathLike[str], *, reroot: str = "") -> list[Source]
       path: the meta.json.
       reroot: ``OLD=NEW`` replaces the leading path OLD of roots and annotations by
         NEW (absolute, or relative to the folder of meta.json); empty changes nothing.
+      held: root and annotation of the sources that shards hold, by name; then neither
+        is looked for on disk.
 
     Returns:
       Sources in the order of the file.
@@ -95,7 +103,9 @@ def load_meta(path: str | os.PathLike[str], *, reroot: str = "") -> list[Source]
         raise ValueError(f"{meta_path} must be a JSON object with one entry per source")
     move = _Reroot(reroot)
     sources = [
-        _source(f"{meta_path}, source {name!r}", name, entry, meta_path.parent, move)
+        _source(
+            f"{meta_path}, source {name!r}", name, entry, meta_path.parent, move, held
+        )
         for name, entry in meta.items()
     ]
     if move.old is not None and not move.used:
@@ -142,7 +152,12 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _source(
-    where: str, name: str, entry: Any, folder: pathlib.Path, move: _Reroot
+    where: str,
+    name: str,
+    entry: Any,
+    folder: pathlib.Path,
+    move: _Reroot,
+    held: Mapping[str, tuple[str, str]] | None,
 ) -> Source:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: must be an object, got {_short(entry)}")
@@ -151,6 +166,41 @@ def _source(
         if near:
             raise ValueError(f"{where}: unknown field {key!r}; is {near[0]!r} meant?")
         logging.warning("%s: field %r is not used", where, key)
+    if held is None:
+        root, annotation = _paths(where, entry, folder, move)
+    elif name in held:
+        root, annotation = held[name]
+    else:
+        raise ValueError(
+            f"{where}: the shards beside it hold no such source, only {sorted(held)}"
+        )
+    augment = entry.get("data_augment", False)
+    if not isinstance(augment, bool):
+        raise ValueError(f"{where}: data_augment must be true or false")
+    if augment:
+        raise ValueError(
+            f"{where}: data_augment is true. Random JPEG noise would make stored "
+            "reference log-probs wrong, so it is not supported; set it to false"
+        )
+    repeat = entry.get("repeat_time", 1)
+    if not _is_number(repeat) or not math.isfinite(repeat) or repeat < 0:
+        raise ValueError(
+            f"{where}: repeat_time must be a number >= 0, got {_short(repeat)}"
+        )
+    return Source(
+        name=name,
+        root=root,
+        annotation=annotation,
+        repeat_time=float(repeat),
+        max_tiles=_count(where, entry, "max_dynamic_patch", least=1),
+        length=_count(where, entry, "length", least=0),
+    )
+
+
+def _paths(
+    where: str, entry: Mapping[str, Any], folder: pathlib.Path, move: _Reroot
+) -> tuple[str, str]:
+    """Root and annotation, absolute; the annotation exists."""
     paths = {}
     for key in ("root", "annotation"):
         value = entry.get(key)
@@ -171,27 +221,7 @@ def _source(
             f"{where}: annotation {paths['annotation']!r} does not exist; unpack the "
             "annotations, or replace the leading path with reroot OLD=NEW"
         )
-    augment = entry.get("data_augment", False)
-    if not isinstance(augment, bool):
-        raise ValueError(f"{where}: data_augment must be true or false")
-    if augment:
-        raise ValueError(
-            f"{where}: data_augment is true. Random JPEG noise would make stored "
-            "reference log-probs wrong, so it is not supported; set it to false"
-        )
-    repeat = entry.get("repeat_time", 1)
-    if not _is_number(repeat) or not math.isfinite(repeat) or repeat < 0:
-        raise ValueError(
-            f"{where}: repeat_time must be a number >= 0, got {_short(repeat)}"
-        )
-    return Source(
-        name=name,
-        root=paths["root"],
-        annotation=paths["annotation"],
-        repeat_time=float(repeat),
-        max_tiles=_count(where, entry, "max_dynamic_patch", least=1),
-        length=_count(where, entry, "length", least=0),
-    )
+    return paths["root"], paths["annotation"]
 
 
 def _is_number(value: Any) -> bool:
@@ -251,6 +281,25 @@ def iter_lines(
                 _skip_line(file)
             yield offset, number, line[: max_bytes + 1]
             offset = file.tell()
+
+
+def file_digest(path: str, *, block: int = 1 << 20, blocks: int = 16) -> str:
+    """Hash of a file's size and of evenly spaced blocks, first and last included.
+
+    Sees every edit of a file up to ``block * blocks`` bytes and, above, nearly every
+    edit that keeps the size (an edit that does not is always seen), without reading
+    gigabytes at each start. Modification times are left out: copies of a data set
+    differ in them.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        last = max(size - block, 0)
+        for number in range(blocks):
+            file.seek(last * number // (blocks - 1))
+            digest.update(file.read(block))
+    return digest.hexdigest()
 
 
 def _strip_end(raw: bytes) -> bytes:
@@ -362,6 +411,22 @@ def parse_record(
         rejected=rejected,
         max_tiles=source.max_tiles,
     )
+
+
+def image_paths(line: bytes, source: Source, *, max_bytes: int) -> tuple[str, ...]:
+    """Images that :func:`parse_record` would name if all else in the line were good.
+
+    () where even those cannot be told.
+    """
+    if len(line) > max_bytes:
+        return ()
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+        if not isinstance(record, dict):
+            return ()
+        return _images(record.get("image"), source.root)
+    except (ValueError, RecursionError):  # BadRecord is a ValueError
+        return ()
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:

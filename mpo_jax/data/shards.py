@@ -1,4 +1,4 @@
-"""One shard of the index: a byte range of one annotation, visited record by record.
+"""One shard of the index: a range of one source's lines, visited record by record.
 
 A shard leaves three files: a Parquet part, a ledger part, and last of all a small JSON
 whose presence says that the shard is finished. Line numbers in parts count from the
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpo_jax.data import examples, images, ledger, records
+from mpo_jax.data import store as stores
 from mpo_jax.data import tokenizer as tokenizers
 from mpo_jax.types import PreferenceRecord
 
@@ -45,11 +46,13 @@ class Encoding:
       tokenizer: of the model.
       policy: template, tiling and limits.
       max_text_bytes: limit on the length of a line.
+      store: where lines and images come from.
     """
 
     tokenizer: tokenizers.ChatTokenizer
     policy: examples.EncodePolicy
     max_text_bytes: int
+    store: stores.Store
 
 
 _worker_encoding: Encoding | None = None
@@ -70,7 +73,7 @@ def visit_in_worker(shard: Shard) -> ShardResult:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The lines of one annotation that begin in bytes ``[start, stop)``."""
+    """The lines of one source in ``[start, stop)``: bytes, or records of a store."""
 
     source: records.Source
     start: int
@@ -113,12 +116,12 @@ class ShardResult:
 
 
 def cut(
-    source: records.Source, *, size: int, shard_bytes: int, directory: str
+    source: records.Source, store: stores.Store, *, shard_bytes: int, directory: str
 ) -> list[Shard]:
-    """Cut an annotation of `size` bytes into shards."""
+    """Cut a source into shards of about `shard_bytes` of text."""
     return [
-        Shard(source, start, min(start + shard_bytes, size), directory)
-        for start in range(0, size, shard_bytes)
+        Shard(source, start, stop, directory)
+        for start, stop in store.pieces(source, piece_bytes=shard_bytes)
     ]
 
 
@@ -139,14 +142,14 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
     """Validate, measure and hash every record of a shard and store the result.
 
     Raises:
-      RuntimeError: an error that is no fault of the record; names file and byte.
+      RuntimeError: an error that is no fault of the record; names file and position.
       OSError: a file system failed.
     """
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     entries: list[ledger.Entry] = []
     source, limit, number = shard.source, encoding.max_text_bytes, 0
-    for offset, number, line in records.iter_lines(
-        source.annotation, start=shard.start, stop=shard.stop, max_bytes=limit
+    for offset, number, line, files in encoding.store.lines(
+        source, start=shard.start, stop=shard.stop, max_bytes=limit
     ):
         if not line.strip():
             continue  # such as one at the end of the file
@@ -158,10 +161,15 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
                 max_bytes=limit,
                 chosen_only=encoding.policy.chosen_only,
             )
+            read = encoding.store.reader(files, record)
             example = examples.build_example(
-                record, encoding.tokenizer, policy=encoding.policy, with_tiles=False
+                record,
+                encoding.tokenizer,
+                policy=encoding.policy,
+                with_tiles=False,
+                read=read,
             )
-            digest = record_hash(record)
+            digest = record_hash(record, read)
         except ledger.BadRecord as bad:
             # Without the source's name: sources that share an annotation share parts.
             entries.append(
@@ -172,7 +180,7 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
             raise
         except Exception as error:
             raise RuntimeError(
-                f"{source.annotation}, record at byte {offset}: unexpected "
+                f"{source.annotation}, record at position {offset}: unexpected "
                 f"{type(error).__name__}: {error}"
             ) from error
         row = {
@@ -218,7 +226,9 @@ def _write_text(path: pathlib.Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def record_hash(record: PreferenceRecord) -> bytes:
+def record_hash(
+    record: PreferenceRecord, read: Callable[[str], bytes] = images.read_file
+) -> bytes:
     """BLAKE2b (16 bytes) of the texts and of the bytes of every image file.
 
     Every part is preceded by its length, so that no two records share a stream.
@@ -227,17 +237,17 @@ def record_hash(record: PreferenceRecord) -> bytes:
       BadRecord: an image cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in _parts(record):
+    for part in _parts(record, read):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
 
 
-def _parts(record: PreferenceRecord) -> Iterable[bytes]:
+def _parts(record: PreferenceRecord, read: Callable[[str], bytes]) -> Iterable[bytes]:
     for text in (record.question, record.chosen, record.rejected):
         yield text.encode("utf-8")
     for path in record.images:
-        yield images.read_file(path)
+        yield read(path)
 
 
 def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:

@@ -107,7 +107,7 @@ class InternVLModel(nnx.Module):
     ) -> Float[Array, "n I D"]:
         """Language-space features of tiles ``[n, S, S, 3]``."""
         pixels = vit.normalise(tiles, dtype=compute.dtype)
-        x = self.vision(pixels, keep, remat=compute.remat)
+        x = self.vision(pixels, keep, backend=compute.attention, remat=compute.remat)
         x = pixel_shuffle(x, factor=self.cfg.shuffle, version=self.cfg.ps_version)
         return self.projector(x)
 
@@ -143,7 +143,11 @@ class InternVLModel(nnx.Module):
         if num_chunks == 1:
             features = encode(jax.tree.map(lambda x: x[0], inputs))
         else:
-            chunks = jax.lax.map(jax.checkpoint(encode), inputs)
+            # Of a chunk only the tiles are kept, at the price of one more forward pass
+            # of the tower; the policies that spend memory on speed keep what they keep.
+            if compute.remat not in ("dots", "attention"):
+                encode = jax.checkpoint(encode)
+            chunks = jax.lax.map(encode, inputs)
             features = jnp.moveaxis(chunks, 0, 1).reshape(
                 batch, num_chunks * chunk, *chunks.shape[3:]
             )[:, :num_tiles]

@@ -61,7 +61,9 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "n T C"]) -> Float[Array, "n T C"]:
+    def __call__(
+        self, x: Float[Array, "n T C"], *, backend: str
+    ) -> Float[Array, "n T C"]:
         qkv = self.qkv(x)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.normalise:
@@ -72,7 +74,7 @@ class Attention(nnx.Module):
         query = sharding.constrain(query, *heads)
         key = sharding.constrain(key, *heads)
         value = sharding.constrain(value, *heads)
-        return self.out(attention.full_attention(query, key, value))
+        return self.out(attention.tile_attention(query, key, value, backend=backend))
 
 
 class Block(nnx.Module):
@@ -96,7 +98,7 @@ class Block(nnx.Module):
         self.ls2 = params.param(rngs, (width,), axes=("norm",), init=scale)
 
     def __call__(
-        self, x: Float[Array, "n T C"], keep: Float[Array, "2 n"] | None
+        self, x: Float[Array, "n T C"], backend: str, keep: Float[Array, "2 n"] | None
     ) -> Float[Array, "n T C"]:
         def branch(y: jax.Array, scale: nnx.Param, index: int) -> jax.Array:
             y = y * scale[...].astype(y.dtype)[None, None, :]
@@ -104,7 +106,7 @@ class Block(nnx.Module):
                 y = y * keep[index].astype(y.dtype)[:, None, None]
             return y
 
-        x = x + branch(self.attn(self.norm1(x)), self.ls1, 0)
+        x = x + branch(self.attn(self.norm1(x), backend=backend), self.ls1, 0)
         hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
         hidden = sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp")
         x = x + branch(self.fc2(hidden), self.ls2, 1)
@@ -167,6 +169,7 @@ class InternViT(nnx.Module):
         pixels: Float[Array, "n S S 3"],
         keep: Float[Array, "L 2 n"] | None = None,
         *,
+        backend: str = "auto",
         remat: str = "none",
     ) -> Float[Array, "n P C"]:
         """Encode tiles.
@@ -174,6 +177,7 @@ class InternViT(nnx.Module):
         Args:
           pixels: normalised tiles in the compute dtype.
           keep: drop-path factors per layer, branch and tile (0 or 1 / keep rate).
+          backend: see ``nn.attention``.
           remat: see ``nn.stack``.
 
         Returns:
@@ -190,7 +194,7 @@ class InternViT(nnx.Module):
         x = jnp.concatenate([first, x], axis=1)
         x = x + self.positions().astype(x.dtype)[None]
         x = sharding.constrain(x, "act_batch", "act_seq", "act_embed")
-        x = self.layers(x, per_layer=keep, policy=remat, stop=self.num_layers)
+        x = self.layers(x, backend, per_layer=keep, policy=remat, stop=self.num_layers)
         return x[:, 1:]
 
 

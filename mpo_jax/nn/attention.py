@@ -1,22 +1,58 @@
-"""Attention over packed role-major rows and over image tiles.
+"""Attention over packed role-major rows and over image tiles, by platform.
 
 The mask of a packed row is a static part, known at compile time and the same for every
 row, and a dynamic part. Static: causal by row index, and chosen/rejected never see each
 other. Dynamic: equal segment ids. In row order a response comes after every prompt, so
 causality by index lets it see its own prompt.
+
+=============  ==========================================================
+backend        what it is
+=============  ==========================================================
+``reference``  one einsum under the whole mask; the definition
+``blocks``     XLA, role by role, empty role blocks skipped
+``splash``     Pallas kernel for TPU (``nn/splash.py``); elsewhere interpreted
+``cudnn``      cuDNN's flash kernel through ``jax.nn``, role by role; GPU, 16 bits
+``auto``       splash on TPU, cudnn on GPU, blocks otherwise and in float32
+=============  ==========================================================
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
-from mpo_jax.nn import layers
+from mpo_jax import sharding
+from mpo_jax.nn import layers, splash
 
-BACKENDS = ("auto", "reference", "blocks")
+BACKENDS = ("auto", "reference", "blocks", "splash", "cudnn")
+SAVED_NAME = splash.SAVED_NAME
 Roles = tuple[int, int, int]
+
+
+def resolve(backend: str, dtype: Any) -> str:
+    """The backend that ``auto`` means here, or `backend` itself.
+
+    The platform is that of the mesh (which may be a topology without devices, compiled
+    ahead of time), else the default device's. Kernels multiply in 16 bits, so float32
+    compute, which promises float32 results, stays with XLA.
+
+    Raises:
+      ValueError: on an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"model.attention={backend!r}: use one of {BACKENDS}")
+    if backend != "auto":
+        return backend
+    if dtype == jnp.float32:
+        return "blocks"
+    return {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(
+        sharding.platform(), "blocks"
+    )
 
 
 def role_mask(roles: Roles) -> np.ndarray:
@@ -78,7 +114,45 @@ def full_attention(
         preferred_element_type=jnp.float32,
     )
     out = (out / total).astype(query.dtype).reshape(grouped.shape)
+    out = ad_checkpoint.checkpoint_name(out, SAVED_NAME)
     return out.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def _cudnn_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"] | None = None,
+) -> Float[Array, "B T N H"]:
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else mask[:, None],
+        implementation="cudnn",
+    )
+
+
+def tile_attention(
+    query: Float[Array, "n T N H"],
+    key: Float[Array, "n T N H"],
+    value: Float[Array, "n T N H"],
+    *,
+    backend: str = "auto",
+) -> Float[Array, "n T N H"]:
+    """Bidirectional attention within each image tile."""
+    backend = resolve(backend, query.dtype)
+    if backend == "splash":
+        return splash.splash_attention(
+            query, key, value, None, roles=None, interpret=_interpret()
+        )
+    if backend == "cudnn":
+        return _cudnn_attention(query, key, value)
+    return full_attention(query, key, value)
+
+
+def _interpret() -> bool:
+    return sharding.platform() != "tpu"
 
 
 def packed_attention(
@@ -90,21 +164,21 @@ def packed_attention(
     roles: Roles,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of packed rows.
-
-    ``reference`` is one einsum under the whole mask. ``blocks`` computes each role's
-    queries against the keys that it may see at all and skips the empty
-    (prompt × response) and (rejected × chosen) blocks.
+    """Attention of packed rows; all backends give the same numbers.
 
     Raises:
       ValueError: on an unknown backend.
     """
+    backend = resolve(backend, query.dtype)
     if backend == "reference":
         static = jnp.asarray(role_mask(roles))
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         return full_attention(query, key, value, static[None] & same)
-    if backend not in BACKENDS:
-        raise ValueError(f"model.attention={backend!r}: use one of {BACKENDS}")
+    if backend == "splash":
+        return splash.splash_attention(
+            query, key, value, segment_ids, roles=roles, interpret=_interpret()
+        )
+    attend = _cudnn_attention if backend == "cudnn" else full_attention
 
     prompt, chosen, rejected = roles
     prompts = slice(0, prompt)
@@ -127,5 +201,5 @@ def packed_attention(
             static = np.concatenate([np.ones((length, prompt), bool), static], 1)
         same = segment_ids[:, own, None] == pick(segment_ids)[:, None, :]
         mask = jnp.asarray(static)[None] & same
-        outputs.append(full_attention(query[:, own], pick(key), pick(value), mask))
+        outputs.append(attend(query[:, own], pick(key), pick(value), mask))
     return jnp.concatenate(outputs, axis=1)

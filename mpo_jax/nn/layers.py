@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mpo_jax import sharding
 from mpo_jax.nn import params
 
 Axes = tuple[str | None, ...]
@@ -125,7 +126,12 @@ class Embedding(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "B T"], *, dtype: Any
     ) -> Float[Array, "B T D"]:
-        return self.table[...].astype(dtype)[tokens]
+        # Looked up where the width is sharded and cast after it: the gradient is then a
+        # local float32 scatter into this device's columns, not a bf16 one into a whole
+        # table that is summed over devices.
+        tokens = sharding.constrain(tokens, "act_data", "act_seq")
+        x = self.table[...][tokens].astype(dtype)
+        return sharding.constrain(x, "act_data", "act_seq", "embed")
 
 
 def rotary_tables(

@@ -11,27 +11,44 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import ad_checkpoint
 
-REMAT = ("none", "dots", "full")
+from mpo_jax.nn import attention
+
+REMAT = ("none", "dots", "attention", "full", "offload")
+LAYER_INPUT = "layer_input"
 
 
 def remat(fn: Callable[..., Any], *, policy: str) -> Callable[..., Any]:
-    """Wrap a layer function by name of policy.
+    """Wrap a layer function by name of policy, from most memory to least.
 
     ``none`` keeps every activation; ``dots`` keeps the outputs of matmuls with weights;
-    ``full`` keeps only the layer's input.
+    ``attention`` keeps the layer's input and what the attention kernel returns;
+    ``full`` keeps only the layer's input; ``offload`` keeps that in host memory, on
+    platforms that have a pinned one (TPU, GPU).
 
     Raises:
       ValueError: on an unknown name.
     """
+    policies = jax.checkpoint_policies
     if policy == "none":
         return fn
     if policy == "dots":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(fn, policy=saved, prevent_cse=False)
-    if policy == "full":
-        return jax.checkpoint(fn, prevent_cse=False)
-    raise ValueError(f"model.remat={policy!r}: use one of {REMAT}")
+        saved = policies.dots_with_no_batch_dims_saveable
+    elif policy == "attention":
+        saved = policies.save_only_these_names(attention.SAVED_NAME)
+    elif policy == "full":
+        saved = None
+    elif policy == "offload":
+        saved = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        raise ValueError(f"model.remat={policy!r}: use one of {REMAT}")
+    return jax.checkpoint(fn, policy=saved, prevent_cse=False)
 
 
 class Stack(nnx.Module):
@@ -70,6 +87,7 @@ class Stack(nnx.Module):
 
         def layer(carry: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
             layer_params, extra = scanned
+            carry = ad_checkpoint.checkpoint_name(carry, LAYER_INPUT)
             block: Any = nnx.merge(graphdef, layer_params)
             return block(carry, *args, extra), None
 

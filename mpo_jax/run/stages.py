@@ -16,12 +16,13 @@ import numpy as np
 
 from mpo_jax import config as config_lib
 from mpo_jax import sharding
-from mpo_jax.data import index_build, ledger, packing, pipeline
+from mpo_jax.data import index_build, ledger, packing, pipeline, plan_cache
 from mpo_jax.data.index import Index, build_index, effective
+from mpo_jax.models import flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
 from mpo_jax.train import reference, step
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import background, progress, runtime
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
@@ -89,8 +90,14 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
                 "data and fsdp axes × optim.accumulation; set rows.row_multiple or "
                 "rows.rows_per_batch to a multiple of it"
             )
-    plan = packing.plan_epochs(
-        lengths, ids, shapes=run.shapes, rows_per_batch=rows, seed=cfg.seed
+    plan = plan_cache.plan_epochs(
+        run.cache_dir / "plans",
+        lengths,
+        ids,
+        shapes=run.shapes,
+        rows_per_batch=rows,
+        seed=cfg.seed,
+        write=runtime.is_main(),
     )
     if not plan.num_batches:
         raise ValueError(
@@ -133,11 +140,11 @@ def write_ledger(
     """Write ``<workdir>/ledger.jsonl``; counts by reason for the metrics."""
     entries = index.ledger()
     for item in plan.too_long:
-        record = index.record(item.record_id)
+        # From the index: reading some ten thousand lines would take long.
+        source = index.sources[index.source[item.record_id]]
+        line = int(index.line[item.record_id])
         entries.append(
-            ledger.Entry(
-                record.source, record.file, record.line, "too_long", item.detail
-            )
+            ledger.Entry(source.name, source.annotation, line, "too_long", item.detail)
         )
     if runtime.is_main():
         ledger.write(run.workdir / "ledger.jsonl", entries)
@@ -167,6 +174,30 @@ def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list
     shards, parts = sharding.data_shards(run.mesh), run.cfg.optim.accumulation
     rows = rows_per_batch(run, index, record_ids)
     return [max(count // parts // shards, 1) * shards for count in rows]
+
+
+def flops_of(
+    run: setup.Setup, index: Index, plan: packing.PlanSequence
+) -> Callable[[int], float]:
+    """Model FLOPs of a global batch by its number, from the lengths of its pairs.
+
+    From the plan rather than from a batch: every process knows all rows.
+    """
+    parts = [
+        name for name in flops.ALL_PARTS if not getattr(run.cfg.model, f"freeze_{name}")
+    ]
+
+    def count(n: int) -> float:
+        ids = np.concatenate(plan.batch(n)[1])
+        counts = flops.of_pairs(
+            index.prompt_tokens[ids],
+            index.chosen_tokens[ids],
+            index.rejected_tokens[ids],
+            tiles=index.tiles[ids],
+        )
+        return flops.training(run.model.cfg, counts, parts=parts).total
+
+    return count
 
 
 def loader(
@@ -259,13 +290,20 @@ def prepare_reference(
     try:
         with jax.set_mesh(run.mesh), progress.bar() as bar:
             task = bar.add_task("reference log-probs", total=len(missing))
-            reference.compute(
-                cache,
-                ((n, sharding.to_global(batch, run.mesh)) for n, batch in batches),
-                step=lambda batch, n: steps[plan.batch(n)[0]](weights_on_mesh, batch),
-                record_ids_of=record_ids_of,
-                on_batch=lambda pairs: bar.advance(task, pairs),
-            )
+            with background.Ahead(
+                batches,
+                lambda item: (item[0], sharding.to_global(item[1], run.mesh)),
+                depth=run.cfg.data.prefetch_to_device,
+            ) as placed:
+                reference.compute(
+                    cache,
+                    placed,
+                    step=lambda batch, n: steps[plan.batch(n)[0]](
+                        weights_on_mesh, batch
+                    ),
+                    record_ids_of=record_ids_of,
+                    on_batch=lambda pairs: bar.advance(task, pairs),
+                )
     finally:
         batches.close()
     runtime.barrier(f"reference done {cache.directory}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from mpo_jax.nn import params as params_lib
 from mpo_jax.run import evaluation, setup, stages
 from mpo_jax.train import loop, optimizer, reference, state, step
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import plots, progress, runtime
+from mpo_jax.utils import plots, profiling, progress, runtime
 
 
 def train(
@@ -32,9 +33,10 @@ def train(
     Returns:
       ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
+    started, compiles = time.perf_counter(), profiling.Compiles()
     run = setup.setup(cfg, workdir, devices=devices)
     console = progress.console()
-    runtime.compilation_cache(run.workdir / "compile_cache")
+    runtime.compilation_cache(_compile_cache(run))
     runtime.log_devices()
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
@@ -52,6 +54,7 @@ def train(
         moving=moving,
         mesh=run.mesh,
         param_dtype=jnp.dtype(cfg.model.param_dtype),
+        offload=cfg.optim.offload,
     )
     checkpoints = checkpoint_lib.Checkpoints(
         run.workdir / "checkpoints", cfg.checkpoint
@@ -167,6 +170,10 @@ def train(
         evaluate=evaluate,
         constants=ledger_counts,
         describe=lambda n: _name_records(index, plan.batch(n)[1]),
+        flops=stages.flops_of(run, index, plan),
+        started=started,
+        compiles=compiles,
+        profile_dir=run.workdir / "profile",
     )
     try:
         final = loop.run(job)
@@ -183,6 +190,13 @@ def train(
     if cfg.checkpoint.export_hf:
         export(run, final.params)
     return {"before": before, "after": after, "params": final.params}
+
+
+def _compile_cache(run: setup.Setup) -> pathlib.Path | None:
+    name = run.cfg.compile_cache
+    if name == "none":
+        return None
+    return pathlib.Path(name) if name else run.workdir / "compile_cache"
 
 
 def _eval_names(values: dict[str, float]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +19,8 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.train import state as state_lib
 from mpo_jax.train.state import TrainState
+from mpo_jax.utils import background, profiling, progress, runtime
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import progress, runtime
 
 PREEMPTED = 42
 """Exit status after a preemption save; launchers restart on it."""
@@ -38,6 +40,10 @@ class Job:
       evaluate: metrics of held-out pairs, or None.
       constants: values logged with every line (ledger counts).
       describe: names the records of a batch, for error messages.
+      flops: model FLOPs of batch n (all processes), for the MFU; None leaves it out.
+      started: ``time.perf_counter()`` when the program began its work.
+      compiles: counts since then; None counts from now on.
+      profile_dir: where the traces of ``log.profile_steps`` go.
     """
 
     cfg: config_lib.RunConfig
@@ -55,6 +61,10 @@ class Job:
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
     describe: Callable[[int], str] = str
+    flops: Callable[[int], float] | None = None
+    started: float | None = None
+    compiles: profiling.Compiles | None = None
+    profile_dir: pathlib.Path = pathlib.Path("profile")
 
 
 def trees(state: TrainState) -> dict[str, Any]:
@@ -136,13 +146,21 @@ def run(job: Job) -> TrainState:
     """
     cfg, state = job.cfg, job.state
     first = int(np.asarray(sharding.to_host(state.step)))
-    pending: list[tuple[int, Any, float]] = []
+    pending: list[tuple[int, Any]] = []
     window: list[Any] = []
-    clock = _Clock()
+    compiles = job.compiles or profiling.Compiles()
+    now = time.perf_counter()
+    clock = profiling.Clock(now if job.started is None else job.started, compiles)
+    rate = profiling.Rate()
+    peak = profiling.peak_flops(job.mesh.devices.flat[0])
+    peak = None if peak is None else peak * job.mesh.devices.size
+    trace = profiling.Trace(
+        job.profile_dir, start=cfg.log.profile_start, steps=cfg.log.profile_steps
+    )
 
     def flush(bar: Any, task: Any, *, keep: int) -> None:
         while len(pending) > keep:
-            number, values, waited = pending.pop(0)
+            number, values = pending.pop(0)
             host = jax.tree.map(float, sharding.to_host(values))
             means = metrics_lib.mean([host])
             bad = metrics_lib.nonfinite(means)
@@ -153,16 +171,20 @@ def run(job: Job) -> TrainState:
                     "try model.dtype=float32, a lower optim.learning_rate, or leave "
                     "these records out."
                 )
-            clock.step(host, waited)
+            work = {"pairs": host["pairs"][0], "tokens": host["tokens"][0]}
+            if job.flops is not None and peak is not None:
+                work["peak_s"] = job.flops(number) / peak
+            rate.step(**work)
             window.append(host)
             step = number + 1
             bar.update(
                 task,
                 completed=step,
                 loss=f"{means['loss']:.4f}",
-                rate=f"{clock.pairs_per_s:.2f}",
-                tokens=f"{clock.tokens_per_s:,.0f}",
+                rate=f"{rate.per_second('pairs'):.2f}",
+                tokens=f"{rate.per_second('tokens'):,.0f}",
                 fill=f"{means['fill/tokens']:.0%}",
+                mfu=_mfu_text(rate),
             )
             if step % cfg.log.every_steps == 0:
                 log(step)
@@ -171,22 +193,38 @@ def run(job: Job) -> TrainState:
         if not window:
             return
         line = metrics_lib.mean(window)
-        line |= clock.values() | dict(job.constants)
+        line |= clock.values() | _rates(rate) | dict(job.constants)
         window.clear()
+        rate.reset()
         if job.writer is not None:
             job.writer.write(step, line)
 
     def save(step: int) -> None:
         if job.checkpoints is not None:
             meta = {**job.meta, "position": {"next_batch": step}}
-            job.checkpoints.save(step, trees(state), meta=meta)
+            with clock.span("checkpoint"):
+                job.checkpoints.save(step, trees(state), meta=meta)
+
+    def place(
+        item: tuple[int, types.PackedBatch],
+    ) -> tuple[int, types.PackedBatch]:
+        index, local = item
+        return index, sharding.to_global(local, job.mesh)
 
     extra = (
         "loss {task.fields[loss]} · {task.fields[rate]} pairs/s · "
-        "{task.fields[tokens]} tokens/s · fill {task.fields[fill]}"
+        "{task.fields[tokens]} tokens/s · fill {task.fields[fill]}{task.fields[mfu]}"
     )
     with (
         _saves_finished(job.checkpoints),
+        contextlib.closing(compiles),
+        contextlib.closing(trace),
+        background.Ahead(
+            # No more than what is trained: the thread must not load beyond the end.
+            itertools.islice(job.batches, max(job.num_steps - first, 0)),
+            place,
+            depth=cfg.data.prefetch_to_device,
+        ) as batches,
         jax.set_mesh(job.mesh),
         progress.bar(extra=extra) as bar,
         _Preemption() as preemption,
@@ -195,38 +233,40 @@ def run(job: Job) -> TrainState:
             cfg.name,
             total=job.num_steps,
             completed=first,
-            loss="–",
-            rate="–",
-            tokens="–",
-            fill="–",
+            **dict.fromkeys(("loss", "rate", "tokens", "fill"), "–"),
+            mfu="",
         )
         saved = first
         for number in range(first, job.num_steps):
-            start = time.perf_counter()
-            index, local = next(job.batches)
+            step = number + 1
+            with clock.span("input_wait"):
+                index, batch = next(batches)
+            clock.host_to_device_s = batches.busy_s
             if index != number:
                 raise RuntimeError(f"the loader gave batch {index} for step {number}")
-            batch = sharding.to_global(local, job.mesh)
-            waited = time.perf_counter() - start
             update = job.steps[job.shape_of(number)]
-            state, values = update(state, batch, job.key, job.reference)
-            pending.append((number, values, waited))
+            trace.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, values = update(state, batch, job.key, job.reference)
+            trace.after(step, values)
+            pending.append((number, values))
+            clock.steps += 1
             flush(bar, task, keep=1)
-            step = number + 1
             stop = preemption.reached(step)
             if stop or step % cfg.checkpoint.every_steps == 0 or step == job.num_steps:
                 flush(bar, task, keep=0)
                 log(step)
                 save(step)
                 saved = step
-                clock.pause()
+                rate.pause()
             if stop and step < job.num_steps:
                 break
             every = cfg.log.eval_every
             if job.evaluate and every and step % every == 0 and step < job.num_steps:
                 flush(bar, task, keep=0)
-                _write_eval(job, state, step)
-                clock.pause()
+                with clock.span("eval"):
+                    _write_eval(job, state, step)
+                rate.pause()
         flush(bar, task, keep=0)
     if saved < job.num_steps:
         if runtime.is_main():
@@ -245,33 +285,17 @@ def _write_eval(job: Job, state: TrainState, step: int) -> None:
         job.writer.write(step, {f"eval/{name}": v for name, v in values.items()})
 
 
-class _Clock:
-    """Throughput and where the time goes; compile and save times left out."""
+def _rates(rate: profiling.Rate) -> dict[str, float]:
+    """Throughput since the last line; MFU where FLOPs and peak are known."""
+    found = {
+        "time/step_s": rate.seconds / rate.steps if rate.steps else 0.0,
+        "throughput/pairs_per_s": rate.per_second("pairs"),
+        "throughput/tokens_per_s": rate.per_second("tokens"),
+    }
+    if "peak_s" in rate.work:
+        found["throughput/mfu"] = rate.per_second("peak_s")
+    return found
 
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.pairs_per_s = self.tokens_per_s = self.step_s = self.wait_s = 0.0
-        self._skip = True
 
-    def step(self, host: Mapping[str, tuple[float, float]], waited: float) -> None:
-        now = time.perf_counter()
-        self.step_s, self.last = now - self.last, now
-        self.wait_s = waited
-        if self._skip:  # the first step after a pause compiles or catches up
-            self._skip = False
-            return
-        self.pairs_per_s = host["pairs"][0] / self.step_s
-        self.tokens_per_s = host["tokens"][0] / self.step_s
-
-    def pause(self) -> None:
-        self.last = time.perf_counter()
-        self._skip = True
-
-    def values(self) -> dict[str, float]:
-        return {
-            "time_s": self.last - self.start,
-            "time/step_s": self.step_s,
-            "time/input_wait_s": self.wait_s,
-            "throughput/pairs_per_s": self.pairs_per_s,
-            "throughput/tokens_per_s": self.tokens_per_s,
-        }
+def _mfu_text(rate: profiling.Rate) -> str:
+    return f" · MFU {rate.per_second('peak_s'):.0%}" if "peak_s" in rate.work else ""

@@ -16,6 +16,8 @@ from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer as optimizer_lib
 from mpo_jax.types import pytree
 
+HOST = "pinned_host"
+
 
 @pytree
 class TrainState:
@@ -62,11 +64,15 @@ def abstract(
     moving: bool,
     mesh: Mesh,
     param_dtype: Any = jnp.float32,
+    offload: bool = False,
 ) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated.
 
     Optimiser moments are sharded like their parameters (``eval_shape`` alone would
     lose that).
+
+    Args:
+      offload: keep the moments in pinned host memory.
     """
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype),
@@ -81,7 +87,7 @@ def abstract(
     whole = sharding.replicated(mesh)
     opt_shardings = optax.tree.map_params(
         transform,
-        lambda _, placed: placed,
+        lambda _, placed: placed.with_memory_kind(HOST) if offload else placed,
         state.opt_state,
         trained_shardings,
         transform_non_params=lambda _: whole,

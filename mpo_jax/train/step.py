@@ -44,7 +44,8 @@ def policy_logps(
     *,
     shape: types.RowShape,
     compute: internvl.Compute,
-    logps_chunk: int,
+    chunk: int = 0,
+    vocab_chunk: int = 0,
     drop_path: float = 0.0,
     key: jax.Array | None = None,
 ) -> types.PairLogps:
@@ -54,7 +55,11 @@ def policy_logps(
         weights, batch, roles=roles, compute=compute, drop_path=drop_path, key=key
     )
     tokens = logps_lib.token_logps(
-        hidden, model.lm_head(weights), batch.labels, chunk=logps_chunk
+        hidden,
+        model.lm_head(weights),
+        batch.labels,
+        chunk=chunk,
+        vocab_chunk=vocab_chunk,
     )
     return logps_lib.pair_logps(
         tokens,
@@ -131,7 +136,8 @@ def build_logps_step(
             batch,
             shape=shape,
             compute=compute,
-            logps_chunk=cfg.logps_chunk,
+            chunk=cfg.logps_chunk,
+            vocab_chunk=cfg.vocab_chunk,
         )
         return jnp.stack([result.chosen, result.rejected], axis=-1)
 
@@ -156,7 +162,8 @@ def build_eval_step(
             batch,
             shape=shape,
             compute=compute,
-            logps_chunk=cfg.model.logps_chunk,
+            chunk=cfg.model.logps_chunk,
+            vocab_chunk=cfg.model.vocab_chunk,
         )
         _, (metrics, _) = mixture.mixed_loss(
             policy, batch.ref_logps, batch.pair_mask, shift, config=loss_cfg
@@ -194,7 +201,12 @@ def build_train_step(
       ``step(state, batch, key, reference) -> (state, metrics)``; `state` is donated.
       `reference` is None, or frozen parameters when the reference is computed online.
       `key` is the run's key; it is folded with the step number.
+
+    Raises:
+      ValueError: if moments are offloaded and `out_shardings` is None.
     """
+    if cfg.optim.offload and out_shardings is None:
+        raise ValueError("optim.offload needs out_shardings (train.state.shardings_of)")
     compute = compute_of(cfg.model)
     parts = optimizer_lib.trained_parts(cfg.model)
     num_micro = cfg.optim.accumulation
@@ -214,7 +226,8 @@ def build_train_step(
             batch,
             shape=shape,
             compute=compute,
-            logps_chunk=cfg.model.logps_chunk,
+            chunk=cfg.model.logps_chunk,
+            vocab_chunk=cfg.model.vocab_chunk,
             drop_path=drop_path,
             key=key,
         )
@@ -274,7 +287,10 @@ def build_train_step(
                 cfg=cfg.loss,
             )
 
-        updates, opt_state = transform.update(gradients, state.opt_state, trained)
+        moments = state.opt_state
+        if cfg.optim.offload:
+            moments = jax.device_put(moments, _on_device(out_shardings.opt_state))
+        updates, opt_state = transform.update(gradients, moments, trained)
         params = {**_apply(trained, updates), **frozen}
         new_reference = state.reference
         if moving:
@@ -300,6 +316,10 @@ def build_train_step(
 
     shardings = None if out_shardings is None else (out_shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+
+def _on_device(placements: Any) -> Any:
+    return jax.tree.map(lambda s: s.with_memory_kind("device"), placements)
 
 
 def _accumulate(

@@ -54,12 +54,27 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def compilation_cache(directory: str | pathlib.Path) -> None:
-    """Keep compiled programs on disk, so that a restart does not compile again."""
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+def compilation_cache(directory: str | pathlib.Path | None) -> None:
+    """Keep compiled programs on disk, so that a restart does not compile again.
+
+    On TPU, GPU and CPU. ``JAX_COMPILATION_CACHE_DIR`` and
+    ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`` win where they are set.
+
+    Args:
+      directory: made when it is first written to; None keeps nothing from now on.
+    """
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    if directory is not None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
+    jax.config.update(
+        "jax_compilation_cache_dir", None if directory is None else str(directory)
+    )
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # JAX decides at the first compilation whether there is a cache, and that may
+    # have happened already.
+    cache.reset_cache()
 
 
 def log_devices() -> None:

@@ -254,3 +254,36 @@ def test_pixel_limit_is_inclusive(tmp_path):
 def test_huge_files_are_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     assert refusal(save(tmp_path / "a.png")).reason == "image_too_large"
+
+
+def test_tiles_are_written_where_they_are_wanted():
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    )
+    how = {"min_num": 1, "max_num": 6, "image_size": 28, "use_thumbnail": True}
+    want = images.tile(image, **how)
+    room = np.full((len(want) + 2, 28, 28, 3), 7, np.uint8)
+    out = room[1:-1]
+    assert images.tile(image, **how, out=out) is out
+    np.testing.assert_array_equal(out, want)
+    assert (room[0] == 7).all() and (room[-1] == 7).all()
+    for wrong in (room, out.astype(np.int32), np.empty((28, *out.shape[1:]))):
+        with pytest.raises(ValueError, match="out is .* the tiles are uint8"):
+            images.tile(image, **how, out=wrong)
+    with pytest.raises(ValueError, match="out is"):
+        images.tile(image, **how, out=np.asfortranarray(out))
+
+
+def test_the_bytes_may_come_from_elsewhere(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(path)
+    data = path.read_bytes()
+    path.unlink()
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        return data
+
+    image = images.open_image(path, max_pixels=6, read=read)
+    assert image.size == (3, 2) and asked == [str(path)]

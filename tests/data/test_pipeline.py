@@ -129,6 +129,7 @@ def test_every_record_arrives_as_planned(plan):
         {"threads": 4},
         {"threads": 0, "prefetch": 0},
         {"workers": 1, "threads": 4},
+        {"workers": 2, "threads": 0, "prefetch": 3},
     ],
 )
 def test_stream_does_not_depend_on_workers_and_threads(plan, options):

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpo_jax import sharding
 from mpo_jax.losses import logps
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 3, 4, 11, 50])
-def test_equals_log_softmax(chunk):
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("chunk", "vocab_chunk"), [(0, 0), (1, 0), (3, 4), (4, 13), (11, 1), (50, 5)]
+)
+def test_equals_log_softmax(chunk, vocab_chunk, tensor):
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(2, 11, 6)).astype(np.float32)
     kernel = rng.normal(size=(6, 13)).astype(np.float32)
@@ -19,7 +23,8 @@ def test_equals_log_softmax(chunk):
     weights = rng.normal(size=(2, 11)).astype(np.float32)
 
     def ours(h, k):
-        return jnp.sum(weights * logps.token_logps(h, k, labels, chunk=chunk))
+        found = logps.token_logps(h, k, labels, chunk=chunk, vocab_chunk=vocab_chunk)
+        return jnp.sum(weights * found)
 
     def plain(h, k):
         every = jax.nn.log_softmax(h @ k, axis=-1)
@@ -27,7 +32,11 @@ def test_equals_log_softmax(chunk):
             weights * jnp.take_along_axis(every, labels[..., None], 2)[..., 0]
         )
 
-    found = jax.value_and_grad(ours, argnums=(0, 1))(hidden, kernel)
+    mesh = sharding.make_mesh(
+        fsdp=2, tensor=tensor, devices=jax.devices()[: 2 * tensor]
+    )
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(hidden, kernel)
     expected = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

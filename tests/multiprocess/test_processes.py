@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 
 import numpy as np
@@ -15,13 +16,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
 def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     cfg = helpers.small(world)
     cfg.rows.row_multiple = 4
     cfg.rows.pairs_per_batch = 8
     cfg.mesh.fsdp = -1
-    cfg.optim.max_steps = 3
+    cfg.optim.max_steps, cfg.checkpoint.every_steps = 3, 2
     cfg.data.cache_dir = str(tmp_path / "data")
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     one = helpers.start_training(root, world, path, tmp_path / "one", devices=1)
@@ -44,7 +45,20 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes, outputs
-    expected, found = (helpers.losses(tmp_path / name) for name in ("one", "many"))
+    # The same run as if it had been stopped after step 2, gone on with by one process.
+    shutil.copytree(tmp_path / "many", tmp_path / "fewer")
+    shutil.rmtree(tmp_path / "fewer/checkpoints/3")
+    fewer = helpers.start_training(root, world, path, tmp_path / "fewer", devices=2)
+    output, _ = fewer.communicate(timeout=300)
+    assert fewer.returncode == 0, output
+    assert "after step 2" in output
+    expected = helpers.losses(tmp_path / "one")
+    assert_close(helpers.losses(tmp_path / "many"), expected)
+    assert_close(helpers.losses(tmp_path / "fewer"), expected)
+    assert (tmp_path / "many/hf/model.safetensors").is_file()
+
+
+def assert_close(found, expected):
     assert found.keys() == expected.keys()
     for step, line in expected.items():
         for name in ("loss", "loss/sft", "delta", "grad_norm", "logps/rejected"):
@@ -56,4 +70,3 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
                 atol=1e-6,  # the first delta is 0 but for rounding
                 err_msg=f"{step} {name}",
             )
-    assert (tmp_path / "many/hf/model.safetensors").is_file()

@@ -17,6 +17,7 @@ import mpo_jax
 from mpo_jax import config
 from mpo_jax.data import ledger
 from mpo_jax.run import train
+from mpo_jax.utils import profiling
 
 ONE = jax.devices()[:1]
 
@@ -47,9 +48,13 @@ def test_a_run_leaves_what_it_promises(done):
         *("grad_norm/vision", "grad_norm/projector", "grad_norm/language"),
         *("learning_rate", "fill/tokens", "fill/tiles", "ledger/left_out", "pairs"),
         *("throughput/pairs_per_s", "time/step_s", "time/input_wait_s"),
+        *("time/host_to_device_s", "time/goodput", "time/compile_cache_hits"),
+        *(f"time/sum_{name}_s" for name in (*profiling.SPENT, "step")),
     }
     first = next(line for line in lines if line["step"] == 1)
     assert wanted <= set(first), wanted - set(first)
+    assert first["time/sum_compile_s"] > 0 and first["time/sum_startup_s"] > 0
+    assert "throughput/mfu" not in first  # nobody knows a CPU's peak
     np.testing.assert_allclose(first["loss/sigmoid"], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(result["before"]["loss/bco_pair"], 2 * np.log(2), 1e-5)
     assert result["after"]["pairs"] == 8
@@ -102,6 +107,42 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     expected = helpers.losses(tmp_path / "whole")
     assert helpers.losses(tmp_path / "killed") == expected
     assert before_kill.items() <= expected.items()
+
+
+def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
+    cfg = helpers.small(world)
+    cfg.reference.mode = "online"
+    cfg.checkpoint.export_hf = cfg.log.plots = False
+    train.train(cfg, tmp_path, devices=ONE)
+    cached, online = helpers.losses(done[0]), helpers.losses(tmp_path)
+    names = ("loss", "loss/sigmoid", "loss/bco_pair", "rewards/margins", "grad_norm")
+    steps = sorted(step for step in cached if step)
+    assert steps == sorted(online) == [1, 2, 3, 4, 5, 6]
+    for step in steps:
+        for name in names:
+            # The same log-probs from another program; AdamW magnifies rounding, and
+            # margins of the first step are 0 but for it.
+            np.testing.assert_allclose(
+                online[step][name], cached[step][name], rtol=1e-4, atol=2e-6
+            )
+    assert not list(tmp_path.glob("data/reference/*"))
+
+
+def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
+    cfg = helpers.small(world, "sft")
+    cfg.data.eval_meta = str(world["eval_meta"])
+    result = train.train(cfg, tmp_path, devices=ONE)
+    lines = {step: line for step, line in helpers.losses(tmp_path).items() if step}
+    assert sorted(lines) == [1, 2, 3, 4, 5, 6]
+    for line in lines.values():
+        assert line["loss"] == pytest.approx(line["loss/sft"], rel=1e-6)
+        assert not any("rejected" in name or "margin" in name for name in line)
+    assert lines[6]["loss"] < lines[1]["loss"]
+    assert result["after"]["loss"] < result["before"]["loss"]
+    assert (tmp_path / "hf/model.safetensors").is_file()
+    cfg = config.from_json((tmp_path / "run_config.json").read_text())
+    again = train.train(cfg, tmp_path, devices=ONE)  # finished: only scored again
+    assert again["after"] == pytest.approx(result["after"])
 
 
 def test_a_reference_cache_of_other_weights_is_refused(world, tmp_path):

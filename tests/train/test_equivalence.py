@@ -137,7 +137,7 @@ def test_packed_equals_two_sequences(real):
 
     def packed(w):
         found = step_lib.policy_logps(
-            model, w, batch, shape=SHAPE, compute=COMPUTE, logps_chunk=256
+            model, w, batch, shape=SHAPE, compute=COMPUTE, chunk=256
         )
         pairs = jnp.stack([found.chosen, found.rejected], -1)[real_pairs]
         return jnp.sum(pairs * cotangents), pairs

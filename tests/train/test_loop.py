@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -309,6 +311,8 @@ def test_runs_without_writer_or_checkpoints(job):
 
 FAILING = """
 import sys
+import threading
+import time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, sys.argv[2])
 import test_loop
@@ -349,3 +353,133 @@ def test_an_error_does_not_lose_the_save_under_way(root, tmp_path):
     stored = checkpoint.Checkpoints(tmp_path / "c", config.CheckpointConfig())
     assert stored.latest() == 2
     stored.close()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_prefetching_changes_no_number(job, tmp_path, depth):
+    asked = []
+
+    def batches():
+        for n in range(2, 100):
+            asked.append(n)
+            yield n, BATCH
+
+    made = job(first=2, batches=batches())
+    made.cfg.data.prefetch_to_device = depth
+    assert loop.run(made).params["w"].tolist() == [8, 8, 8]
+    assert asked == list(range(2, 8))  # not beyond the last step
+    assert [line["loss"] for line in lines(tmp_path)] == [
+        mean_of([n]) for n in range(2, 8)
+    ]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_batches_are_on_the_devices_before_the_step_asks(job, depth):
+    """With a depth, batch n + 1 is placed while step n runs."""
+    made_at, seen = [], []
+
+    def batches():
+        for n in range(9):
+            made_at.append(n)
+            yield n, BATCH
+
+    def step(current, batch, *rest):
+        assert isinstance(batch.tokens, jax.Array)
+        number = int(current.step)
+        deadline = time.time() + 20
+        while depth and number < 6 and len(made_at) < number + 2:
+            assert time.time() < deadline
+            time.sleep(0.001)
+        seen.append(len(made_at) - number)
+        return fake_step(current, batch, *rest)
+
+    made = job(steps=[step], batches=batches())
+    made.cfg.data.prefetch_to_device = depth
+    loop.run(made)
+    if depth:
+        assert all(ahead >= 2 for ahead in seen[:6]) and max(seen) <= depth + 2
+    else:
+        assert seen == [1] * 8
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_loader_error_stops_the_run_with_its_own_message(job, depth):
+    class LoadError(RuntimeError):
+        pass
+
+    def batches():
+        yield 0, BATCH
+        yield 1, BATCH
+        raise LoadError("batch 2, record 9: image_missing: cat.png is gone")
+
+    made = job(batches=batches(), save_every=2)
+    made.cfg.data.prefetch_to_device = depth
+    with pytest.raises(LoadError, match="^batch 2, record 9: image_missing: cat.png"):
+        loop.run(made)
+    assert [step for step, *_ in made.checkpoints.saved] == [2]
+    assert not [t for t in threading.enumerate() if t.name == "mpo-ahead"]
+
+
+def test_where_the_time_goes(job, tmp_path, monkeypatch):
+    """Waits are put where they belong, and the sums leave no gap."""
+
+    def batches():
+        for n in range(8):
+            time.sleep(0.02)
+            yield n, BATCH
+
+    def step(*args):
+        time.sleep(0.01)
+        return fake_step(*args)
+
+    made = job(
+        batches=batches(),
+        steps=[step],
+        every=4,
+        save_every=4,
+        eval_every=2,
+        evaluate=lambda state: time.sleep(0.03) or {"loss": 1.0},
+        started=time.perf_counter() - 1.0,
+    )
+    made.cfg.data.prefetch_to_device = 0
+    save = made.checkpoints.save
+    monkeypatch.setattr(
+        made.checkpoints, "save", lambda *a, **k: time.sleep(0.05) or save(*a, **k)
+    )
+    loop.run(made)
+    first, last = lines(tmp_path, prefix="loss")
+    names = ("startup", "input_wait", "compile", "checkpoint", "eval", "step")
+    for line in (first, last):
+        sums = [line[f"time/sum_{name}_s"] for name in names]
+        assert sum(sums) == pytest.approx(line["time_s"], rel=1e-6)
+        assert 0 < line["time/goodput"] < 1
+        assert line["time/input_wait_s"] >= 0.02
+    assert last["time/sum_startup_s"] >= 1.0
+    assert last["time/sum_input_wait_s"] >= 0.16
+    assert last["time/sum_step_s"] >= 0.08
+    assert first["time/sum_checkpoint_s"] == 0 and last["time/sum_checkpoint_s"] >= 0.05
+    assert first["time/sum_eval_s"] >= 0.03 and last["time/sum_eval_s"] >= 0.09
+
+
+def test_mfu_is_logged_where_flops_and_peak_are_known(job, tmp_path, monkeypatch):
+    loop.run(job(flops=lambda n: 1e9))
+    assert not any("throughput/mfu" in line for line in lines(tmp_path))
+    monkeypatch.setattr(loop.profiling, "peak_flops", lambda device: 1e12)
+
+    def step(*args):
+        time.sleep(0.01)
+        return fake_step(*args)
+
+    loop.run(job(steps=[step], flops=lambda n: 1e9 * (1 + n), every=8))
+    (line,) = lines(tmp_path)
+    # Steps 2 to 8 are measured: 35e9 FLOPs in their time, on one device.
+    seconds = 7 * line["time/step_s"]
+    assert line["throughput/mfu"] == pytest.approx(35e9 / 1e12 / seconds)
+    assert seconds >= 0.07
+
+
+def test_a_trace_of_the_asked_steps(job, tmp_path):
+    made = job(profile_dir=tmp_path / "profile")
+    made.cfg.log.profile_start, made.cfg.log.profile_steps = 3, 2
+    loop.run(made)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1

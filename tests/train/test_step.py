@@ -61,7 +61,12 @@ def built(text: str, sizes: tuple[int, int, int], shape: types.RowShape):
     parts = step_lib.optimizer_lib.trained_parts(cfg.model)
     moving = cfg.reference.mode == "moving"
     abstract = state_lib.abstract(
-        MODEL, transform=transform, parts=parts, moving=moving, mesh=mesh
+        MODEL,
+        transform=transform,
+        parts=parts,
+        moving=moving,
+        mesh=mesh,
+        offload=cfg.optim.offload,
     )
     placed = state_lib.shardings_of(abstract)
 
@@ -187,7 +192,13 @@ def test_accumulation_is_exact_for_other_losses(weights, terms):
     assert_same(update(cfg, weights, LAYOUT)[0], whole[0])
 
 
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 2, 4)]
+# Every way to split 8 devices over data, fsdp and tensor.
+MESHES = [
+    (data, fsdp, 8 // data // fsdp)
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
@@ -206,14 +217,25 @@ def test_mesh_shape_changes_nothing(weights, baseline, sizes):
     [
         {"model__remat": "full", "model__vision_chunk": 4},
         {"model__remat": "dots", "model__attention": "reference"},
-        {"model__logps_chunk": 0},
+        {"model__remat": "attention", "model__vocab_chunk": 16},
+        {"model__remat": "offload", "optim__offload": True, "model__logps_chunk": 0},
     ],
     ids=str,
 )
 def test_how_it_is_computed_changes_nothing(weights, baseline, changes):
-    gradients, means, _ = update(run_config(**changes), weights, LAYOUT)
+    gradients, means, after = update(run_config(**changes), weights, LAYOUT)
     assert_same(gradients, baseline[0])
     np.testing.assert_allclose(means["loss"], baseline[1]["loss"], rtol=1e-5)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(after.opt_state)}
+    assert kinds == {"pinned_host" if "optim__offload" in changes else "device"}
+
+
+def test_offloaded_moments_need_their_placement():
+    cfg = run_config(optim__offload=True)
+    with pytest.raises(ValueError, match="out_shardings"):
+        step_lib.build_train_step(
+            MODEL, cfg, packed.SHAPE, transform=optax.sgd(1.0), schedule=lambda _: 1.0
+        )
 
 
 def test_drop_path_is_keyed_by_record_not_by_place(weights, baseline):
@@ -309,7 +331,7 @@ def test_sft_mode_trains_the_chosen_side_alone(weights):
             jax.tree.map(jnp.asarray, batch),
             shape=shape,
             compute=step_lib.compute_of(cfg.model),
-            logps_chunk=8,
+            chunk=8,
         )
     loss, _ = mixture.mixed_loss(
         policy, None, batch.pair_mask, mixture.init_reward_shift(), config=cfg.loss

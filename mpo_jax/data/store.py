@@ -1,0 +1,175 @@
+"""Where lines and image files come from: loose files, or ArrayRecord shards.
+
+Index and loader ask a store, never the file system, so that both kinds give the same
+records, the same ledger and the same batches. A position within a source is a byte
+offset in loose annotations and a record number in shards; the index keeps it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from mpo_jax.data import array_records, images, records
+from mpo_jax.types import PreferenceRecord
+
+Read = Callable[[str], bytes]
+"""Path of an image -> its bytes, as :func:`mpo_jax.data.images.read_file`."""
+
+
+class Store(Protocol):
+    """What index and loader need of a data set; picklable, safe in many threads."""
+
+    def digest(self, source: records.Source) -> str:
+        """Content of the source's annotation, for keys."""
+        ...
+
+    def size(self, source: records.Source) -> int:
+        """One past the last position of the source."""
+        ...
+
+    def pieces(
+        self, source: records.Source, *, piece_bytes: int
+    ) -> list[tuple[int, int]]:
+        """Ranges of positions, of about `piece_bytes` of text each."""
+        ...
+
+    def lines(
+        self, source: records.Source, *, start: int, stop: int, max_bytes: int
+    ) -> Iterator[tuple[int, int, bytes, Any]]:
+        """Yield (position, number from the piece's first line, line, its files)."""
+        ...
+
+    def line(
+        self, source: records.Source, position: int, *, max_bytes: int
+    ) -> tuple[bytes, Any]:
+        """One line, and its files for :meth:`reader`."""
+        ...
+
+    def reader(self, files: Any, record: PreferenceRecord) -> Read:
+        """Reads the images of the record, each from storage at most once."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open; it opens again when needed."""
+        ...
+
+
+class LooseStore:
+    """JSON-lines annotations and image files, as MMPR is distributed."""
+
+    def __init__(self, sizes: dict[str, int] | None = None):
+        """`sizes`: bytes that annotations must have, by path."""
+        self._sizes = sizes or {}
+        self._files: dict[str, Any] = {}
+
+    def __reduce__(self):
+        return LooseStore, (self._sizes,)
+
+    def digest(self, source: records.Source) -> str:
+        return records.file_digest(source.annotation)
+
+    def size(self, source: records.Source) -> int:
+        return os.path.getsize(source.annotation)
+
+    def pieces(
+        self, source: records.Source, *, piece_bytes: int
+    ) -> list[tuple[int, int]]:
+        size = self.size(source)
+        return [
+            (start, min(start + piece_bytes, size))
+            for start in range(0, size, piece_bytes)
+        ]
+
+    def lines(
+        self, source: records.Source, *, start: int, stop: int, max_bytes: int
+    ) -> Iterator[tuple[int, int, bytes, Any]]:
+        for offset, number, line in records.iter_lines(
+            source.annotation, start=start, stop=stop, max_bytes=max_bytes
+        ):
+            yield offset, number, line, None
+
+    def line(
+        self, source: records.Source, position: int, *, max_bytes: int
+    ) -> tuple[bytes, Any]:
+        fd = self._annotation(source.annotation).fileno()
+        return records.read_line(fd, position, max_bytes=max_bytes), None
+
+    def reader(self, files: Any, record: PreferenceRecord) -> Read:
+        del files, record
+        return functools.cache(images.read_file)
+
+    def _annotation(self, path: str) -> Any:
+        file = self._files.get(path)
+        if file is not None:
+            return file
+        file = open(path, "rb", buffering=0)
+        size, expected = os.fstat(file.fileno()).st_size, self._sizes.get(path)
+        if expected is not None and size != expected:
+            file.close()
+            raise ValueError(
+                f"{path} has {size} bytes but had {expected} when it was indexed; run "
+                "scripts/prepare_data.py again"
+            )
+        # Of two threads that open at once, both use the file that was first stored.
+        return self._files.setdefault(path, file)
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+
+def open_data(
+    meta: str | os.PathLike[str], *, reroot: str = ""
+) -> tuple[Store, list[records.Source]]:
+    """Open a data set: a loose meta.json, or the folder (or meta.json) of shards.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`records.load_meta` and
+        :class:`array_records.ShardStore`; `reroot` with shards.
+    """
+    path = pathlib.Path(meta)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / array_records.MANIFEST).is_file():
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"no shards in {str(meta)!r} ({array_records.MANIFEST} is absent): "
+                "writing them was not finished; run scripts/prepare_data.py --shards "
+                "again, or name a meta.json"
+            )
+        return LooseStore(), records.load_meta(meta, reroot=reroot)
+    if reroot:
+        raise ValueError(
+            f"data.reroot={reroot!r}: {str(meta)!r} holds shards, which name no path "
+            "outside themselves; leave it empty"
+        )
+    store = array_records.ShardStore(folder)
+    meta_path = folder / "meta.json" if path.is_dir() else path
+    return store, records.load_meta(meta_path, held=store.held)
+
+
+def open_indexed(
+    manifest: dict[str, Any],
+    sources: Sequence[records.Source],
+    *,
+    shards: str = "",
+    check: bool = True,
+) -> Store:
+    """The store that an index was made from.
+
+    Args:
+      manifest: ``shards`` or ``annotation_bytes`` of the index's manifest.
+      sources: of the index.
+      shards: where the shards are now; "" is where they were.
+      check: as :class:`array_records.ShardStore`.
+    """
+    kept = manifest.get("shards")
+    if kept is None:
+        paths = [source.annotation for source in sources]
+        return LooseStore(dict(zip(paths, manifest["annotation_bytes"], strict=True)))
+    return array_records.ShardStore(
+        shards or kept["directory"], fingerprint=kept["fingerprint"], check=check
+    )

@@ -1,0 +1,111 @@
+"""What to change where a step does not fit, by arithmetic on what the compiler said.
+
+State (weights, moments) shrinks with the chips of the ``fsdp`` axis; the rest is taken
+to grow with the rows of a chip. The compiler has the last word: plan again.
+"""
+
+from __future__ import annotations
+
+from mpo_jax import config as config_lib
+from mpo_jax.plan import compile as compile_lib
+from mpo_jax.utils import slices
+
+
+def advise(
+    case: compile_lib.Case, compiled: compile_lib.Compiled, shards: int
+) -> tuple[str, ...]:
+    """Remedies in the order in which they cost least; each one names its option."""
+    if compiled.status != compile_lib.TOO_LARGE:
+        return (
+            "the compiler did not finish, which says nothing about memory; report the "
+            "message, and try another model.attention or row shape",
+        )
+    cfg, memory = case.cfg, compiled.memory
+    state = memory.params + memory.optimiser
+    rest = max(memory.needed - state, 0)
+    room = memory.granted - state
+    found = []
+    if room > 0:
+        found += _fewer_rows(case, rest=rest, room=room, shards=shards)
+    if cfg.model.remat != "full":
+        found.append(
+            f"--config.model.remat=full instead of {cfg.model.remat!r}: only the input "
+            "of every layer is kept"
+        )
+    shape = getattr(cfg.rows, case.shape).build()
+    chunk = min(cfg.model.vision_chunk or shape.tiles, shape.tiles)
+    if chunk > 1:
+        found.append(
+            f"--config.model.vision_chunk={chunk // 2} instead of {chunk}: fewer tiles "
+            "of a row in the vision tower at a time"
+        )
+    found += _offload(cfg)
+    found += _more_chips(case, state=state, rest=rest, granted=memory.granted)
+    tensor = cfg.mesh.tensor
+    if room <= 0 or rest > memory.granted // 2:
+        found.append(
+            f"--config.mesh.tensor={2 * max(tensor, 1)}: heads and MLP of a row over "
+            f"{2 * max(tensor, 1)} devices, activations too, at the price of traffic "
+            "in every layer"
+        )
+    return tuple(found)
+
+
+def _fewer_rows(
+    case: compile_lib.Case, *, rest: int, room: int, shards: int
+) -> list[str]:
+    micro = case.cfg.optim.accumulation
+    rows = case.rows // shards // micro
+    if rows <= 1 or not rest:
+        return [
+            f"smaller config.rows.{case.shape}: a row has the least number of rows per "
+            "chip already (1)"
+        ]
+    fewer = max(1, min(rows - 1, int(rows * room / rest)))
+    text = f"--rows_per_chip={fewer} instead of {rows}"
+    if case.step == "train" and rows % fewer == 0:
+        text += (
+            f", with --config.optim.accumulation={micro * rows // fewer} for the same "
+            "batch"
+        )
+    return [text]
+
+
+def _offload(cfg: config_lib.RunConfig) -> list[str]:
+    """Config fields that move something to host memory and are off."""
+    values = {name: cfg for name in config_lib.field_names(cfg) if "offload" in name}
+    found = []
+    for name in values:
+        value = cfg
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not value or value == "none":
+            found.append(f"--config.{name}: keeps it in host memory")
+    return found
+
+
+def _more_chips(
+    case: compile_lib.Case, *, state: int, rest: int, granted: int
+) -> list[str]:
+    here = slices.lookup(case.topology)
+    larger = sorted(
+        (
+            item
+            for item in slices.table()
+            if item.generation == here.generation and item.devices > here.devices
+        ),
+        key=lambda item: item.devices,
+    )
+    for item in larger:
+        if state * here.devices / item.devices + rest <= granted:
+            return [
+                f"--topology={item.aot_name} ({item.name}, {item.chips} chips) at the "
+                "same rows per chip"
+            ]
+    if not larger:
+        return []
+    return [
+        f"more chips of {here.generation} alone do not help: without weights and "
+        f"moments a chip still needs {rest / compile_lib.GIB:.1f} of "
+        f"{granted / compile_lib.GIB:.1f} GiB"
+    ]

@@ -1,0 +1,533 @@
+"""Compiles the true step for a TPU slice that is not there.
+
+The functions are those of training (``run/train.py``): abstract state, the step of
+``train/step.py``, the mesh of ``sharding``; only arrays are replaced by their shapes.
+So what is measured is the program that a run would execute. Nothing is allocated.
+
+Each case runs in a process of its own: the compiler may abort, its options must stand
+before JAX starts, and some GB of host memory come back. That process is this module's
+command line; :func:`run` starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from mpo_jax import config as config_lib
+from mpo_jax.utils import slices
+
+GIB = 2**30
+FITS, TOO_LARGE, FAILED = "fits", "too large", "failed"
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is its message
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the compiler's lock file guards no device here
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+# The text of an executable cannot be had for v5p, v6e and tpu7x (asynchronous
+# collectives of the SparseCore do not pass jaxlib's verifier); the compiler's own dump
+# can, and costs some MB of disk.
+_DUMP = "--xla_dump_to={} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
+# Schedules only matter for their first values, which are constants of the program.
+_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One program to compile.
+
+    Attributes:
+      cfg: the run.
+      topology: slice, as ``utils.slices`` knows it.
+      slices: number of slices, over which the ``data`` axis lies.
+      shape: ``short`` or ``long`` row shape.
+      step: ``train`` or ``reference``.
+      rows: rows of the global batch.
+    """
+
+    cfg: config_lib.RunConfig
+    topology: str
+    slices: int
+    shape: str
+    step: str
+    rows: int
+
+    def to_json(self) -> str:
+        """Inverse of :func:`case_from_json`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps({**fields, "cfg": dataclasses.asdict(self.cfg)})
+
+
+def case_from_json(text: str) -> Case:
+    """Read a case back."""
+    raw = json.loads(text)
+    return Case(**{**raw, "cfg": config_lib.from_json(json.dumps(raw["cfg"]))})
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      params, optimiser, batch: arguments, as sharded; `optimiser` is what else the
+        state holds (moments, step, a moving reference), `params` includes the frozen
+        reference of ``reference.mode=online``.
+      host: what lies in host memory instead (``optim.offload``, ``remat=offload``).
+      temporaries: activations, gradients and everything that lives inside the step.
+      code: the program.
+      needed: arguments, temporaries, code and what of the results takes no donated
+        place.
+      granted: what the compiler hands out of the chip's HBM; 0 where unknown.
+    """
+
+    params: int = 0
+    optimiser: int = 0
+    batch: int = 0
+    host: int = 0
+    temporaries: int = 0
+    code: int = 0
+    needed: int = 0
+    granted: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a case.
+
+    Attributes:
+      status: ``fits``, ``too large`` or ``failed``.
+      message: of the compiler, where it did not fit or failed.
+      seconds: wall time of tracing and compiling.
+      flops: of the scheduled matrix products of one device, kernels left out.
+      cycles: scheduler's estimate for one device, kernels left out.
+      collectives: kind -> count, bytes, bytes across slices of one device.
+      kernels: name, operand shape and number of executions on one device.
+      unresolved: loops whose trip count is not known.
+    """
+
+    status: str
+    message: str = ""
+    seconds: float = 0.0
+    memory: Memory = dataclasses.field(default_factory=Memory)
+    flops: float = 0.0
+    cycles: float = 0.0
+    collectives: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    kernels: tuple[tuple[str, tuple[int, ...], float], ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+
+def compiled_from_dict(raw: dict[str, Any]) -> Compiled:
+    """Inverse of ``dataclasses.asdict``, also after a way through JSON."""
+    return Compiled(
+        **{
+            **raw,
+            "memory": Memory(**raw["memory"]),
+            "kernels": tuple(
+                (name, tuple(shape), count) for name, shape, count in raw["kernels"]
+            ),
+            "unresolved": tuple(raw["unresolved"]),
+        }
+    )
+
+
+# What a compiled program and its reading depend on, relative to the package.
+_SOURCES = (
+    *("sharding.py", "types.py", "train/step.py", "train/state.py"),
+    *("train/optimizer.py", "nn/*.py", "models/*.py", "losses/*.py"),
+    *("plan/compile.py", "plan/hlo.py", "plan/loops.py", "plan/schedule.py"),
+)
+
+
+def fingerprint(case: Case) -> str:
+    """Of everything a result depends on: case, our code, compiler."""
+    package_root = pathlib.Path(__file__).parents[1]
+    digest = hashlib.sha256(case.to_json().encode())
+    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+        digest.update(importlib.metadata.version(package).encode())
+    for pattern in _SOURCES:
+        for file in sorted(package_root.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def run(
+    case: Case, *, kept: pathlib.Path | None = None, timeout: float = 3600.0
+) -> Compiled:
+    """Compile a case in a process of its own.
+
+    A program that does not fit, or on which the compiler fails or aborts, is a result.
+
+    Args:
+      kept: directory of earlier results, read and added to; None keeps none.
+
+    Raises:
+      ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
+    """
+    if kept is None:
+        return _run(case, timeout=timeout)
+    file = kept / f"{fingerprint(case)}.json"
+    if file.is_file():
+        return compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
+    found = _run(case, timeout=timeout)
+    if found.status != FAILED:
+        kept.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        temporary.rename(file)
+    return found
+
+
+def _run(case: Case, *, timeout: float) -> Compiled:
+    """Start the process and read its result.
+
+    Raises:
+      ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
+    """
+    root = str(pathlib.Path(__file__).parents[2])
+    with tempfile.TemporaryDirectory(prefix="mpo_plan_") as place:
+        directory = pathlib.Path(place)
+        (directory / "case.json").write_text(case.to_json(), encoding="utf-8")
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "XLA_FLAGS": _DUMP.format(directory / "dump"),
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        }
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # has no use here
+        command = [sys.executable, "-m", __name__, str(directory)]
+        start = time.monotonic()
+        try:
+            finished = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Compiled(FAILED, f"no result after {timeout:.0f} s", timeout)
+        result = directory / "result.json"
+        if result.is_file():
+            raw = json.loads(result.read_text(encoding="utf-8"))
+            if "error" in raw:
+                raise ValueError(raw["error"])
+            return compiled_from_dict(raw)
+    seconds = time.monotonic() - start
+    return Compiled(FAILED, _last_words(finished), seconds)
+
+
+def _last_words(finished: subprocess.CompletedProcess[str]) -> str:
+    """Why a process died: the failed check of the compiler, else its last line."""
+    lines = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
+    for line in lines:
+        if "Check failed" in line:
+            return f"the compiler aborted: {line[line.index('Check failed') :][:300]}"
+    last = lines[-1][:300] if lines else "no output"
+    return f"process ended with status {finished.returncode}: {last}"
+
+
+def mesh_shape(
+    cfg: config_lib.RunConfig, topology: str, num_slices: int
+) -> dict[str, int]:
+    """Sizes of the mesh axes, without devices.
+
+    Several slices lie along ``data``: if the config leaves that at 1, it is their
+    number.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = slices.lookup(topology).devices * num_slices
+    sizes = dataclasses.asdict(cfg.mesh)
+    if num_slices > 1 and sizes["data"] == 1:
+        sizes["data"] = num_slices
+    if num_slices > 1 and sizes["data"] != -1 and sizes["data"] % num_slices:
+        raise ValueError(
+            f"mesh.data={sizes['data']} must be a multiple of the {num_slices} slices"
+        )
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or devices % fixed or (not free and fixed != devices):
+        raise ValueError(
+            f"mesh data={cfg.mesh.data} × fsdp={cfg.mesh.fsdp} × "
+            f"tensor={cfg.mesh.tensor} does not fit the {devices} devices of "
+            f"{num_slices} × {topology}; change config.mesh (-1 takes the rest)"
+        )
+    for axis in free:
+        sizes[axis] = devices // fixed
+    return sizes
+
+
+def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
+    """Compile in this process, whose environment :func:`run` has set.
+
+    Raises:
+      ValueError: as :func:`run`.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    from mpo_jax import sharding
+    from mpo_jax.models import family, internvl
+
+    cfg, sold = case.cfg, slices.lookup(case.topology)
+    model_cfg = family.lookup(cfg.model.path)
+    if model_cfg is None:
+        raise ValueError(
+            f"model.path={cfg.model.path!r} is neither a directory with a config.json "
+            "nor a released model that models/family.py lists"
+        )
+    model = internvl.InternVL(model_cfg)
+    sizes = mesh_shape(cfg, case.topology, case.slices)
+    options = dict(sold.aot_options)
+    if case.slices > 1:
+        options["num_slices"] = case.slices
+    described = topologies.get_topology_desc(sold.aot_name, platform="tpu", **options)
+    mesh = sharding.make_mesh(**sizes, devices=list(described.devices))
+    start = time.monotonic()
+    built, arguments, memory = _program(case, model, mesh)
+    with jax.set_mesh(mesh):  # and nothing else: no operation can run on these devices
+        lowered = built.lower(*arguments)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return _not_compiled(str(error), memory, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    memory = dataclasses.replace(
+        memory,
+        host=memory.host + analysis.host_temp_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        needed=analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
+        + max(results, 0),
+        granted=granted(mesh),
+    )
+    return _read(dump, memory, seconds)
+
+
+def _not_compiled(message: str, memory: Memory, seconds: float) -> Compiled:
+    if "RESOURCE_EXHAUSTED" not in message:
+        return Compiled(FAILED, message[:500], seconds, memory)
+    needed, available = out_of_memory(message)
+    memory = dataclasses.replace(memory, needed=needed, granted=available)
+    return Compiled(TOO_LARGE, message[:500], seconds, memory)
+
+
+_UNITS = {"B": 1, "": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def out_of_memory(message: str) -> tuple[int, int]:
+    """Bytes needed and available, as the compiler's refusal states them.
+
+    The parts are not listed there. Zeros where the text says nothing of them.
+    """
+    number = r"\(?([\d.]+)([KMGTB]?)\)?"
+    for pattern in (
+        rf"{number}\s+exceeds available HBM {number}",
+        rf"[Uu]sed {number} of {number} hbm",
+        rf"{number}\s+exceed\w* .*?{number}",
+    ):
+        match = re.search(pattern, message)
+        if match:
+            need, need_unit, have, have_unit = match.groups()
+            return (
+                int(float(need) * _UNITS[need_unit]),
+                int(float(have) * _UNITS[have_unit]),
+            )
+    return 0, 0
+
+
+def granted(mesh: Any) -> int:
+    """HBM of one device that the compiler hands out, from what it refuses.
+
+    One array of 16 TB: the refusal names the limit and takes no time.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from mpo_jax import sharding
+
+    big = jax.ShapeDtypeStruct(
+        (2**20, 2**22), jnp.float32, sharding=sharding.replicated(mesh)
+    )
+    try:
+        jax.jit(lambda x: x + 1).lower(big).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return out_of_memory(str(error))[1]
+    return 0
+
+
+def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
+    """Jitted step of a case, its abstract arguments, and what these take."""
+    import jax
+    import jax.numpy as jnp
+
+    from mpo_jax import sharding
+    from mpo_jax.train import optimizer, state, step
+
+    cfg = case.cfg
+    shape = getattr(cfg.rows, case.shape).build()
+    transform, schedule = optimizer.build(cfg.optim, cfg.optim.max_steps or _STEPS)
+    abstract = state.abstract(
+        model,
+        transform=transform,
+        parts=optimizer.trained_parts(cfg.model),
+        moving=cfg.reference.mode == "moving",
+        mesh=mesh,
+        param_dtype=jnp.dtype(cfg.model.param_dtype),
+        offload=cfg.optim.offload,
+    )
+    batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
+    params = _per_device(abstract.params)
+    if case.step == "reference":
+        batch = dataclasses.replace(batch, ref_logps=None)
+        built = step.build_logps_step(model, cfg.model, shape, mesh)
+        memory = Memory(params=params, batch=_per_device(batch))
+        return built, (abstract.params, batch), memory
+    built = step.build_train_step(
+        model,
+        cfg,
+        shape,
+        transform=transform,
+        schedule=schedule,
+        out_shardings=state.shardings_of(abstract),
+    )
+    online = abstract.params if cfg.reference.mode == "online" else None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(mesh))
+    memory = Memory(
+        params=params * (1 if online is None else 2),
+        optimiser=_per_device(abstract) - params,
+        batch=_per_device(batch),
+        host=_per_device(abstract, kind=state.HOST),
+    )
+    return built, (abstract, batch, key, online), memory
+
+
+def abstract_batch(case: Case, *, image_size: int, mesh: Any) -> Any:
+    """``types.PackedBatch`` of shapes and shardings."""
+    import jax
+    import jax.numpy as jnp
+
+    from mpo_jax import sharding, types
+
+    shape = getattr(case.cfg.rows, case.shape).build()
+    placed = sharding.batch_sharding(mesh)
+    parts = case.cfg.optim.accumulation if case.step == "train" else 1
+    needed = sharding.data_shards(mesh) * parts
+    if case.rows % needed:
+        raise ValueError(
+            f"{case.rows} rows per batch do not divide over {needed} = devices of the "
+            "data and fsdp axes × optim.accumulation; set rows.rows_per_batch or "
+            "--rows_per_chip"
+        )
+
+    def array(*dims: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((case.rows, *dims), dtype, sharding=placed)
+
+    stored = case.cfg.mode == types.MPO and case.cfg.reference.mode == "cache"
+    pairs, responses = shape.pairs, shape.response_tokens
+    return types.PackedBatch(
+        tokens=array(shape.tokens),
+        positions=array(shape.tokens),
+        segment_ids=array(shape.tokens),
+        labels=array(responses),
+        label_mask=array(responses, dtype=jnp.bool_),
+        image_slot=array(shape.prompt_tokens),
+        tiles=array(shape.tiles, image_size, image_size, 3, dtype=jnp.uint8),
+        pair_mask=array(pairs, dtype=jnp.bool_),
+        record_ids=array(pairs),
+        ref_logps=array(pairs, 2, dtype=jnp.float32) if stored else None,
+    )
+
+
+def _per_device(tree: Any, *, kind: str = "device") -> int:
+    """Bytes per device of what lies in this kind of memory."""
+    import jax
+
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if (leaf.sharding.memory_kind or "device") == kind
+    )
+
+
+def _read(dump: pathlib.Path, memory: Memory, seconds: float) -> Compiled:
+    """Sum up the scheduled program that the compiler has dumped."""
+    from mpo_jax.plan import hlo, schedule
+
+    text = scheduled(dump).read_text(encoding="utf-8", errors="replace")
+    found = schedule.totals(hlo.parse(text))
+    return Compiled(
+        status=FITS,
+        seconds=seconds,
+        memory=memory,
+        flops=found.flops,
+        cycles=found.cycles,
+        collectives={
+            kind: dataclasses.asdict(traffic)
+            for kind, traffic in sorted(found.collectives.items())
+        },
+        kernels=tuple(
+            (name, shape, count) for (name, shape), count in found.kernels.items()
+        ),
+        unresolved=found.unresolved,
+    )
+
+
+def scheduled(dump: pathlib.Path) -> pathlib.Path:
+    """File of the scheduled module: after code generation, which notes the cycles.
+
+    Raises:
+      ValueError: if the compiler has written none.
+    """
+    for stage in ("after_codegen", "after_optimizations"):
+        found = sorted(dump.glob(f"*jit_step*.{stage}.txt"))
+        if found:
+            return max(found, key=lambda path: path.stat().st_size)
+    raise ValueError(f"the compiler has written no scheduled program to {dump}")
+
+
+def main() -> None:
+    """Compile the case in a directory; for :func:`run`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=pathlib.Path)
+    directory = parser.parse_args().directory
+    case = case_from_json((directory / "case.json").read_text(encoding="utf-8"))
+    try:
+        result = dataclasses.asdict(compile_here(case, directory / "dump"))
+    except (ValueError, FileNotFoundError) as error:
+        result = {"error": str(error)}
+    temporary = directory / "result.tmp"
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(directory / "result.json")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()

@@ -1,0 +1,302 @@
+"""Plans: which programs to compile for a config, and what is said of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mpo_jax import config as config_lib
+from mpo_jax import types
+from mpo_jax.losses import mixture
+from mpo_jax.models import family
+from mpo_jax.models import flops as flops_lib
+from mpo_jax.plan import advice, estimate
+from mpo_jax.plan import compile as compile_lib
+from mpo_jax.train import optimizer
+from mpo_jax.utils import slices
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What somebody asks about one config.
+
+    Attributes:
+      name: shown in tables.
+      topology: slice; empty is the config's.
+      slices: number of slices.
+      shapes: of ``short`` and ``long``, as far as the config uses them.
+      steps: of ``train`` and ``reference``; the latter only where a run has one.
+      rows_per_chip: rows per data shard and micro-batch; 0 takes what a run would:
+        ``rows.rows_per_batch``, or enough for ``rows.pairs_per_batch``.
+    """
+
+    name: str
+    cfg: config_lib.RunConfig
+    topology: str = ""
+    slices: int = 1
+    shapes: tuple[str, ...] = ("short", "long")
+    steps: tuple[str, ...] = ("train",)
+    rows_per_chip: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A case, what the compiler says, what follows.
+
+    Attributes:
+      name: of the request.
+      shards: ways in which rows are split.
+      estimate: None where the program was not compiled.
+      advice: what to change where it does not fit.
+    """
+
+    name: str
+    case: compile_lib.Case
+    compiled: compile_lib.Compiled
+    shards: int
+    estimate: estimate.Estimate | None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Does the program compile, and so fit?"""
+        return self.compiled.status == compile_lib.FITS
+
+    @property
+    def rows_per_chip(self) -> float:
+        """Rows per data shard and micro-batch."""
+        return self.case.rows / self.shards / self.case.cfg.optim.accumulation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        case = self.case
+        found = self.estimate
+        return {
+            "name": self.name,
+            "topology": case.topology,
+            "slices": case.slices,
+            "shape": case.shape,
+            "step": case.step,
+            "rows": case.rows,
+            "rows_per_chip": self.rows_per_chip,
+            "remat": case.cfg.model.remat,
+            "model": case.cfg.model.path,
+            "compiled": dataclasses.asdict(self.compiled),
+            "estimate": None
+            if found is None
+            else {
+                **dataclasses.asdict(found),
+                "mfu": found.mfu,
+                "mfu_bound": found.mfu_bound,
+                "pairs_per_second": found.pairs_per_second,
+                "note": estimate.NOT_MEASURED,
+            },
+            "advice": list(self.advice),
+        }
+
+
+def to_json(outcomes: list[Outcome], workload: estimate.Workload) -> str:
+    """All outcomes and the assumed fill."""
+    return json.dumps(
+        {
+            "workload": dataclasses.asdict(workload),
+            "outcomes": [outcome.to_dict() for outcome in outcomes],
+        },
+        indent=1,
+    )
+
+
+def changed(cfg: config_lib.RunConfig, changes: Sequence[str]) -> config_lib.RunConfig:
+    """Copy of a config with ``FIELD=VALUE`` changes (``optim.accumulation=6``).
+
+    Raises:
+      ValueError: on an unknown field, with the nearest names.
+    """
+    config_lib.check_overrides([f"--config.{change}" for change in changes], cfg)
+    raw = dataclasses.asdict(cfg)
+    for change in changes:
+        name, text = change.split("=", 1)
+        *groups, field = name.split(".")
+        node = raw
+        for group in groups:
+            node = node[group]
+        try:
+            node[field] = json.loads(text)
+        except ValueError:
+            node[field] = text
+    return config_lib.from_json(json.dumps(raw))
+
+
+def default_rows(
+    cfg: config_lib.RunConfig,
+    shape: types.RowShape,
+    *,
+    needed: int,
+    workload: estimate.Workload,
+) -> int:
+    """Rows of a global batch as a run would choose them.
+
+    Args:
+      needed: what the number must divide by (data shards × accumulation).
+    """
+    if cfg.rows.rows_per_batch:
+        return cfg.rows.rows_per_batch
+    multiple = math.lcm(cfg.rows.row_multiple, needed)
+    rows = cfg.rows.pairs_per_batch / workload.pairs(shape)
+    return max(1, round(rows / multiple)) * multiple
+
+
+def cases(
+    request: Request, workload: estimate.Workload
+) -> Iterator[tuple[compile_lib.Case, int]]:
+    """Programs of a request, each with its number of data shards.
+
+    Raises:
+      ValueError: if config, slice or request do not fit together.
+    """
+    cfg = request.cfg
+    cfg.validate()
+    topology = request.topology or cfg.topology
+    if not topology:
+        raise ValueError(f"{request.name}: config.topology is empty; give --topology")
+    slices.lookup(topology)
+    sizes = compile_lib.mesh_shape(cfg, topology, request.slices)
+    shards = sizes["data"] * sizes["fsdp"]
+    for name in request.shapes:
+        shape_cfg = getattr(cfg.rows, name)
+        if not shape_cfg.used:
+            continue
+        shape = shape_cfg.build()
+        needed = shards * cfg.optim.accumulation
+        rows = request.rows_per_chip * needed or default_rows(
+            cfg, shape, needed=needed, workload=workload
+        )
+        for step in request.steps:
+            if step == "reference" and not has_reference(cfg):
+                continue
+            # The reference step sees what a micro-batch of training sees.
+            some = rows
+            if step == "reference":
+                some = max(rows // cfg.optim.accumulation // shards, 1) * shards
+            yield (
+                compile_lib.Case(cfg, topology, request.slices, name, step, some),
+                shards,
+            )
+
+
+def has_reference(cfg: config_lib.RunConfig) -> bool:
+    """Does a run have a reference pass of its own (cached before training)?"""
+    return (
+        cfg.mode == types.MPO
+        and cfg.reference.mode == "cache"
+        and mixture.needs_reference(cfg.loss)
+    )
+
+
+def plan(
+    name: str,
+    case: compile_lib.Case,
+    *,
+    shards: int,
+    workload: estimate.Workload,
+    kept: pathlib.Path | None = None,
+) -> Outcome:
+    """Compile one case, or take its result from `kept`, and draw the conclusions.
+
+    Raises:
+      ValueError: if the case itself is wrong.
+    """
+    compiled = compile_lib.run(case, kept=kept)
+    outcome = Outcome(name, case, compiled, shards, None)
+    if not outcome.fits:
+        return dataclasses.replace(
+            outcome, advice=advice.advise(case, compiled, shards)
+        )
+    model = family.lookup(case.cfg.model.path)
+    assert model is not None  # the compiling process has found it
+    found = estimate.estimate(
+        case,
+        compiled,
+        model,
+        workload=workload,
+        parts=optimizer.trained_parts(case.cfg.model),
+    )
+    return dataclasses.replace(outcome, estimate=found)
+
+
+def comparison(
+    cfg: config_lib.RunConfig, shape: types.RowShape, workload: estimate.Workload
+) -> tuple[flops_lib.Comparison, flops_lib.Comparison]:
+    """A mean pair in the packed and in the duplicated layout.
+
+    Raises:
+      ValueError: if the model is not known.
+    """
+    model = family.lookup(cfg.model.path)
+    if model is None:
+        raise ValueError(f"model.path={cfg.model.path!r} is not known")
+    counts = workload.counts(shape)
+    pair = counts * (1 / counts.pairs)
+    lengths = (pair.prompt, pair.chosen, pair.rejected)
+    options: dict[str, Any] = {
+        "tiles": pair.tiles,
+        "parts": optimizer.trained_parts(cfg.model),
+        "reference": cfg.mode == types.MPO and cfg.reference.mode != "none",
+    }
+    return (
+        flops_lib.packed_pair(model, *lengths, **options),
+        flops_lib.duplicated_pair(model, *lengths, **options),
+    )
+
+
+def search(
+    request: Request,
+    *,
+    remats: tuple[str, ...],
+    most_rows: int,
+    workload: estimate.Workload,
+    kept: pathlib.Path | None = None,
+) -> Iterator[Outcome]:
+    """Largest number of rows per chip that fits, for every remat policy.
+
+    Doubles until a program no longer fits, then bisects; each trial is a compilation.
+    Yields every trial as it ends.
+
+    Args:
+      remats: values of ``model.remat`` to try.
+      most_rows: do not try more rows per chip.
+    """
+    for remat in remats:
+        cfg = copy.deepcopy(request.cfg)
+        cfg.model.remat = remat
+
+        def trial(rows: int, cfg: config_lib.RunConfig = cfg) -> Outcome:
+            asked = dataclasses.replace(request, cfg=cfg, rows_per_chip=rows)
+            case, shards = next(iter(cases(asked, workload)))
+            return plan(request.name, case, shards=shards, workload=workload, kept=kept)
+
+        low, high, rows = 0, most_rows + 1, 1
+        while low + 1 < high:
+            outcome = trial(rows)
+            yield outcome
+            if outcome.fits:
+                low = rows
+            else:
+                high = rows
+            rows = min(2 * low, most_rows) if high > most_rows else (low + high) // 2
+            rows = max(rows, low + 1)
+
+
+def best(outcomes: list[Outcome]) -> Outcome | None:
+    """Of trials that fit, the one with most pairs per second."""
+    fitting = [o for o in outcomes if o.fits and o.estimate is not None]
+    return max(
+        fitting,
+        key=lambda o: o.estimate.pairs_per_second if o.estimate else 0.0,
+        default=None,
+    )

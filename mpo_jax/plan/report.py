@@ -1,0 +1,173 @@
+"""Plans as tables for people, in words where something does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import rich.table
+
+from mpo_jax.models import flops as flops_lib
+from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import estimate
+from mpo_jax.plan.planner import Outcome
+
+
+def _gib(size: float) -> str:
+    return f"{size / compile_lib.GIB:.2f}" if size else "–"
+
+
+def _table(title: str, *columns: str) -> rich.table.Table:
+    table = rich.table.Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def label(outcome: Outcome) -> str:
+    """Config, slice, shape and step in one line."""
+    case = outcome.case
+    times = f"{case.slices} × " if case.slices > 1 else ""
+    return f"{outcome.name} · {times}{case.topology} · {case.shape} {case.step}"
+
+
+def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
+    """GiB per device (a chip; of tpu7x a core)."""
+    table = _table(
+        "Memory per device, GiB (one device is one chip; of tpu7x half a chip)",
+        *("program", "rows/chip", "parameters", "optimiser", "batch", "temporaries"),
+        *("code", "needed", "granted", "result"),
+    )
+    for outcome in outcomes:
+        held, compiled = outcome.compiled.memory, outcome.compiled
+        colour = {compile_lib.FITS: "green"}.get(compiled.status, "red")
+        table.add_row(
+            label(outcome),
+            f"{outcome.rows_per_chip:g}",
+            *(_gib(x) for x in (held.params, held.optimiser, held.batch)),
+            *(_gib(x) for x in (held.temporaries, held.code)),
+            *(_gib(x) for x in (held.needed, held.granted)),
+            f"[{colour}]{compiled.status}[/]",
+        )
+    return table
+
+
+def traffic(outcomes: Sequence[Outcome]) -> rich.table.Table:
+    """Collectives of one device and step."""
+    table = _table(
+        "Collectives of one device in one step",
+        *("program", "kind", "executions", "GiB sent", "of it between slices"),
+    )
+    for outcome in outcomes:
+        for kind, found in outcome.compiled.collectives.items():
+            table.add_row(
+                label(outcome),
+                kind,
+                f"{found['count']:,.0f}",
+                _gib(found["bytes"]),
+                _gib(found["across_slices"]),
+            )
+    return table
+
+
+def speed(outcomes: Sequence[Outcome]) -> rich.table.Table:
+    """FLOPs, times and MFU; times are estimates."""
+    table = _table(
+        f"Speed: lower bound, and estimate ({estimate.NOT_MEASURED}; ±25 % or worse)",
+        *("program", "pairs", "useful PFLOP", "full rows", "scheduled"),
+        *("bound s", "of it", "estimate s", "pairs/s", "MFU", "MFU ≤"),
+    )
+    for outcome in outcomes:
+        found = outcome.estimate
+        if found is None:
+            continue
+        causes = {
+            "products": found.products,
+            "HBM": found.memory,
+            "links": found.links,
+        }
+        table.add_row(
+            label(outcome),
+            f"{found.pairs:.0f}",
+            *(f"{x / 1e15:.3g}" for x in (found.useful, found.budget, found.scheduled)),
+            f"{found.bound:.3g}",
+            max(causes, key=lambda cause: causes[cause]),
+            f"{found.seconds:.2g}" if found.seconds else "–",
+            f"{found.pairs_per_second:.2g}" if found.seconds else "–",
+            f"{found.mfu:.0%}" if found.seconds else "–",
+            f"{found.mfu_bound:.0%}",
+        )
+    return table
+
+
+SPEED_NOTE = (
+    "useful: model FLOPs of true tokens, forward and backward once; full rows: the "
+    "same with padding; scheduled: what the program executes, recomputation included. "
+    "MFU = useful / (seconds × chips × bf16 peak); MFU ≤ is that at the lower bound."
+)
+
+
+def layout(
+    name: str, packed: flops_lib.Comparison, usual: flops_lib.Comparison
+) -> rich.table.Table:
+    """A mean pair here and as two sequences, policy and reference together."""
+    table = _table(
+        f"One pair of {name}: encoded once, against two full sequences",
+        *("per pair and epoch", "here", "duplicated", "ratio"),
+    )
+    rows = (
+        ("decoder tokens", packed.tokens, usual.tokens, ",.0f"),
+        ("vision tower tiles", packed.tiles, usual.tiles, ",.1f"),
+        ("head positions", packed.head_positions, usual.head_positions, ",.0f"),
+        ("TFLOP, update", packed.policy / 1e12, usual.policy / 1e12, ",.1f"),
+        ("TFLOP, reference", packed.reference / 1e12, usual.reference / 1e12, ",.1f"),
+        ("TFLOP", packed.flops / 1e12, usual.flops / 1e12, ",.1f"),
+    )
+    for what, here, there, form in rows:
+        ratio = f"{there / here:.2f}×" if here else "–"
+        table.add_row(what, format(here, form), format(there, form), ratio)
+    return table
+
+
+def words(outcome: Outcome) -> str:
+    """What does not fit, why, and what to change; empty where all is well."""
+    compiled = outcome.compiled
+    lines = []
+    if compiled.unresolved:
+        lines.append(
+            f"{label(outcome)}: trip count of {len(compiled.unresolved)} loops "
+            "unknown; their work is counted once, so times are too low"
+        )
+    if compiled.status == compile_lib.TOO_LARGE:
+        lines.append(
+            f"{label(outcome)} needs {_gib(compiled.memory.needed)} GiB of "
+            f"{_gib(compiled.memory.granted)} GiB per device. Any of:"
+        )
+    elif compiled.status == compile_lib.FAILED:
+        lines.append(f"{label(outcome)}: {compiled.message}")
+    return "\n".join(lines + [f"  - {remedy}" for remedy in outcome.advice])
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The results as a table for a document."""
+    lines = [
+        "| program | rows/chip | GiB needed of granted | bound s | estimate s, "
+        f"{estimate.NOT_MEASURED} | pairs/s | MFU | MFU ≤ | compile s |",
+        "| --- " + "| ---: " * 8 + "|",
+    ]
+    for outcome in outcomes:
+        found, held = outcome.estimate, outcome.compiled.memory
+        times = ["–"] * 5
+        if found is not None:
+            times = [
+                f"{found.bound:.3g}",
+                f"{found.seconds:.2g}",
+                f"{found.pairs_per_second:.2g}",
+                f"{found.mfu:.0%}",
+                f"{found.mfu_bound:.0%}",
+            ]
+        fits = f"{_gib(held.needed)} of {_gib(held.granted)}"
+        if not outcome.fits:
+            fits = f"**{outcome.compiled.status}**: {fits}"
+        cells = [label(outcome), f"{outcome.rows_per_chip:g}", fits, *times]
+        lines.append(f"| {' | '.join(cells)} | {outcome.compiled.seconds:.0f} |")
+    return "\n".join(lines) + "\n"

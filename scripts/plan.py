@@ -1,0 +1,274 @@
+"""Plan a run without hardware: does it fit a TPU slice, and how fast could it be?
+
+  python scripts/plan.py --config=configs/internvl2_8b_mpo.py
+  python scripts/plan.py --config=configs/internvl2_8b_mpo.py --topology=v6e-64
+  python scripts/plan.py --config=configs/internvl2_8b_mpo.py --search
+  python scripts/plan.py --config=configs/internvl2_8b_mpo.py \
+      --compare=v5e:4x8,v5p:2x4x4,v6e:4x8
+  python scripts/plan.py --compare=configs
+  python scripts/plan.py --cases=docs/planning_cases.txt --table=docs/planning_results
+
+The true step of every case is compiled with the TPU compiler (`pip install -e
+'.[plan]'`, Linux on x86), minutes each, some GB of host memory; no weight is loaded and
+no network used. Printed: memory of a chip against what the compiler grants,
+collectives, FLOPs, a lower bound of the step's time and an estimate (not measured on
+TPU); docs/planning.md says how to read it. Exit status 2: something does not fit, and
+the remedies are printed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pathlib
+import sys
+from concurrent import futures
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from mpo_jax import config as config_lib
+from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import estimate, planner, report
+from mpo_jax.utils import cli, plan_plot, progress, slices
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "Slice, v5litepod-16 or v5e:4x4; empty is the config's"
+)
+_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices, joined by DCN", lower_bound=1)
+_ROWS = flags.DEFINE_integer(
+    "rows_per_chip",
+    0,
+    "Rows per data shard and micro-batch; 0 takes what a run would choose",
+    lower_bound=0,
+)
+_SHAPE = flags.DEFINE_enum(
+    "shape", "both", ["short", "long", "both"], "Row shapes to compile"
+)
+_STEP = flags.DEFINE_enum(
+    "step", "train", ["train", "reference", "both"], "Programs to compile"
+)
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "Slices, or config files, or 'configs' for all with a topology"
+)
+_CASES = flags.DEFINE_string(
+    "cases", "", "File with lines CONFIG [TOPOLOGY [SLICES]] instead of --config"
+)
+_SEARCH = flags.DEFINE_bool(
+    "search", False, "Find the most rows per chip that fit, per remat policy"
+)
+_REMATS = flags.DEFINE_list("remats", ["full", "dots", "none"], "Policies of --search")
+_MOST = flags.DEFINE_integer("most_rows", 16, "Bound of --search", lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Compilations at a time; each takes one core and some GB", lower_bound=1
+)
+_KEPT = flags.DEFINE_string(
+    "kept", "runs/plans", "Compiled results, reused while code is the same; '' is none"
+)
+_JSON = flags.DEFINE_string("json", "", "Write all figures to this file")
+_TABLE = flags.DEFINE_string("table", "", "Write PREFIX.json, PREFIX.md, PREFIX.png")
+_PAIR_PROMPT = flags.DEFINE_float(
+    "pair_prompt", estimate.Workload.pair_prompt, "Mean prompt tokens of a pair"
+)
+_FILL = flags.DEFINE_list(
+    "fill",
+    ["0.96", "0.77", "0.72", "0.94"],
+    "Mean fill of the prompt, chosen, rejected and tile budgets",
+)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    jax.config.update("jax_platforms", "cpu")  # the slice is not there; do not look
+    console = progress.console()
+    workload = _workload()
+    requests = _requests()
+    outcomes: list[planner.Outcome] = []
+    kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
+    with progress.bar() as bar:
+        if _SEARCH.value:
+            task = bar.add_task("Trials", total=None)
+            for request in requests:
+                for outcome in planner.search(
+                    request,
+                    remats=tuple(_REMATS.value),
+                    most_rows=_MOST.value,
+                    workload=workload,
+                    kept=kept,
+                ):
+                    outcomes.append(outcome)
+                    bar.console.print(
+                        f"{report.label(outcome)}: remat={outcome.case.cfg.model.remat}"
+                        f", {outcome.rows_per_chip:g} rows per chip: "
+                        f"{outcome.compiled.status}"
+                    )
+                    bar.advance(task)
+        else:
+            work = [
+                (request.name, case, shards)
+                for request in requests
+                for case, shards in planner.cases(request, workload)
+            ]
+            task = bar.add_task("Compiling", total=len(work))
+
+            def one(job: tuple[str, compile_lib.Case, int]) -> planner.Outcome:
+                name, case, shards = job
+                outcome = planner.plan(
+                    name, case, shards=shards, workload=workload, kept=kept
+                )
+                bar.advance(task)
+                return outcome
+
+            # Threads only wait: every compilation is a process of its own.
+            with futures.ThreadPoolExecutor(_JOBS.value) as pool:
+                outcomes += pool.map(one, work)
+    for table in (report.memory, report.traffic, report.speed):
+        console.print(table(outcomes))
+    console.print(report.SPEED_NOTE)
+    for request in {request.name: request for request in requests}.values():
+        shape = request.cfg.rows.short.build()
+        console.print(
+            report.layout(
+                request.name, *planner.comparison(request.cfg, shape, workload)
+            )
+        )
+    for outcome in outcomes:
+        if text := report.words(outcome):
+            console.print(text, markup=False)
+    _write(outcomes, workload)
+    if _SEARCH.value:
+        found = planner.best(outcomes)
+        if found is None:
+            sys.exit(2)
+        console.print(
+            f"Best of the trials that fit, by estimate: remat="
+            f"{found.case.cfg.model.remat}, {found.rows_per_chip:g} rows per chip."
+        )
+    elif not all(outcome.fits for outcome in outcomes):
+        sys.exit(2)
+
+
+def _workload() -> estimate.Workload:
+    if len(_FILL.value) != 4:
+        raise ValueError(f"--fill={','.join(_FILL.value)}: four numbers are expected")
+    return estimate.Workload(_PAIR_PROMPT.value, *(float(x) for x in _FILL.value))
+
+
+def _requests() -> list[planner.Request]:
+    """What the flags ask for.
+
+    Raises:
+      ValueError: if they name no config, or an unknown slice.
+    """
+    if _CASES.value:
+        return [request for line in _lines(_CASES.value) for request in [_case(line)]]
+    wanted = list(_COMPARE.value)
+    if wanted == ["configs"]:
+        directory = pathlib.Path(__file__).parents[1] / "configs"
+        found = [
+            (str(file), load(str(file))) for file in sorted(directory.glob("*.py"))
+        ]
+        return [_request(name, cfg) for name, cfg in found if cfg.topology]
+    if wanted and all(".py" in name for name in wanted):
+        return [_request(name, load(name)) for name in wanted]
+    if _CONFIG.value is None:
+        raise ValueError("--config is missing; name a recipe, e.g. configs/….py")
+    cfg: config_lib.RunConfig = _CONFIG.value
+    if not wanted:
+        return [_request(cfg.name, cfg)]
+    return [_request(cfg.name, cfg, topology=slices.lookup(n).aot_name) for n in wanted]
+
+
+def _request(
+    name: str, cfg: config_lib.RunConfig, *, topology: str = "", num_slices: int = 0
+) -> planner.Request:
+    both = {"both": ("short", "long")}
+    return planner.Request(
+        name=pathlib.Path(name).stem,
+        cfg=copy.deepcopy(cfg),
+        topology=topology or _TOPOLOGY.value,
+        slices=num_slices or _SLICES.value,
+        shapes=both.get(_SHAPE.value, (_SHAPE.value,)),
+        steps={"both": ("train", "reference")}.get(_STEP.value, (_STEP.value,)),
+        rows_per_chip=_ROWS.value,
+    )
+
+
+def _lines(path: str) -> list[list[str]]:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    lines = [line.split("#")[0].split() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+def _case(words: list[str]) -> planner.Request:
+    """Request of one line of a file of cases.
+
+    Raises:
+      ValueError: on more words, unknown fields and values of another type.
+    """
+    changes = [word for word in words if "=" in word and ".py" not in word]
+    rest = [word for word in words if word not in changes]
+    if len(rest) > 3:
+        raise ValueError(
+            f"{' '.join(words)}: write CONFIG [TOPOLOGY [SLICES]] [FIELD=VALUE ...]"
+        )
+    topology = rest[1] if len(rest) > 1 else ""
+    number = int(rest[2]) if len(rest) > 2 else 1
+    cfg = planner.changed(load(rest[0]), changes)
+    return _request(rest[0], cfg, topology=topology, num_slices=number)
+
+
+def load(name: str) -> config_lib.RunConfig:
+    """Config of a file; what follows a colon is its argument, as in ``--config``.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    file, _, argument = name.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist; name a config file")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def _write(outcomes: list[planner.Outcome], workload: estimate.Workload) -> None:
+    prefix = _TABLE.value
+    for path in [_JSON.value, f"{prefix}.json" if prefix else ""]:
+        if path:
+            text = planner.to_json(outcomes, workload)
+            pathlib.Path(path).write_text(text, encoding="utf-8")
+    if prefix:
+        table = report.markdown(outcomes)
+        pathlib.Path(f"{prefix}.md").write_text(table, encoding="utf-8")
+        bars = [_bar(outcome) for outcome in outcomes]
+        plan_plot.draw(bars, f"{prefix}.png", note=estimate.NOT_MEASURED)
+
+
+def _bar(outcome: planner.Outcome) -> plan_plot.Bar:
+    held, gib = outcome.compiled.memory, compile_lib.GIB
+    parts = {
+        "parameters": held.params,
+        "optimiser": held.optimiser,
+        "batch": held.batch,
+        "temporaries": held.temporaries,
+        "code": held.code,
+    }
+    # A program that was refused has no parts but a sum.
+    parts["not told apart"] = max(held.needed - sum(parts.values()), 0)
+    sold = slices.lookup(outcome.case.topology)
+    rate = outcome.estimate.pairs_per_second if outcome.estimate else 0.0
+    return plan_plot.Bar(
+        label=report.label(outcome),
+        parts={name: size / gib for name, size in parts.items()},
+        granted=held.granted / gib,
+        rate=rate / (sold.chips * outcome.case.slices),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,156 @@
+"""Cases, meshes and refusals; what the compiler itself does is in tests/aot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from mpo_jax import config, recipes
+from mpo_jax.plan import compile as compile_lib
+
+
+def released(**mesh: int) -> config.RunConfig:
+    cfg = recipes.released_mpo()
+    cfg.model.path = "OpenGVLab/InternVL2-1B"
+    cfg.data.meta = "data/meta.json"
+    cfg.mesh = config.MeshConfig(**mesh)
+    return cfg
+
+
+def test_case_survives_json():
+    case = compile_lib.Case(released(tensor=2), "v6e:2x2", 2, "long", "train", 8)
+    assert compile_lib.case_from_json(case.to_json()) == case
+
+
+def test_result_survives_json():
+    result = compile_lib.Compiled(
+        compile_lib.FITS,
+        seconds=1.5,
+        memory=compile_lib.Memory(params=3, granted=9),
+        collectives={"all-gather": {"count": 1.0, "bytes": 2.0, "across_slices": 0.0}},
+        kernels=(("splash_mha_fwd", (2, 512, 64), 4.0),),
+        unresolved=("while.1",),
+    )
+    text = json.dumps(dataclasses.asdict(result))
+    assert compile_lib.compiled_from_dict(json.loads(text)) == result
+
+
+@pytest.mark.parametrize(
+    ("mesh", "topology", "slices", "expected"),
+    [
+        ({}, "v5e:4x8", 1, (1, 32, 1)),
+        ({}, "tpu7x:2x2x1", 1, (1, 8, 1)),
+        ({"tensor": 4}, "v5litepod-16", 1, (1, 4, 4)),
+        ({}, "v6e-64", 2, (2, 64, 1)),
+        ({"data": 4}, "v6e-64", 2, (4, 32, 1)),
+        ({"data": -1, "fsdp": 8}, "v5e:4x4", 2, (4, 8, 1)),
+    ],
+)
+def test_mesh(mesh, topology, slices, expected):
+    found = compile_lib.mesh_shape(released(**mesh), topology, slices)
+    assert tuple(found[axis] for axis in ("data", "fsdp", "tensor")) == expected
+
+
+@pytest.mark.parametrize(
+    ("mesh", "slices", "message"),
+    [
+        ({"tensor": 3}, 1, "tensor=3 does not fit the 4 devices"),
+        ({"fsdp": 2}, 1, "does not fit the 4 devices of 1 × v5e:2x2"),
+        ({"data": 3}, 2, "must be a multiple of the 2 slices"),
+    ],
+)
+def test_mesh_that_does_not_fit(mesh, slices, message):
+    with pytest.raises(ValueError, match=message):
+        compile_lib.mesh_shape(released(**mesh), "v5e:2x2", slices)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, "
+            "the total memory required for HLO temporaries (18.50G) exceeds available "
+            "HBM (15.75G). HLO module: jit_step.",
+            (18.5, 15.75),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 29.50G of "
+            "15.75G hbm. Exceeded hbm capacity by 13.75G.",
+            (29.5, 15.75),
+        ),
+        ("RESOURCE_EXHAUSTED: something new", (0, 0)),
+    ],
+)
+def test_figures_of_a_refusal(message, expected):
+    gib = compile_lib.GIB
+    assert compile_lib.out_of_memory(message) == tuple(int(x * gib) for x in expected)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        (
+            "warning\nF1122 fusion.cc:1] Check failed: rank == 3 no window\n*** trace",
+            "the compiler aborted: Check failed: rank == 3 no window",
+        ),
+        ("Traceback\nAttributeError: x\n", "ended with status -6: AttributeError: x"),
+        ("", "ended with status -6: no output"),
+    ],
+)
+def test_an_abort_of_the_compiler_is_a_result(monkeypatch, stderr, message):
+    """The process dies by a signal and leaves no result; its last words count."""
+    monkeypatch.setattr(
+        compile_lib.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, -6, "", stderr),
+    )
+    case = compile_lib.Case(released(), "v5e:2x2", 1, "short", "train", 4)
+    result = compile_lib.run(case)
+    assert result.status == compile_lib.FAILED
+    assert message in result.message
+
+
+def test_scheduled_program_after_code_generation_is_preferred(tmp_path):
+    with pytest.raises(ValueError, match="no scheduled program"):
+        compile_lib.scheduled(tmp_path)
+    first = tmp_path / "module_0001.jit_step.cl_1.after_optimizations.txt"
+    first.write_text("x" * 10)
+    assert compile_lib.scheduled(tmp_path) == first
+    second = tmp_path / "module_0001.jit_step.cl_1.after_codegen.txt"
+    second.write_text("x")
+    assert compile_lib.scheduled(tmp_path) == second
+
+
+def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path):
+    ran = []
+
+    def answer(case: compile_lib.Case, *, timeout: float) -> compile_lib.Compiled:
+        ran.append(case.rows)
+        status = compile_lib.FAILED if case.rows == 12 else compile_lib.FITS
+        return compile_lib.Compiled(status, seconds=case.rows)
+
+    monkeypatch.setattr(compile_lib, "_run", answer)
+    monkeypatch.setattr(
+        compile_lib.importlib.metadata, "version", lambda package: f"{package} 1"
+    )
+
+    def call(rows: int, kept: object = tmp_path) -> float:
+        case = compile_lib.Case(released(), "v5e:2x2", 1, "short", "train", rows)
+        return compile_lib.run(case, kept=kept).seconds
+
+    assert [call(4), call(4), call(8), call(4)] == [4, 4, 8, 4]
+    assert ran == [4, 8]
+    # A failure may be the machine's, so it is tried again.
+    assert [call(12), call(12), call(4, None)] == [12, 12, 4]
+    assert ran == [4, 8, 12, 12, 4]
+
+
+def test_kept_results_depend_on_all_code_that_reads_a_program():
+    package = pathlib.Path(compile_lib.__file__).parents[1]
+    for module in ("hlo", "loops", "schedule", "compile"):
+        assert (package / "plan" / f"{module}.py").is_file()
+        assert f"plan/{module}.py" in compile_lib._SOURCES

@@ -1,0 +1,177 @@
+"""Which programs are compiled, what is searched, and what is advised."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from test_compile import released
+
+from mpo_jax.plan import advice, estimate, planner, report
+from mpo_jax.plan import compile as compile_lib
+from mpo_jax.utils import plan_plot
+
+GIB = compile_lib.GIB
+WORKLOAD = estimate.Workload()
+
+
+def request(cfg=None, **values) -> planner.Request:
+    cfg = cfg or released()
+    return planner.Request("name", cfg, **{"topology": "v5e:4x8", **values})
+
+
+def asked(**values) -> list[tuple[str, str, int]]:
+    found = planner.cases(request(**values), WORKLOAD)
+    return [(case.shape, case.step, case.rows) for case, _ in found]
+
+
+def test_programs_of_a_recipe():
+    # 256 pairs at 2.67 and 2.51 a row, to multiples of 32 devices.
+    assert asked() == [("short", "train", 96), ("long", "train", 96)]
+    assert asked(shapes=("short",), steps=("train", "reference")) == [
+        ("short", "train", 96),
+        ("short", "reference", 96),
+    ]
+    assert asked(rows_per_chip=2) == [("short", "train", 64), ("long", "train", 64)]
+
+
+def test_accumulation_multiplies_the_rows_of_a_batch():
+    cfg = released()
+    cfg.optim.accumulation = cfg.rows.row_multiple = 3
+    assert asked(cfg=cfg, shapes=("short",), rows_per_chip=2) == [
+        ("short", "train", 32 * 3 * 2)
+    ]
+    found = asked(cfg=cfg, shapes=("short",), steps=("reference",), rows_per_chip=2)
+    assert found == [("short", "reference", 64)]
+
+
+def test_configured_rows_are_taken_as_they_are():
+    cfg = released()
+    cfg.rows.rows_per_batch = 64
+    assert asked(cfg=cfg)[0] == ("short", "train", 64)
+
+
+def test_sft_has_no_reference_program():
+    cfg = released()
+    cfg.mode, cfg.reference.mode = "sft", "none"
+    cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
+    cfg.rows.short.rejected_tokens = cfg.rows.long.rejected_tokens = 0
+    found = asked(cfg=cfg, steps=("train", "reference"))
+    assert {step for _, step, _ in found} == {"train"}
+    ours, usual = planner.comparison(cfg, cfg.rows.short.build(), WORKLOAD)
+    assert ours.reference == usual.reference == 0
+    assert ours.tokens == pytest.approx(usual.tokens)
+
+
+def test_a_missing_topology_is_named():
+    with pytest.raises(ValueError, match="config.topology is empty"):
+        asked(topology="")
+
+
+def fake(limit_rows: dict[str, int]):
+    """A compiler under which a policy fits up to so many rows per chip."""
+
+    def run(case: compile_lib.Case, *, kept: object) -> compile_lib.Compiled:
+        assert kept is None
+        rows = case.rows // 32
+        need = 10 + rows
+        memory = compile_lib.Memory(
+            params=2 * GIB, optimiser=4 * GIB, needed=need * GIB, granted=16 * GIB
+        )
+        if rows <= limit_rows[case.cfg.model.remat]:
+            return compile_lib.Compiled(
+                compile_lib.FITS, memory=memory, flops=1e12 * rows, cycles=1e9 * rows
+            )
+        return compile_lib.Compiled(compile_lib.TOO_LARGE, "too large", memory=memory)
+
+    return run
+
+
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_search_finds_the_largest_that_fits(monkeypatch, most):
+    limits = {"full": 11, "dots": 3, "none": 0}
+    monkeypatch.setattr(compile_lib, "run", fake(limits))
+    trials = list(
+        planner.search(
+            request(), remats=tuple(limits), most_rows=most, workload=WORKLOAD
+        )
+    )
+    for remat, limit in limits.items():
+        own = [t for t in trials if t.case.cfg.model.remat == remat]
+        rows = [t.rows_per_chip for t in own]
+        assert len(set(rows)) == len(rows), "no program is compiled twice"
+        fitting = max((t.rows_per_chip for t in own if t.fits), default=0)
+        assert fitting == min(limit, most)
+    best = planner.best(trials)
+    assert best is not None and best.fits
+    assert planner.best([t for t in trials if not t.fits]) is None
+
+
+def too_large(**values) -> tuple[compile_lib.Case, compile_lib.Compiled]:
+    cfg = released()
+    cfg.model.remat = values.pop("remat", "full")
+    cfg.model.vision_chunk = values.pop("vision_chunk", 8)
+    rows = values.pop("rows", 96)
+    case = compile_lib.Case(cfg, "v5e:4x8", 1, "short", "train", rows)
+    memory = compile_lib.Memory(**values)
+    return case, compile_lib.Compiled(compile_lib.TOO_LARGE, "…", memory=memory)
+
+
+def test_advice_is_computed():
+    case, compiled = too_large(
+        **{"params": GIB, "optimiser": 2 * GIB, "needed": 21 * GIB, "granted": 15 * GIB}
+    )
+    text = "\n".join(advice.advise(case, compiled, 32))
+    # 18 GiB for 3 rows; 12 are free: 2 rows.
+    assert "--rows_per_chip=2 instead of 3" in text
+    assert "vision_chunk=4 instead of 8" in text
+    assert "remat" not in text
+    assert "more chips of v5e alone do not help" in text
+
+
+def test_advice_names_the_next_slice_that_would_do():
+    case, compiled = too_large(
+        **{"params": 4 * GIB, "optimiser": 8 * GIB, "needed": 18 * GIB},
+        granted=15 * GIB,
+        remat="none",
+        rows=32,
+        vision_chunk=1,
+    )
+    text = "\n".join(advice.advise(case, compiled, 32))
+    assert "--topology=v5e:8x8 (v5litepod-64, 64 chips)" in text
+    assert "remat=full instead of 'none'" in text
+    assert "vision_chunk" not in text and "rows_per_chip=" not in text
+
+
+def test_a_failed_compilation_is_not_called_a_lack_of_memory():
+    case, compiled = too_large(needed=1)
+    failed = dataclasses.replace(compiled, status=compile_lib.FAILED)
+    (text,) = advice.advise(case, failed, 32)
+    assert "says nothing about memory" in text
+
+
+def test_results_as_json_table_and_plot(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile_lib, "run", fake({"full": 2}))
+    outcomes = [
+        planner.plan("name", case, shards=shards, workload=WORKLOAD)
+        for rows in (2, 3)
+        for case, shards in planner.cases(
+            request(rows_per_chip=rows, shapes=("short",)), WORKLOAD
+        )
+    ]
+    assert [o.fits for o in outcomes] == [True, False]
+    raw = json.loads(planner.to_json(outcomes, WORKLOAD))
+    assert raw["outcomes"][0]["estimate"]["note"] == "not measured on TPU"
+    assert raw["outcomes"][1]["estimate"] is None
+    assert raw["outcomes"][1]["advice"]
+    lines = report.markdown(outcomes).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert "**too large**: 13.00 of 16.00" in lines[-1]
+    assert "needs 13.00 GiB of 16.00" in report.words(outcomes[1])
+    assert report.words(outcomes[0]) == ""
+    for table in (report.memory, report.traffic, report.speed):
+        assert table(outcomes).columns
+    bar = plan_plot.Bar("a", {"parameters": 1.0, "code": 2.0}, 16.0, 0.5)
+    plan_plot.draw([bar, bar], tmp_path / "x.png", note="not measured on TPU")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,99 @@
+"""Stages by themselves: FLOPs of a batch, shards as a run's data, the dry run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import small_runs as helpers
+
+from mpo_jax.data import shard_writer
+from mpo_jax.models import flops
+from mpo_jax.run import setup, stages, train
+from mpo_jax.utils import runtime
+
+ONE = jax.devices()[:1]
+
+
+def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
+    cfg = helpers.small(world)
+    cfg.model.freeze_vision = True
+    run = setup.setup(cfg, tmp_path / "run", devices=ONE)
+    index = stages.prepare_index(run, cfg.data.meta)
+    plan = stages.make_plan(run, index)
+    flops_of = stages.flops_of(run, index, plan)
+    batches = stages.loader(run, index, plan)
+    try:
+        seen = []
+        for n, batch in batches:
+            counts = flops.of_batch(
+                batch,
+                run.shapes[plan.batch(n)[0]],
+                tokens_per_tile=run.policy.tokens_per_tile,
+            )
+            want = flops.training(
+                run.model.cfg, counts, parts=("projector", "language")
+            ).total
+            np.testing.assert_allclose(flops_of(n), want, rtol=1e-12)
+            seen.append(want)
+        assert len(seen) == plan.num_batches and len(set(seen)) > 1
+    finally:
+        batches.close()
+
+
+@pytest.fixture
+def every_program_is_cached(monkeypatch):
+    """Small programs too; nothing is cached afterwards."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.0)
+    yield
+    jax.config.update(name, before)
+    runtime.compilation_cache(None)
+
+
+def test_a_run_on_shards_is_the_run_on_files(world, tmp_path, every_program_is_cached):
+    """Same ledger, same steps, same numbers, whichever thread or process reads."""
+    shards = tmp_path / "shards"
+    shard_writer.write_shards(world["meta"], shards, num_shards=2)
+    found = {}
+    for name, meta, depth in (("files", world["meta"], 0), ("shards", shards, 2)):
+        cfg = helpers.small(world)
+        cfg.data.meta, cfg.data.prefetch_to_device = str(meta), depth
+        cfg.optim.max_steps = 3
+        cfg.checkpoint.export_hf = cfg.log.plots = False
+        cfg.data.workers = depth // 2
+        cfg.compile_cache = "none" if depth else str(tmp_path / "compiled")
+        cfg.log.gate = False  # the thread, not this one, starts the workers
+        train.train(cfg, tmp_path / name, devices=ONE)
+        ledger = (tmp_path / name / "ledger.jsonl").read_text()
+        found[name] = helpers.losses(tmp_path / name), ledger
+    assert found["shards"] == found["files"]
+    assert list((tmp_path / "compiled").iterdir())
+    assert not list(tmp_path.glob("*/compile_cache"))
+
+
+def test_dry_run_takes_a_profile_window(world, root, tmp_path):
+    path = helpers.write_config(tmp_path / "recipe.py", helpers.small(world))
+
+    def start(window):
+        command = [sys.executable, str(root / "scripts/train.py"), "--dry_run"]
+        command += [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+        return subprocess.run(
+            [*command, f"--profile={window}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    good = start("20:5")
+    assert good.returncode == 0, good.stderr
+    assert '"profile_start": 20' in good.stderr and '"profile_steps": 5' in good.stderr
+    bad = start("20")
+    assert bad.returncode == 1
+    assert "--profile='20': write START:COUNT" in " ".join(bad.stderr.split())
