@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from mpo_jax.convert import files, hf, layouts, table, verify
+from mpo_jax.convert import files, hf, hub, layouts, table, verify
 from mpo_jax.demo import tiny_model
 from mpo_jax.models import config, internvl, native_config
 
@@ -288,3 +288,30 @@ def test_native_tensors_are_accounted(tmp_path, damage):
     )
     with pytest.raises(ValueError, match=f"{damage} {name}"):
         hf.load(tmp_path, internvl.InternVL(cfg))
+
+
+@pytest.mark.parametrize("name", ["internlm2-bias", "phi3"])
+def test_files_to_files(tmp_path, tokenizer_files, name):
+    """From layout to layout without a model in memory, in several files; and back."""
+    tensors = original(tmp_path / "start", name, tokenizer_files)
+    model = model_of(tmp_path / "start")
+    here = tmp_path / "start"
+    for number, layout in enumerate((table.NATIVE, table.ORIGINAL)):
+        there = tmp_path / str(number)
+        there.mkdir()
+        kinds = hf.target_dtypes(model, dtype="keep", source_dir=here, layout=layout)
+        layouts.write_files(here, there, layout=layout, dtype="keep")
+        with hub.fetching(hub.locate(here), model) as fetch:
+            hf.write_weights(
+                there, fetch, model, kinds, layout=layout, max_bytes=20_000
+            )
+        assert len(list(there.glob("*.safetensors"))) > 2
+        hf.check_source(there, model_of(there))
+        here = there
+    final: dict[str, np.ndarray] = {}
+    for file in here.glob("*.safetensors"):
+        final |= safetensors_numpy.load_file(file)
+    assert final.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert final[key].dtype == tensor.dtype and final[key].shape == tensor.shape
+        assert final[key].tobytes() == tensor.tobytes(), key
