@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpo_jax.convert import hf, hub
+from mpo_jax.convert import files, hf, hub
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params as params_lib
 
@@ -69,7 +69,7 @@ class InternVL:
         """Load a model.
 
         Args:
-          source: HF directory (original layout), hub id, checkpoint of
+          source: HF directory (either layout), hub id, checkpoint of
             ``scripts/convert_from_hf.py``, or workdir of a training run.
           dtype: ``float32`` or ``bfloat16``, of parameters and computation.
           img_context_token_id: needed only where the directory has no tokenizer.
@@ -84,7 +84,7 @@ class InternVL:
         found = hub.locate(source, revision=revision)
         model = internvl.InternVL(config.load(found.files))
         if img_context_token_id is None:
-            img_context_token_id = hub.special_token_id(found.files, IMG_CONTEXT)
+            img_context_token_id = files.special_token_id(found.files, IMG_CONTEXT)
         return cls(
             model,
             hub.load_params(found, model, dtype=dtype),
@@ -191,12 +191,15 @@ class InternVL:
         directory: str | pathlib.Path,
         *,
         dtype: str = "bfloat16",
+        layout: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write a directory in the original layout, with the files it came with.
+        """Write a directory for the released code or for transformers.
 
         Args:
           dtype: of the tensors; ``keep`` is what they had in the source.
+          layout: ``original`` or ``native`` (transformers' own InternVL); None is that
+            of the files the model came with.
           overwrite: replace a model that is there already.
 
         Raises:
@@ -208,6 +211,7 @@ class InternVL:
             self.model,
             dtype=dtype,
             source_dir=self.files,
+            layout=layout,
             overwrite=overwrite,
         )
 

@@ -152,6 +152,13 @@ def params_directory(path: str | pathlib.Path) -> pathlib.Path | None:
     return None
 
 
+def check_params(path: str | pathlib.Path, abstract: Any) -> None:
+    """Check the shapes of stored weights without reading them; raises ValueError."""
+    found = params_directory(path) or pathlib.Path(path)
+    stored = ocp.checkpointables_metadata(str(found)).metadata
+    _check(PARAMS, abstract, stored[PARAMS], path=found)
+
+
 def load_params(path: str | pathlib.Path, abstract: Any) -> Any:
     """Read weights of a converted checkpoint or of a training run.
 

@@ -2,15 +2,18 @@
 
   python scripts/convert_from_hf.py --src=OpenGVLab/InternVL2-8B --dst=ckpt/8b
 
-`--src` is a directory in the original layout (config.json, *.safetensors) or a hub id,
-which is downloaded. `--dst` gets
+`--src` is a directory (config.json, *.safetensors) in the original or in the
+transformers-native ('-hf') layout, or a hub id, which is downloaded. `--dst` gets
 
   params/   the weights (Orbax), readable in any sharding
   hf/       config.json, tokenizer, remote code: what an export carries along
 
 Every tensor must be used exactly once and every parameter filled; otherwise nothing is
-written and all that is wrong is listed. The whole model is in host memory once: about
-16 GB for 8B in bfloat16. `--dry_run` lists the tensors and writes nothing.
+written and all that is wrong is listed. Weights pass through memory a tensor at a time;
+a run that was killed goes on where it was when it is started again, and `--dst` appears
+by a rename when all is written. `--dry_run` lists the tensors and writes nothing.
+`--new_tokens='<think>,</think>'` adds tokens to the tokenizer, and rows that are the
+mean of the old ones; train policy and reference from this checkpoint.
 `convert_to_hf.py` is the way back; with `--dtype=keep` on both the files are bit equal.
 """
 
@@ -18,38 +21,21 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
-from absl import app, flags
+from absl import flags
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import files, hf, hub, table
+from mpo_jax.convert import command, files, hf, hub, source, stream, table, vocabulary
 from mpo_jax.models import config, internvl
-from mpo_jax.nn import params as params_lib
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("src", None, "Model directory, or hub id OWNER/NAME.")
-    flags.DEFINE_string("dst", None, "Directory to write.")
-    flags.DEFINE_string("revision", None, "Branch, tag or commit of a hub id.")
-    flags.DEFINE_enum(
-        "dtype",
-        "keep",
-        ["keep", "float32", "bfloat16", "float16"],
-        "Stored dtype; keep is that of the source.",
-    )
-    flags.DEFINE_bool("overwrite", False, "Replace a model that is there already.")
-    flags.DEFINE_bool("dry_run", False, "List the tensors, write nothing.")
-    flags.mark_flag_as_required("src")
 
 
 def tensor_table(model: internvl.InternVL, dtypes: dict[str, str]) -> str:
     """One line per tensor: name, dtype, shape, and the parameters it fills."""
-    tensors = list(table.tensors(model.cfg))
+    tensors = list(table.tensors(model.cfg, table.detect(dtypes)))
     width = max(len(tensor.name) for tensor in tensors)
     lines = []
     for tensor in tensors:
-        layer = "" if tensor.layer is None else f"[{tensor.layer}]"
-        into = ", ".join(path + layer for path in tensor.row.paths)
+        layer = "" if tensor.unit.layer is None else f"[{tensor.unit.layer}]"
+        into = ", ".join(path + layer for path in tensor.unit.row.paths)
         shape = "×".join(str(size) for size in tensor.shape)
         lines.append(
             f"{tensor.name:{width}}  {dtypes[tensor.name]:8}  {shape:12}  -> {into}"
@@ -59,7 +45,13 @@ def tensor_table(model: internvl.InternVL, dtypes: dict[str, str]) -> str:
 
 
 def convert(
-    src: str, dst: str | None, *, dtype: str, revision: str | None, overwrite: bool
+    src: str,
+    dst: str | None,
+    *,
+    dtype: str,
+    revision: str | None,
+    new_tokens: list[str],
+    overwrite: bool,
 ) -> str:
     """Convert, or only check and list where `dst` is None. Returns what to print.
 
@@ -70,42 +62,43 @@ def convert(
     model = internvl.InternVL(config.load(directory))
     if dst is None:
         hf.check_source(directory, model)
-        return tensor_table(model, hf.source_dtypes(directory))
-    with files.new_directory(dst, overwrite=overwrite) as partial:
-        params = hf.load(directory, model, dtype=dtype)
-        checkpoint.save_params(
-            partial / "params", params, metadata={"source": str(src), "dtype": dtype}
+        return tensor_table(model, source.dtypes(directory))
+    addition = vocabulary.plan(directory, tuple(new_tokens))
+    job = {"source": str(directory), "dtype": dtype, "new_tokens": new_tokens}
+    job |= {"of": files.fingerprint(directory)}
+    with (
+        source.opened(directory) as opened,
+        files.resumable_directory(dst, job=job, overwrite=overwrite) as (
+            partial,
+            progress,
+        ),
+    ):
+        source.account(opened, model.cfg)
+        stream.write(
+            partial / checkpoint.PARAMS,
+            opened,
+            model,
+            progress,
+            dtype=dtype,
+            metadata={"source": str(src), "dtype": dtype},
+            addition=addition,
         )
         carried = partial / hub.FILES
-        carried.mkdir()
+        carried.mkdir(exist_ok=True)
         files.copy_carried(directory, carried)
-        hf.write_dtypes(carried, hf.source_dtypes(directory))
-    count = params_lib.count(params)
+        vocabulary.write_files(carried, model.cfg, addition)
+        source.write_dtypes(carried, source.dtypes(directory))
+    larger = vocabulary.extended(model.cfg, addition)
+    count = sum(tensor.size for tensor in table.tensors(larger))
     return f"{pathlib.Path(dst)}: {count:,} parameters, dtype {dtype}"
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    values = flags.FLAGS
-    if values.dst is None and not values.dry_run:
-        raise app.UsageError("--dst is missing (or ask for --dry_run)")
-    # Conversion is host work; it must not take an accelerator from a running job.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        print(
-            convert(
-                values.src,
-                None if values.dry_run else values.dst,
-                dtype=values.dtype,
-                revision=values.revision,
-                overwrite=values.overwrite,
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    command.define_flags(
+        src="Model directory, or hub id OWNER/NAME.",
+        dtype="keep",
+        dtype_help="Stored dtype; keep is that of the source.",
+    )
+    flags.DEFINE_string("revision", None, "Branch, tag or commit of a hub id.")
+    flags.DEFINE_list("new_tokens", [], "Texts that become tokens, comma separated.")
+    command.run(convert, names=("revision", "new_tokens"))

@@ -1,12 +1,29 @@
-"""Write a checkpoint back as a directory that the released InternVL code loads.
+"""Write a checkpoint back as a directory that the released code or transformers load.
 
   python scripts/convert_to_hf.py --src=runs/mpo --dst=InternVL2-8B-mine
+  python scripts/convert_to_hf.py --src=OpenGVLab/InternVL3-8B --dst=InternVL3-8B-hf \
+      --layout=native --dtype=keep
 
-`--src` is a checkpoint of convert_from_hf.py or the workdir of a training run (its
-newest checkpoint counts). `--dst` gets safetensors in the original layout, in shards
-of at most 5 GB, beside config.json, tokenizer and remote code, carried along untouched
-from the model that the weights came from. A training run names that model by itself;
-where it is gone, name a directory or hub id with `--hf_files`.
+`--src` is a checkpoint of convert_from_hf.py, the workdir of a training run (its newest
+checkpoint counts), or a model directory or hub id in either layout, which is rewritten
+tensor by tensor. `--dst` gets safetensors in shards of at most 5 GB beside config.json
+and tokenizer.
+
+`--layout=original` is that of the released code: tokenizer and remote code are carried
+along untouched from the model that the weights came from. `--layout=native` is that of
+transformers' own InternVL ('-hf'): configuration, processor, chat template and a fast
+tokenizer are written, no code is. Without the flag it is the layout of that model. A
+training run names the model by itself; where it is gone, name a directory or hub id
+with `--hf_files`.
+
+`--verify` reads the export back before it appears: every tensor is compared, and torch
+(which must be installed) loads it into transformers' own class and must give our logits
+and greedy tokens. It needs both models in host memory in float32; any difference is an
+error.
+
+Weights pass through memory a tensor at a time. A run that was killed goes on, with the
+first file that it had not finished, when it is started again; `--dst` appears by a
+rename when everything is written.
 
 `--dtype=keep` gives every tensor the dtype that it had in the original files.
 `--dry_run` lists the tensors and the files they go to, and writes nothing.
@@ -14,92 +31,90 @@ where it is gone, name a directory or hub id with `--hf_files`.
 
 from __future__ import annotations
 
+import math
 import pathlib
 
-import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
-from mpo_jax.convert import files, hf, hub, table
+from mpo_jax.convert import command, files, hf, hub, layouts, table, writer
+from mpo_jax.convert import verify as verify_lib
 from mpo_jax.models import config, internvl
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("src", None, "Converted checkpoint, or training workdir.")
-    flags.DEFINE_string("dst", None, "Directory to write.")
-    flags.DEFINE_enum(
-        "dtype",
-        "bfloat16",
-        ["keep", "float32", "bfloat16", "float16"],
-        "Written dtype; keep is that of the original files.",
-    )
-    flags.DEFINE_string(
-        "hf_files", None, "Directory or hub id with config.json, tokenizer and so on."
-    )
-    flags.DEFINE_bool("overwrite", False, "Replace a model that is there already.")
-    flags.DEFINE_bool("dry_run", False, "List tensors and files, write nothing.")
-    flags.mark_flag_as_required("src")
+def listing(model: internvl.InternVL, dtypes: dict[str, str], layout: str) -> str:
+    """One line per tensor: file, dtype, bytes, name; then the total."""
+    sizes = {
+        name: math.prod(shape) * jnp.dtype(dtypes[name]).itemsize
+        for name, shape in table.hf_shapes(model.cfg, layout).items()
+    }
+    plan = writer.plan_shards(sizes)
+    lines = [
+        f"{plan[n]}  {dtypes[n]:8}  {size:>12} bytes  {n}" for n, size in sizes.items()
+    ]
+    return "\n".join([*lines, f"{len(sizes)} tensors, {sum(sizes.values())} bytes"])
 
 
 def export(
-    src: str, dst: str | None, *, dtype: str, hf_files: str | None, overwrite: bool
+    src: str,
+    dst: str | None,
+    *,
+    dtype: str,
+    layout: str | None,
+    template: str,
+    hf_files: str | None,
+    verify: bool,
+    overwrite: bool,
 ) -> str:
     """Export, or only list where `dst` is None. Returns what to print.
 
     Raises:
       FileNotFoundError, FileExistsError, ValueError: naming what is wrong.
     """
-    source = hub.locate(src, files=hf_files)
-    model = internvl.InternVL(config.load(source.files))
-    dtypes = hf.target_dtypes(model, dtype=dtype, source_dir=source.files)
+    found = hub.locate(src, files=hf_files)
+    model = internvl.InternVL(config.load(found.files))
+    layout = layouts.choose(layout, found.files)
+    described = found.weights if found.kind == "hf" else found.files
+    dtypes = hf.target_dtypes(model, dtype=dtype, source_dir=described, layout=layout)
     if dst is None:
-        sizes = {
-            tensor.name: tensor.size * jnp.dtype(dtypes[tensor.name]).itemsize
-            for tensor in table.tensors(model.cfg)
-        }
-        plan = hf.plan_shards(sizes)
-        lines = [
-            f"{plan[n]}  {dtypes[n]:8}  {size:>12} bytes  {n}"
-            for n, size in sizes.items()
-        ]
-        carried = ", ".join(file.name for file in files.carried_files(source.files))
-        lines.append(f"weights: {source.weights}, {sum(sizes.values())} bytes")
-        return "\n".join([*lines, f"carried along from {source.files}: {carried}"])
-    # float32 holds every stored dtype exactly.
-    params = hub.load_params(source, model, dtype="float32")
-    hf.save(
-        dst,
-        params,
-        model,
-        dtype=dtype,
-        source_dir=source.files,
-        overwrite=overwrite,
-    )
-    return f"{pathlib.Path(dst)}: {len(dtypes)} tensors, dtype {dtype}"
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    values = flags.FLAGS
-    if values.dst is None and not values.dry_run:
-        raise app.UsageError("--dst is missing (or ask for --dry_run)")
-    # Conversion is host work; it must not take an accelerator from a running job.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        print(
-            export(
-                values.src,
-                None if values.dry_run else values.dst,
-                dtype=values.dtype,
-                hf_files=values.hf_files,
-                overwrite=values.overwrite,
-            )
+        lines = [listing(model, dtypes, layout), f"weights: {found.weights}"]
+        if layout == layouts.of_files(found.files):
+            carried = ", ".join(file.name for file in files.carried_files(found.files))
+            lines.append(f"carried along from {found.files}: {carried}")
+        return "\n".join(lines)
+    job = {"weights": str(found.weights), "files": str(found.files), "dtype": dtype}
+    job |= {"of": files.fingerprint(found.weights), "layout": layout}
+    job |= {"beside": files.fingerprint(found.files), "template": template}
+    with files.resumable_directory(dst, job=job, overwrite=overwrite) as (partial, _):
+        notes = layouts.write_files(
+            found.files, partial, layout=layout, dtype=dtype, template=template
         )
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        with hub.fetching(found, model) as fetch:
+            by_row = found.kind != "hf"
+            hf.write_weights(
+                partial, fetch, model, dtypes, layout=layout, by_row=by_row
+            )
+        if verify:
+            with hub.fetching(found, model) as fetch:
+                notes.append(verify_lib.check(partial, fetch, model))
+    text = f"{pathlib.Path(dst)}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
+    return "\n".join([text, *(f"note: {note}" for note in notes)])
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    command.define_flags(
+        src="Converted checkpoint, training workdir, model directory or hub id.",
+        dtype="bfloat16",
+        dtype_help="Written dtype; keep is that of the original files.",
+    )
+    flags.DEFINE_enum(
+        "layout", None, layouts.CHOICES, "Written layout; default is the source's."
+    )
+    flags.DEFINE_string(
+        "template", "", "Chat template, where a native source names none."
+    )
+    flags.DEFINE_string(
+        "hf_files", None, "Directory or hub id with config.json, tokenizer and so on."
+    )
+    flags.DEFINE_bool("verify", False, "Compare with torch before it appears.")
+    command.run(export, names=("layout", "template", "hf_files", "verify"))

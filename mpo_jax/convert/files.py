@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 SINGLE = "model.safetensors"
@@ -59,6 +60,40 @@ def copy_carried(source_dir: str | pathlib.Path, target: str | pathlib.Path) -> 
         shutil.copyfile(file, pathlib.Path(target) / file.name)
 
 
+def _check_target(target: pathlib.Path, *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FileExistsError(f"{target} is a file; give a directory")
+    names = {path.name for path in target.iterdir()}
+    if names and not overwrite:
+        raise FileExistsError(
+            f"{target} is not empty; give another directory, or allow overwriting"
+        )
+    model_files = {"config.json", SINGLE, INDEX, "params"}
+    if names and not names & model_files:
+        raise FileExistsError(
+            f"{target} holds no model but {sorted(names)[:3]}; it is not "
+            "overwritten, give another directory"
+        )
+
+
+def local(directory: str | pathlib.Path) -> pathlib.Path:
+    """A directory as a path.
+
+    Raises:
+      ValueError: if it is an address: safetensors maps local files only, and a bucket
+        cannot rename a directory, which is how a model appears complete or not at all.
+    """
+    if "://" in str(directory):
+        raise ValueError(
+            f"{directory}: models are read from and written to local directories, as "
+            "safetensors maps files and a bucket cannot rename; mount the bucket "
+            "(tpu_setup/README.md), or copy with 'gcloud storage cp --recursive'"
+        )
+    return pathlib.Path(directory).absolute()
+
+
 @contextlib.contextmanager
 def new_directory(
     directory: str | pathlib.Path, *, overwrite: bool = False
@@ -71,33 +106,146 @@ def new_directory(
     Raises:
       FileExistsError: if `directory` is a file, or holds something and `overwrite` is
         False, or what it holds is no model.
+      ValueError: see :func:`local`.
     """
-    target = pathlib.Path(directory).resolve()
-    if target.exists():
-        if not target.is_dir():
-            raise FileExistsError(f"{target} is a file; give a directory")
-        names = {path.name for path in target.iterdir()}
-        if names and not overwrite:
-            raise FileExistsError(
-                f"{target} is not empty; give another directory, or allow overwriting"
-            )
-        model_files = {"config.json", SINGLE, INDEX, "params"}
-        if names and not names & model_files:
-            raise FileExistsError(
-                f"{target} holds no model but {sorted(names)[:3]}; it is not "
-                "overwritten, give another directory"
-            )
+    target = local(directory).resolve()
+    _check_target(target, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         yield partial
-        replaced = None
-        if target.exists():
-            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-            target.rename(replaced)
-        partial.rename(target)
+        _appear(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _appear(partial: pathlib.Path, target: pathlib.Path) -> None:
+    replaced = None
+    if target.exists():
+        replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+        target.rename(replaced)
+    partial.rename(target)
     if replaced is not None:
         shutil.rmtree(replaced)
+
+
+class Progress:
+    """What is done of a job that may be killed: one line per finished step.
+
+    Attributes:
+      resumed: whether an earlier run of the same job left something.
+    """
+
+    def __init__(self, file: pathlib.Path, *, resumed: bool):
+        self.resumed = resumed
+        self._file = file
+        text = file.read_text(encoding="utf-8") if resumed and file.exists() else ""
+        # A line without its end was cut by the kill.
+        self._done = set(text[: text.rfind("\n") + 1].splitlines())
+        file.write_text("".join(f"{s}\n" for s in sorted(self._done)), encoding="utf-8")
+
+    def done(self, step: str) -> bool:
+        return step in self._done
+
+    def mark(self, step: str) -> None:
+        """Note a step whose result is on disk."""
+        self._done.add(step)
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(f"{step}\n")
+
+
+@contextlib.contextmanager
+def resumable_directory(
+    directory: str | pathlib.Path, *, job: Mapping[str, Any], overwrite: bool = False
+) -> Iterator[tuple[pathlib.Path, Progress]]:
+    """:func:`new_directory` for a job that goes on where it was killed.
+
+    The hidden sibling has the same name in every run, and remembers the job. One that
+    another job left is thrown away; so is ours after a ``ValueError``, since the same
+    job would fail again.
+
+    Args:
+      job: JSON-able description of all that decides the result.
+
+    Raises:
+      FileExistsError, ValueError: as :func:`new_directory`; also FileExistsError if
+        another process is at work on `directory`.
+    """
+    target = local(directory).resolve()
+    _check_target(target, overwrite=overwrite)
+    partial = target.with_name(f".{target.name}.partial")
+    held = target.with_name(f".{target.name}.lock")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with held.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"{target}: another process is writing it; wait, or stop that one"
+            ) from error
+        description = json.dumps(dict(job), sort_keys=True, indent=1)
+        note = partial / ".job.json"
+        resumed = note.is_file() and note.read_text(encoding="utf-8") == description
+        if not resumed:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            note.write_text(description, encoding="utf-8")
+        steps = partial / ".progress"
+        try:
+            yield partial, Progress(steps, resumed=resumed)
+            note.unlink()
+            steps.unlink()
+            _appear(partial, target)
+        except ValueError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            held.unlink(missing_ok=True)
+
+
+def fingerprint(directory: str | pathlib.Path) -> list[list[Any]]:
+    """Name, size and time of a directory's own files, to notice another source."""
+    found = []
+    for file in sorted(pathlib.Path(directory).iterdir()):
+        if file.is_file():
+            state = file.stat()
+            found.append([file.name, state.st_size, state.st_mtime_ns])
+    return found
+
+
+def special_token_id(directory: str | pathlib.Path, token: str) -> int | None:
+    """Id of an added token, from the tokenizer files of a directory; None if unknown.
+
+    Raises:
+      ValueError: if a file is malformed, or two files give different ids.
+    """
+    found: dict[str, int] = {}
+    for name, read in _ADDED_TOKENS.items():
+        file = pathlib.Path(directory) / name
+        if not file.is_file():
+            continue
+        content = read_json(file)
+        try:
+            ids = read(content)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file}: unexpected content ({error!r})") from error
+        if token in ids:
+            found[name] = ids[token]
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{directory}: the files disagree about the id of {token}: {found}"
+        )
+    return next(iter(found.values()), None)
+
+
+# How each tokenizer file lists tokens that were added to the vocabulary.
+_ADDED_TOKENS = {
+    "added_tokens.json": lambda c: {str(k): int(v) for k, v in c.items()},
+    "tokenizer_config.json": lambda c: {
+        str(v["content"]): int(k) for k, v in c.get("added_tokens_decoder", {}).items()
+    },
+    "tokenizer.json": lambda c: {
+        str(v["content"]): int(v["id"]) for v in c.get("added_tokens", [])
+    },
+}

@@ -1,198 +1,34 @@
-"""Released checkpoints in and out: safetensors in the original layout, streamed.
+"""Released checkpoints in and out: safetensors in either layout, streamed.
 
-Reading goes tensor by tensor into one parameter at a time, writing shard by shard, so
-that no second copy of the model exists on the host. Both account strictly: every tensor
-is used once and every parameter filled, or all that is wrong is named.
+Reading goes tensor by tensor into what each device keeps, writing tensor by tensor into
+files, so that no second copy of the model exists on the host. Both account strictly:
+every tensor is used once and every parameter filled, or all that is wrong is named.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
-import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import sharding
-from mpo_jax.convert import files, table
+from mpo_jax.convert import files, layouts, source, table, writer
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 
-SHARD_BYTES = 5 * 10**9  # the released files' limit
-
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_NAMES = {code: name for name, code in _CODES.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A tensor of the source, not yet read."""
-
-    handle: Any
-    file: pathlib.Path
-    shape: tuple[int, ...]
-    code: str
-
-
-def _shards(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-    """Weight files and the names that the index says they hold (None: no index)."""
-    single, index = directory / files.SINGLE, directory / files.INDEX
-    if single.is_file() and index.is_file():
-        raise ValueError(
-            f"{directory} holds both {files.SINGLE} and {files.INDEX}; remove one"
-        )
-    if single.is_file():
-        return {single: None}
-    if not index.is_file():
-        others = [p.name for p in directory.glob("*.bin")] if directory.is_dir() else []
-        hint = (
-            f"; it holds {others[0]}: pickled weights are not read, convert them to "
-            "safetensors first"
-            if others
-            else "; give a model directory with safetensors weights"
-        )
-        raise FileNotFoundError(
-            f"{directory} holds no {files.SINGLE} or {files.INDEX}{hint}"
-        )
-    weight_map = files.read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: 'weight_map' must map tensor names to files")
-    shards: dict[pathlib.Path, set[str] | None] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
-            raise ValueError(
-                f"{index}: weight_map[{name!r}]={shard!r} must be the name of a file "
-                "beside the index"
-            )
-        held = shards.setdefault(directory / shard, set())
-        assert held is not None
-        held.add(name)
-    absent = sorted(file.name for file in shards if not file.is_file())
-    if absent:
-        raise FileNotFoundError(
-            f"{index} names files that are absent: {', '.join(absent)}; download them"
-        )
-    stray = sorted(set(directory.glob("*.safetensors")) - shards.keys())
-    if stray:
-        raise ValueError(
-            f"{stray[0]}: not named by {files.INDEX}; remove it, or a stale index"
-        )
-    return shards
-
-
-def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, _Stored]:
-    """Read the headers of all weight files; the tensors stay on disk.
-
-    Raises:
-      FileNotFoundError, ValueError: naming the file; index and headers must agree.
-    """
-    found: dict[str, _Stored] = {}
-    wrong = []
-    for file, listed in _shards(directory).items():
-        try:
-            handle = stack.enter_context(
-                safetensors.safe_open(file, framework="np")  # type: ignore[no-untyped-call]
-            )
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{file}: not a complete safetensors file ({error}); download it again"
-            ) from error
-        names = set(handle.keys())
-        if listed is not None:
-            for name in sorted(listed - names):
-                wrong.append(f"{file}: {files.INDEX} places {name} here, but it is not")
-            for name in sorted(names - listed):
-                wrong.append(
-                    f"{file}: holds {name}, which {files.INDEX} does not place here"
-                )
-        for name in sorted(names):
-            if name in found:
-                wrong.append(f"{file}: {name} stands in {found[name].file.name} too")
-                continue
-            view = handle.get_slice(name)
-            shape = tuple(int(size) for size in view.get_shape())
-            found[name] = _Stored(handle, file, shape, view.get_dtype())
-    if wrong:
-        raise ValueError("inconsistent checkpoint:\n  " + "\n  ".join(wrong))
-    return found
-
-
-def _account(
-    directory: pathlib.Path,
-    found: Mapping[str, _Stored],
-    wanted: Mapping[str, tuple[int, ...]],
-) -> None:
-    """Raise unless the source holds exactly the wanted tensors."""
-    wrong = [
-        f"missing {name} {shape}" for name, shape in wanted.items() if name not in found
-    ]
-    for name, stored in found.items():
-        where = f"{name} in {stored.file.name}"
-        if name not in wanted:
-            wrong.append(f"surplus {where} {stored.shape}")
-        elif stored.shape != wanted[name]:
-            wrong.append(
-                f"misshapen {where}: {stored.shape}, config.json says {wanted[name]}"
-            )
-        elif stored.code not in _NAMES:
-            wrong.append(
-                f"dtype of {where}: {stored.code}, only {sorted(_NAMES)} are read"
-            )
-    if wrong:
-        native = any("vision_tower." in name for name in found)
-        hint = (
-            "\nThese are the names of a transformers-native ('-hf') checkpoint; use "
-            "the original one of the same model."
-            if native
-            else "\nDo weights and config.json belong to the same model?"
-        )
-        raise ValueError(
-            f"{directory}: weights do not fit the model:\n  "
-            + "\n  ".join(wrong)
-            + hint
-        )
-
-
-def source_dtypes(directory: str | pathlib.Path) -> dict[str, str]:
-    """Dtype of every tensor of a source, e.g. ``{"mlp1.0.bias": "bfloat16"}``.
-
-    Read from the headers of its weights or, in the ``hf`` part of a converted
-    checkpoint, from the record of them.
-
-    Raises:
-      FileNotFoundError: if there is neither.
-    """
-    directory = pathlib.Path(directory)
-    if (directory / files.DTYPES).is_file():
-        return {
-            name: str(dtype)
-            for name, dtype in files.read_json(directory / files.DTYPES).items()
-        }
-    with contextlib.ExitStack() as stack:
-        found = _open(directory, stack)
-        return {name: _NAMES.get(s.code, s.code) for name, s in found.items()}
-
-
-def write_dtypes(directory: str | pathlib.Path, dtypes: Mapping[str, str]) -> None:
-    """Leave the record that :func:`source_dtypes` reads."""
-    text = json.dumps(dict(dtypes), indent=1)
-    (pathlib.Path(directory) / files.DTYPES).write_text(text + "\n", encoding="utf-8")
+Fetch = Callable[[str, int | None], np.ndarray]
 
 
 def check_source(directory: str | pathlib.Path, model: internvl.InternVL) -> None:
     """Check headers and names without reading weights; raises as :func:`load` does."""
-    with contextlib.ExitStack() as stack:
-        found = _open(pathlib.Path(directory), stack)
-        _account(pathlib.Path(directory), found, table.hf_shapes(model.cfg))
+    with source.opened(directory) as opened:
+        source.account(opened, model.cfg)
 
 
 def load(
@@ -202,15 +38,15 @@ def load(
     dtype: str = "float32",
     shardings: Mapping[str, Any] | None = None,
 ) -> params_lib.Params:
-    """Read a released checkpoint.
+    """Read a released checkpoint, in whichever layout its tensors are named.
 
     Args:
       directory: holds ``model.safetensors`` or shards with their index.
       dtype: ``float32``, ``bfloat16`` or ``float16``; ``keep`` takes what the files
         have (where layers of one parameter differ, the narrowest dtype that holds all
         exactly).
-      shardings: nested dict like the parameters; each is placed as soon as it is read.
-        None returns NumPy arrays.
+      shardings: nested dict like the parameters; only the slices of this process's
+        devices are kept. None returns NumPy arrays.
 
     Returns:
       Nested dict of the parameters that ``model`` declares.
@@ -219,50 +55,92 @@ def load(
       FileNotFoundError: if weights are absent; names the file.
       ValueError: naming every missing, surplus or misshapen tensor and its file.
     """
-    directory = pathlib.Path(directory)
-    _check_dtype(dtype, also="keep")
+    _check_dtype(dtype)
     table.check(model.cfg, model.declared.shapes)
     places = dict(params_lib.flatten(shardings)) if shardings is not None else {}
     filled: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
-        found = _open(directory, stack)
-        _account(directory, found, table.hf_shapes(model.cfg))
-        for group in table.groups(model.cfg):
+    with source.opened(directory) as opened:
+        source.account(opened, model.cfg)
+        for group in table.groups(model.cfg, opened.layout):
             for row in group.rows:
-                arrays = _fill(row, group.layers, found, dtype=dtype)
-                for path, array in zip(row.paths, arrays, strict=True):
-                    filled[path] = (
-                        array if shardings is None else _place(array, places[path])
-                    )
+                filled |= _fill(row, group.layers, opened, places, dtype=dtype)
     return params_lib.unflatten(filled)
 
 
 def _fill(
-    row: table.Row, layers: int | None, found: Mapping[str, _Stored], *, dtype: str
-) -> list[np.ndarray]:
-    """The parameters of a row, layer by layer into one buffer each."""
-    names = [row.name.format(layer=i) for i in range(1 if layers is None else layers)]
-    if dtype == "keep":
-        kinds = [jnp.dtype(_NAMES[found[name].code]) for name in names]
-        target = np.dtype(functools.reduce(jnp.promote_types, kinds))
-    else:
-        target = jnp.dtype(dtype)
+    row: table.Row,
+    layers: int | None,
+    opened: source.Source,
+    places: Mapping[str, Any],
+    *,
+    dtype: str,
+) -> dict[str, Any]:
+    """The parameters of a row, layer by layer into the slices that are kept."""
+    numbers = (None,) if layers is None else tuple(range(layers))
+    units = [table.Unit(row, number) for number in numbers]
+    target = jnp.dtype(dtype) if dtype != "keep" else None
+    if target is None:
+        target = opened.dtype(tuple(name for unit in units for name in unit.names))
     lead = () if layers is None else (layers,)
-    buffers = [np.empty((*lead, *s), target) for s in row.transform.part_shapes]
-    for number, name in enumerate(names):
-        tensor = found[name].handle.get_tensor(name)
-        for buffer, part in zip(buffers, row.transform.to_parts(tensor), strict=True):
-            buffer[... if layers is None else number] = part
-    return buffers
+    slots = [
+        _Slots((*lead, *shape), target, places.get(path))
+        for path, shape in zip(row.paths, row.transform.part_shapes, strict=True)
+    ]
+    for unit in units:
+        for slot, part in zip(slots, opened.read(unit), strict=True):
+            slot.put(part, unit.layer)
+    return {path: slot.done() for path, slot in zip(row.paths, slots, strict=True)}
 
 
-def _place(array: np.ndarray, place: Any) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+class _Slots:
+    """Host buffers for the slices of one parameter that this process's devices hold."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, place: Any):
+        self._shape, self._place = shape, place
+        everything = tuple(slice(0, size) for size in shape)
+        indices = [everything]
+        self._devices: dict[Any, tuple[slice, ...]] = {}
+        if place is not None:
+            for device, index in place.addressable_devices_indices_map(shape).items():
+                self._devices[device] = tuple(
+                    slice(*part.indices(size)[:2])
+                    for part, size in zip(index, shape, strict=True)
+                )
+            indices = list(self._devices.values())
+        self._buffers = {
+            self._key(index): np.empty([s.stop - s.start for s in index], dtype)
+            for index in indices
+        }
+
+    @staticmethod
+    def _key(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+        return tuple((part.start, part.stop) for part in index)
+
+    def put(self, part: np.ndarray, layer: int | None) -> None:
+        """Copy what is kept of a layer (None: of the whole)."""
+        for bounds, buffer in self._buffers.items():
+            kept = tuple(slice(*b) for b in bounds)
+            if layer is None:
+                buffer[...] = part[kept]
+            elif kept[0].start <= layer < kept[0].stop:
+                buffer[layer - kept[0].start] = part[kept[1:]]
+
+    def done(self) -> Any:
+        if self._place is None:
+            return next(iter(self._buffers.values()))
+        shards = [
+            jax.device_put(self._buffers[self._key(index)], device)
+            for device, index in self._devices.items()
+        ]
+        return jax.make_array_from_single_device_arrays(
+            self._shape, self._place, shards
+        )
 
 
-def _check_dtype(dtype: str, *, also: str) -> None:
-    if dtype not in (*_CODES, also):
-        raise ValueError(f"dtype={dtype!r}: use one of {[*_CODES, also]}")
+def _check_dtype(dtype: str) -> None:
+    known = [*source.CODES, "keep"]
+    if dtype not in known:
+        raise ValueError(f"dtype={dtype!r}: use one of {known}")
 
 
 @jax.jit
@@ -270,13 +148,11 @@ def _take(stacked: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
 
-def to_hf(
-    params: Mapping[str, Any], model: internvl.InternVL
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield ``(name, tensor)`` of the files, in their order, one layer at a time.
+def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
+    """How to get a layer's slice of a parameter, as NumPy.
 
-    Works for anything of the parameters' shapes, such as gradients. Sharded arrays are
-    gathered per tensor; where they span processes, every process must iterate.
+    Sharded arrays are gathered per slice; where they span processes, every process
+    must ask for the same.
 
     Raises:
       ValueError: if the tree is not that of the model; names the leaves.
@@ -303,36 +179,54 @@ def to_hf(
             return sharding.to_host(_take(leaf, np.int32(layer)))
         return leaf[layer]
 
-    def generate() -> Iterator[tuple[str, np.ndarray]]:
-        for tensor in table.tensors(model.cfg):
-            row = tensor.row
-            parts = tuple(fetch(path, tensor.layer) for path in row.paths)
-            yield tensor.name, np.ascontiguousarray(row.transform.to_hf(parts))
-
-    return generate()
+    return fetch
 
 
-def plan_shards(
-    sizes: Mapping[str, int], *, max_shard_bytes: int = SHARD_BYTES
-) -> dict[str, str]:
-    """File of every tensor, cut greedily in order as the released files are.
-
-    Args:
-      sizes: bytes of every tensor, in order.
-    """
-    numbers, held = {}, 0
-    shard = 1
-    for name, size in sizes.items():
-        if held and held + size > max_shard_bytes:
-            shard, held = shard + 1, 0
-        held += size
-        numbers[name] = shard
-    if shard == 1:
-        return dict.fromkeys(sizes, files.SINGLE)
-    return {
-        name: f"model-{number:05d}-of-{shard:05d}.safetensors"
-        for name, number in numbers.items()
+def fetch_source(opened: source.Source, model: internvl.InternVL) -> Fetch:
+    """The same from files; each slice can be asked for once."""
+    source.account(opened, model.cfg)
+    holders = {
+        (path, unit.layer): unit
+        for unit in table.units(model.cfg, opened.layout)
+        for path in unit.row.paths
     }
+    read: dict[tuple[str, int | None], np.ndarray] = {}
+
+    def fetch(path: str, layer: int | None) -> np.ndarray:
+        if (path, layer) not in read:
+            unit = holders[path, layer]
+            for part, value in zip(unit.row.paths, opened.read(unit), strict=True):
+                read[part, layer] = value
+        return read.pop((path, layer))
+
+    return fetch
+
+
+def to_hf(
+    params: Mapping[str, Any],
+    model: internvl.InternVL,
+    *,
+    layout: str = table.ORIGINAL,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield ``(name, tensor)`` of the files, in their order, one layer at a time.
+
+    Works for anything of the parameters' shapes, such as gradients; see
+    :func:`fetch_params` for sharded arrays and errors.
+    """
+    fetch = fetch_params(params, model)
+    return (
+        item
+        for unit in table.units(model.cfg, layout)
+        for item in tensors_of(unit, fetch)
+    )
+
+
+def tensors_of(unit: table.Unit, fetch: Fetch) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield ``(name, tensor)`` of a unit, from the parameters that it holds."""
+    parts = tuple(fetch(path, unit.layer) for path in unit.row.paths)
+    tensors = unit.row.transform.to_hf(parts)
+    for name, tensor in zip(unit.names, tensors, strict=True):
+        yield name, np.ascontiguousarray(tensor)
 
 
 def target_dtypes(
@@ -340,22 +234,37 @@ def target_dtypes(
     *,
     dtype: str,
     source_dir: str | pathlib.Path | None,
+    layout: str = table.ORIGINAL,
 ) -> dict[str, str]:
     """Dtype that :func:`save` gives every tensor, in the files' order."""
-    _check_dtype(dtype, also="keep")
-    names = table.hf_shapes(model.cfg)
+    _check_dtype(dtype)
+    names = table.hf_shapes(model.cfg, layout)
     if dtype != "keep":
         return dict.fromkeys(names, dtype)
     if source_dir is None:
         raise ValueError("dtype='keep' needs the source directory; name it or a dtype")
-    kept = source_dtypes(source_dir)
-    absent = [name for name in names if kept.get(name) not in _CODES]
+    kept = source.dtypes(source_dir)
+    # By parameter, since the other layout may have taken a tensor apart.
+    by_path: dict[tuple[str, int | None], list[str]] = {}
+    absent = []
+    for unit in table.units(model.cfg, table.detect(kept)):
+        absent += [name for name in unit.names if kept.get(name) not in source.CODES]
+        for path in unit.row.paths:
+            by_path[path, unit.layer] = [kept.get(name, "") for name in unit.names]
     if absent:
         raise ValueError(
             f"{source_dir}: no usable dtype is recorded of {', '.join(absent)}; "
             "choose a dtype"
         )
-    return {name: kept[name] for name in names}
+    out = {}
+    for unit in table.units(model.cfg, layout):
+        kinds = [k for path in unit.row.paths for k in by_path[path, unit.layer]]
+        if len(kinds) == len(unit.names):  # one to one, or split the same way
+            out |= dict(zip(unit.names, kinds, strict=True))
+            continue
+        wide = functools.reduce(jnp.promote_types, map(jnp.dtype, kinds))
+        out |= dict.fromkeys(unit.names, jnp.dtype(wide).name)
+    return out
 
 
 def save(
@@ -365,63 +274,63 @@ def save(
     *,
     dtype: str = "bfloat16",
     source_dir: str | pathlib.Path | None = None,
-    max_shard_bytes: int = SHARD_BYTES,
+    layout: str | None = None,
+    max_shard_bytes: int = writer.SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
-    """Write a directory that the released code loads.
+    """Write a directory that the released code, or transformers, loads.
 
     Call it on every process; the first one writes.
 
     Args:
       dtype: ``float32``, ``bfloat16`` or ``float16``; ``keep`` gives every tensor the
         dtype that it had in `source_dir`.
-      source_dir: model directory whose other files are carried along; None writes
-        weights only.
+      source_dir: model directory whose other files are carried along, or rewritten
+        where `layout` is another than theirs; None writes weights only.
+      layout: ``original`` or ``native``; None is that of `source_dir`.
       max_shard_bytes: limit of a file; one tensor is never split.
 
     Raises:
       FileExistsError: see ``files.new_directory``.
-      ValueError: if parameters do not fit, or overflow ``float16``; names them.
+      ValueError: if parameters do not fit, overflow ``float16``, or the architecture
+        has no form in `layout`; names what.
     """
-    dtypes = target_dtypes(model, dtype=dtype, source_dir=source_dir)
-    tensors = to_hf(params, model)
-    sizes = {
-        tensor.name: tensor.size * jnp.dtype(dtypes[tensor.name]).itemsize
-        for tensor in table.tensors(model.cfg)
-    }
-    plan = plan_shards(sizes, max_shard_bytes=max_shard_bytes)
+    layout = layouts.choose(layout, source_dir)
+    fetch = fetch_params(params, model)
+    target = target_dtypes(model, dtype=dtype, source_dir=source_dir, layout=layout)
     if jax.process_index() != 0:
         # Fetching is collective; the tensors are dropped here.
-        collections.deque(tensors, maxlen=0)
+        for unit in table.units(model.cfg, layout):
+            collections.deque(tensors_of(unit, fetch), maxlen=0)
         return
     with files.new_directory(directory, overwrite=overwrite) as partial:
         if source_dir is not None:
-            files.copy_carried(source_dir, partial)
-        shard: dict[str, np.ndarray] = {}
-        file = next(iter(plan.values()))
-        for name, tensor in tensors:
-            if plan[name] != file:
-                _write(partial / file, shard)
-                shard, file = {}, plan[name]
-            shard[name] = _cast(name, tensor, dtypes[name])
-        _write(partial / file, shard)
-        if file != files.SINGLE:
-            index = {
-                "metadata": {"total_size": sum(sizes.values())},
-                "weight_map": plan,
-            }
-            text = json.dumps(index, indent=2, sort_keys=True)
-            (partial / files.INDEX).write_text(text + "\n", encoding="utf-8")
+            layouts.write_files(source_dir, partial, layout=layout, dtype=dtype)
+        write_weights(
+            partial, fetch, model, target, layout=layout, max_bytes=max_shard_bytes
+        )
 
 
-def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # reported below, by name
-        cast = tensor.astype(jnp.dtype(dtype), copy=False)
-    if dtype == "float16" and np.isinf(cast).any() and not np.isinf(tensor).any():
-        raise ValueError(f"{name} overflows float16; use bfloat16 or float32")
-    return cast
+def write_weights(
+    directory: str | pathlib.Path,
+    fetch: Fetch,
+    model: internvl.InternVL,
+    dtypes: Mapping[str, str],
+    *,
+    layout: str,
+    max_bytes: int = writer.SHARD_BYTES,
+    by_row: bool = False,
+) -> None:
+    """Write weight files and index; files that are complete already are kept.
 
-
-def _write(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    # "format" is what transformers looks for before it reads a file.
-    safetensors_numpy.save_file(tensors, file, metadata={"format": "pt"})
+    Args:
+      by_row: ask for all layers of a parameter in a row, which fills all files at
+        once; else in the files' order, which finishes one after another.
+    """
+    shapes = table.hf_shapes(model.cfg, layout)
+    out = writer.Writer(directory, shapes, dtypes, max_shard_bytes=max_bytes)
+    for unit in table.units(model.cfg, layout, by_row=by_row):
+        if out.pending(unit.names):
+            for name, tensor in tensors_of(unit, fetch):
+                out.put(name, tensor)
+    out.close()

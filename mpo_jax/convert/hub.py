@@ -5,10 +5,11 @@ Nothing that is fetched is ever executed: remote code (``*.py``) is only carried
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import huggingface_hub
@@ -18,7 +19,8 @@ from huggingface_hub import errors as hub_errors
 
 from mpo_jax import checkpoint
 from mpo_jax.convert import files as files_lib
-from mpo_jax.convert import hf
+from mpo_jax.convert import hf, stream
+from mpo_jax.convert import source as source_lib
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 
@@ -55,10 +57,12 @@ def resolve(
 
     Raises:
       FileNotFoundError: if it is neither a directory nor an id that can be had.
+      ValueError: if it is the address of a bucket.
     """
     if not str(source):
         raise FileNotFoundError("no model is named; give a directory or a hub id")
     path = pathlib.Path(source)
+    files_lib.local(source)
     if path.is_dir():
         return path
     if path.exists():
@@ -131,41 +135,23 @@ def _files_of(directory: pathlib.Path) -> pathlib.Path:
     )
 
 
-def special_token_id(files: str | pathlib.Path, token: str) -> int | None:
-    """Id of an added token, from the tokenizer files of a directory; None if unknown.
+@contextlib.contextmanager
+def fetching(found: Source, model: internvl.InternVL) -> Iterator[hf.Fetch]:
+    """How to get layers of the parameters of a located model, for one export.
+
+    Released files are read tensor by tensor, checkpoints layer by layer (or parameter
+    by parameter: see ``stream.Reader``).
 
     Raises:
-      ValueError: if a file is malformed, or two files give different ids.
+      ValueError: naming tensors or parameters that do not fit the model.
     """
-    found: dict[str, int] = {}
-    for name, read in _ADDED_TOKENS.items():
-        file = pathlib.Path(files) / name
-        if not file.is_file():
-            continue
-        content = files_lib.read_json(file)
-        try:
-            ids = read(content)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file}: unexpected content ({error!r})") from error
-        if token in ids:
-            found[name] = ids[token]
-    if len(set(found.values())) > 1:
-        raise ValueError(
-            f"{files}: the files disagree about the id of {token}: {found}"
-        )
-    return next(iter(found.values()), None)
-
-
-# How each tokenizer file lists tokens that were added to the vocabulary.
-_ADDED_TOKENS = {
-    "added_tokens.json": lambda c: {str(k): int(v) for k, v in c.items()},
-    "tokenizer_config.json": lambda c: {
-        str(v["content"]): int(k) for k, v in c.get("added_tokens_decoder", {}).items()
-    },
-    "tokenizer.json": lambda c: {
-        str(v["content"]): int(v["id"]) for v in c.get("added_tokens", [])
-    },
-}
+    if found.kind == "hf":
+        with source_lib.opened(found.weights) as opened:
+            yield hf.fetch_source(opened, model)
+        return
+    # Headers only; names what is of another model.
+    checkpoint.check_params(found.weights, model.declared.shapes)
+    yield stream.Reader(found.weights)
 
 
 def load_params(

@@ -1,128 +1,113 @@
-"""The original checkpoint layout as a table: one row per kind of tensor.
+"""The checkpoint layouts as tables: one row per kind of tensor.
 
-A row names a tensor of the released files (``InternVLChatModel``), its shape, the
-parameters of ours that it fills, and how. Every way is a reshape, a permutation or a
-split, so both directions are bit exact. Rows stand in the order of the released state
-dict, which decides how files are cut into shards.
+A row names tensors of the released files, the parameters of ours that they fill, and
+how. Every way is a reshape, a permutation, a split or a join, so both directions are
+bit exact.
 
-Names and shapes follow the released modules; the packing of InternLM2's ``wqkv`` is
-``(kv head, G queries + key + value, head dim)`` along its rows.
+Layouts: ``original`` (``InternVLChatModel``; rows stand in the order of its state dict,
+which decides how files are cut into shards), ``native`` (transformers'
+``InternVLForConditionalGeneration`` as published in ``-hf`` repositories) and
+``native_new`` (the same with the names it has in memory, which newer versions write).
+InternLM2 has no class of its own in the native layouts: it stands there under Llama's
+names, with ``wqkv`` taken apart.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
-
+from mpo_jax.convert.transforms import Fused, Move, PackedHeads, Shape, Split, Transform
 from mpo_jax.models.config import InternVLConfig, LanguageConfig, VisionConfig
 from mpo_jax.nn import params
 
-Shape = tuple[int, ...]
-
-
-class Transform(Protocol):
-    """Between one tensor of the files and one or more of our parameters."""
-
-    @property
-    def hf_shape(self) -> Shape:
-        """Shape of the tensor in the files."""
-        ...
-
-    @property
-    def part_shapes(self) -> tuple[Shape, ...]:
-        """Shapes of our parameters, without the layer axis."""
-        ...
-
-    def to_parts(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]: ...
-
-    def to_hf(self, parts: tuple[np.ndarray, ...]) -> np.ndarray: ...
+ORIGINAL, NATIVE, NATIVE_NEW = "original", "native", "native_new"
+LAYOUTS = (ORIGINAL, NATIVE, NATIVE_NEW)
 
 
 @dataclasses.dataclass(frozen=True)
-class Move:
-    """Split the axes of a tensor, then permute them.
+class _Names:
+    """What the parts of a model are called in one layout."""
 
-    Attributes:
-      hf_shape: shape in the files.
-      split: the same with axes split, e.g. ``(3, heads, head_dim, width)``.
-      order: permutation of the split axes that gives our parameter.
-    """
-
-    hf_shape: Shape
-    split: Shape
-    order: Shape
-
-    @property
-    def part_shapes(self) -> tuple[Shape, ...]:
-        return (tuple(self.split[axis] for axis in self.order),)
-
-    def to_parts(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (tensor.reshape(self.split).transpose(self.order),)
-
-    def to_hf(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
-        back = tuple(int(axis) for axis in np.argsort(self.order))
-        return parts[0].transpose(back).reshape(self.hf_shape)
+    vision: str
+    language: str
+    head: str
+    projector: tuple[str, str, str]
+    class_token: str
+    positions: str
+    patch: str
+    block: str
+    attn: str
+    attn_out: str
+    norms: tuple[str, str]
+    scales: tuple[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedHeads:
-    """InternLM2's ``wqkv``: rows ``(K, G + 2, H)``, to queries, keys and values.
+_ORIGINAL = _Names(
+    vision="vision_model",
+    language="language_model.model",
+    head="language_model.lm_head",
+    projector=("mlp1.0", "mlp1.1", "mlp1.3"),
+    class_token="class_embedding",
+    positions="position_embedding",
+    patch="patch_embedding",
+    block="encoder.layers",
+    attn="attn",
+    attn_out="proj",
+    norms=("norm1", "norm2"),
+    scales=("ls1", "ls2"),
+)
+_NATIVE = _Names(
+    vision="vision_tower",
+    language="language_model.model",
+    head="language_model.lm_head",
+    projector=tuple(  # type: ignore[arg-type]
+        f"multi_modal_projector.{n}" for n in ("layer_norm", "linear_1", "linear_2")
+    ),
+    class_token="cls_token",
+    positions="position_embeddings",
+    patch="patch_embeddings.projection",
+    block="encoder.layer",
+    attn="attention",
+    attn_out="projection_layer",
+    norms=("layernorm_before", "layernorm_after"),
+    scales=("lambda_1", "lambda_2"),
+)
+_NAMES = {
+    ORIGINAL: _ORIGINAL,
+    NATIVE: _NATIVE,
+    NATIVE_NEW: dataclasses.replace(
+        _NATIVE,
+        vision=f"model.{_NATIVE.vision}",
+        language="model.language_model",
+        head="lm_head",
+        projector=tuple(f"model.{n}" for n in _NATIVE.projector),  # type: ignore[arg-type]
+    ),
+}
 
-    Query head ``n = k * G + g`` is block ``g`` of group ``k``; key and value are the
-    group's last two blocks.
 
-    Attributes:
-      heads: query heads ``N``.
-      kv_heads: key/value heads ``K``.
-      rest: axes after the rows: ``(width,)`` of a weight, ``()`` of a bias.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rest: Shape
-
-    @property
-    def hf_shape(self) -> Shape:
-        return ((self.heads + 2 * self.kv_heads) * self.head_dim, *self.rest)
-
-    @property
-    def part_shapes(self) -> tuple[Shape, ...]:
-        kv = (*self.rest, self.kv_heads, self.head_dim)
-        return ((*self.rest, self.heads, self.head_dim), kv, kv)
-
-    def to_parts(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
-        groups = self.heads // self.kv_heads
-        rows = (self.kv_heads, groups + 2, self.head_dim)
-        blocks = np.moveaxis(tensor.reshape(*rows, *self.rest), (0, 1, 2), (-3, -2, -1))
-        query = blocks[..., :groups, :].reshape(self.part_shapes[0])
-        return query, blocks[..., groups, :], blocks[..., groups + 1, :]
-
-    def to_hf(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
-        query, key, value = parts
-        groups = self.heads // self.kv_heads
-        query = query.reshape(*self.rest, self.kv_heads, groups, self.head_dim)
-        blocks = np.concatenate(
-            [query, key[..., None, :], value[..., None, :]], axis=-2
-        )
-        return np.moveaxis(blocks, (-3, -2, -1), (0, 1, 2)).reshape(self.hf_shape)
+def detect(names: Iterable[str]) -> str:
+    """Layout that tensor names belong to, by those of the vision tower."""
+    names = tuple(names)
+    for layout in (NATIVE_NEW, NATIVE):
+        if any(name.startswith(f"{_NAMES[layout].vision}.") for name in names):
+            return layout
+    return ORIGINAL
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One kind of tensor.
+    """One kind of tensor, or several that belong together.
 
     Attributes:
-      name: its name in the files; ``{layer}`` stands for the layer number.
-      paths: the parameters that it fills; a stacked one gets a slice of each layer.
+      names: in the files; ``{layer}`` stands for the layer number.
+      paths: the parameters that they fill; a stacked one gets a slice of each layer.
       transform: how.
     """
 
-    name: str
+    names: tuple[str, ...]
     paths: tuple[str, ...]
     transform: Transform
 
@@ -136,16 +121,30 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of the files: a row at a layer (None where it stands once)."""
+class Unit:
+    """A row at a layer (None where it stands once): what is read or written at once."""
 
-    name: str
     row: Row
     layer: int | None
 
     @property
-    def shape(self) -> Shape:
-        return self.row.transform.hf_shape
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.format(layer=self.layer) for name in self.row.names)
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        shapes = self.row.transform.hf_shapes
+        for name, shape in zip(self.names, shapes, strict=True):
+            yield Tensor(name, shape, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of the files."""
+
+    name: str
+    shape: Shape
+    unit: Unit
 
     @property
     def size(self) -> int:
@@ -155,18 +154,21 @@ class Tensor:
 def _vector(name: str, path: str, *shape: int, lead: int = 0) -> Row:
     """A tensor that only gains axes (heads) or loses `lead` leading ones."""
     flat = (math.prod(shape),) if not lead else (*(1,) * lead, *shape)
-    return Row(name, (path,), Move(flat, shape, tuple(range(len(shape)))))
+    return Row((name,), (path,), Move(flat, shape, tuple(range(len(shape)))))
+
+
+def _weight(out: Shape, inward: Shape) -> Move:
+    """Torch ``Linear.weight`` ``(out, in)`` to a kernel ``[*in, *out]``."""
+    num_out, axes = len(out), len(out) + len(inward)
+    order = (*range(num_out, axes), *range(num_out))
+    return Move((math.prod(out), math.prod(inward)), (*out, *inward), order)
 
 
 def _linear(
     name: str, path: str, out: Shape, inward: Shape, *, bias: bool
 ) -> tuple[Row, ...]:
-    """Torch ``Linear``: weight ``(out, in)`` to kernel ``[*in, *out]``, and bias."""
-    hf_shape = (math.prod(out), math.prod(inward))
-    num_out, axes = len(out), len(out) + len(inward)
-    order = (*range(num_out, axes), *range(num_out))
-    move = Move(hf_shape, (*out, *inward), order)
-    weight = Row(f"{name}.weight", (f"{path}/kernel",), move)
+    """Torch ``Linear``: weight and bias."""
+    weight = Row((f"{name}.weight",), (f"{path}/kernel",), _weight(out, inward))
     if not bias:
         return (weight,)
     return (weight, _vector(f"{name}.bias", f"{path}/bias", *out))
@@ -179,29 +181,50 @@ def _norm(name: str, path: str, width: int, *, bias: bool) -> tuple[Row, ...]:
     return (scale, _vector(f"{name}.bias", f"{path}/bias", width))
 
 
-def _vision(cfg: VisionConfig) -> tuple[Group, Group]:
-    name, path = "vision_model.embeddings", "vision"
+def _vision_qkv(cfg: VisionConfig, name: str, path: str, *, fused: bool):
+    heads = (3, cfg.num_attention_heads, cfg.head_dim)
+    if fused:
+        return _linear(
+            f"{name}.qkv", f"{path}/qkv", heads, (cfg.hidden_size,), bias=cfg.qkv_bias
+        )
+
+    def split(kind: str, leaf: str, whole: Move) -> Row:
+        names = tuple(f"{name}.{part}_proj.{kind}" for part in "qkv")
+        return Row(names, (f"{path}/qkv/{leaf}",), Split(whole, 3))
+
+    weight = split("weight", "kernel", _weight(heads, (cfg.hidden_size,)))
+    if not cfg.qkv_bias:
+        return (weight,)
+    flat = Move((math.prod(heads),), heads, (0, 1, 2))
+    return (weight, split("bias", "bias", flat))
+
+
+def _vision(cfg: VisionConfig, names: _Names) -> tuple[Group, Group]:
+    name, path = f"{names.vision}.embeddings", "vision"
     width, patch = cfg.hidden_size, cfg.patch_size
     tokens = 1 + (cfg.image_size // patch) ** 2
     conv = (width, 3, patch, patch)
     embeddings = (
-        _vector(f"{name}.class_embedding", f"{path}/class_embedding", width, lead=2),
         _vector(
-            f"{name}.position_embedding",
+            f"{name}.{names.class_token}", f"{path}/class_embedding", width, lead=2
+        ),
+        _vector(
+            f"{name}.{names.positions}",
             f"{path}/position_embedding",
             tokens,
             width,
             lead=1,
         ),
         Row(
-            f"{name}.patch_embedding.weight",
+            (f"{name}.{names.patch}.weight",),
             (f"{path}/patch/kernel",),
             Move(conv, conv, (2, 3, 1, 0)),
         ),
-        _vector(f"{name}.patch_embedding.bias", f"{path}/patch/bias", width),
+        _vector(f"{name}.{names.patch}.bias", f"{path}/patch/bias", width),
     )
 
-    name, path = "vision_model.encoder.layers.{layer}", "vision/layers/blocks"
+    name = f"{names.vision}.{names.block}.{{layer}}"
+    attn, path = f"{name}.{names.attn}", "vision/layers/blocks"
     heads = (cfg.num_attention_heads, cfg.head_dim)
     hidden = cfg.intermediate_size
     centred = cfg.norm_type == "layer_norm"
@@ -209,32 +232,27 @@ def _vision(cfg: VisionConfig) -> tuple[Group, Group]:
     if cfg.qk_normalization:
         for norm in ("q_norm", "k_norm"):
             qk_norms += _norm(
-                f"{name}.attn.{norm}", f"{path}/attn/{norm}", width, bias=False
+                f"{attn}.{norm}", f"{path}/attn/{norm}", width, bias=False
             )
     blocks = (
-        _vector(f"{name}.ls1", f"{path}/ls1", width),
-        _vector(f"{name}.ls2", f"{path}/ls2", width),
-        *_linear(
-            f"{name}.attn.qkv",
-            f"{path}/attn/qkv",
-            (3, *heads),
-            (width,),
-            bias=cfg.qkv_bias,
-        ),
+        _vector(f"{name}.{names.scales[0]}", f"{path}/ls1", width),
+        _vector(f"{name}.{names.scales[1]}", f"{path}/ls2", width),
+        *_vision_qkv(cfg, attn, f"{path}/attn", fused=names is _ORIGINAL),
         *qk_norms,
-        *_linear(f"{name}.attn.proj", f"{path}/attn/out", (width,), heads, bias=True),
+        *_linear(
+            f"{attn}.{names.attn_out}", f"{path}/attn/out", (width,), heads, bias=True
+        ),
         *_linear(f"{name}.mlp.fc1", f"{path}/fc1", (hidden,), (width,), bias=True),
         *_linear(f"{name}.mlp.fc2", f"{path}/fc2", (width,), (hidden,), bias=True),
-        *_norm(f"{name}.norm1", f"{path}/norm1", width, bias=centred),
-        *_norm(f"{name}.norm2", f"{path}/norm2", width, bias=centred),
+        *_norm(f"{name}.{names.norms[0]}", f"{path}/norm1", width, bias=centred),
+        *_norm(f"{name}.{names.norms[1]}", f"{path}/norm2", width, bias=centred),
     )
     return Group(embeddings), Group(blocks, cfg.num_hidden_layers)
 
 
-# Names that differ between InternLM2 files and those of Qwen2 and Llama.
+# Names that differ between InternLM2 files and those of the other decoders.
 _INTERNLM2_NAMES = {
-    "embedding": "model.tok_embeddings",
-    "head": "output",
+    "embedding": "tok_embeddings",
     "out": "attention.wo",
     "gate": "feed_forward.w1",
     "up": "feed_forward.w3",
@@ -243,8 +261,7 @@ _INTERNLM2_NAMES = {
     "mlp_norm": "ffn_norm",
 }
 _LLAMA_NAMES = {
-    "embedding": "model.embed_tokens",
-    "head": "lm_head",
+    "embedding": "embed_tokens",
     "out": "self_attn.o_proj",
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
@@ -252,108 +269,141 @@ _LLAMA_NAMES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
 }
-_DECODER_NAMES = {
-    "internlm2": _INTERNLM2_NAMES,
-    "qwen2": _LLAMA_NAMES,
-    "llama": _LLAMA_NAMES,
-}
 
 
-def _qkv(cfg: LanguageConfig, name: str, path: str) -> tuple[Row, ...]:
+def _qkv(cfg: LanguageConfig, kind: str, name: str, path: str) -> tuple[Row, ...]:
     width, head_dim = cfg.hidden_size, cfg.head_dim
     heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
-    if cfg.kind != "internlm2":
-        rows: tuple[Row, ...] = ()
-        for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-            rows += _linear(
-                f"{name}.self_attn.{part}_proj",
-                f"{path}/attn/{part}",
-                (count, head_dim),
-                (width,),
-                bias=cfg.qkv_bias,
-            )
-        return rows
+    counts = {"q": heads, "k": kv_heads, "v": kv_heads}
 
-    def packed(kind: str, leaf: str, rest: Shape) -> Row:
-        paths = tuple(f"{path}/attn/{part}/{leaf}" for part in "qkv")
-        transform = PackedHeads(heads, kv_heads, head_dim, rest)
-        return Row(f"{name}.attention.wqkv.{kind}", paths, transform)
+    def joined(name: str, leaf: str, transform: Transform) -> Row:
+        return Row((name,), tuple(f"{path}/{p}/{leaf}" for p in counts), transform)
 
-    weight = packed("weight", "kernel", (width,))
-    return (weight, packed("bias", "bias", ())) if cfg.qkv_bias else (weight,)
+    if kind == "phi3":
+        moves = tuple(_weight((n, head_dim), (width,)) for n in counts.values())
+        return (joined(f"{name}.self_attn.qkv_proj.weight", "kernel", Fused(moves)),)
+    if kind == "internlm2":
+        rows = []
+        for part, leaf, rest in (("weight", "kernel", (width,)), ("bias", "bias", ())):
+            if part == "weight" or cfg.qkv_bias:
+                packed = PackedHeads(heads, kv_heads, head_dim, rest)
+                rows.append(joined(f"{name}.attention.wqkv.{part}", leaf, packed))
+        return tuple(rows)
+    rows = []
+    for part, count in counts.items():
+        rows += _linear(
+            f"{name}.self_attn.{part}_proj",
+            f"{path}/{part}",
+            (count, head_dim),
+            (width,),
+            bias=cfg.qkv_bias,
+        )
+    return tuple(rows)
 
 
-def _language(cfg: LanguageConfig) -> tuple[Group, ...]:
-    names = _DECODER_NAMES[cfg.kind]
+def _language(cfg: LanguageConfig, layout: str) -> tuple[Group, ...]:
+    names = _NAMES[layout]
+    original = layout == ORIGINAL
+    kind = "llama" if cfg.kind == "internlm2" and not original else cfg.kind
+    own = _INTERNLM2_NAMES if kind == "internlm2" else _LLAMA_NAMES
+    head = "language_model.output" if kind == "internlm2" else names.head
     width, hidden, vocab = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
-    root = "language_model"
-    table = Move((vocab, width), (vocab, width), (0, 1))
     embedding = Row(
-        f"{root}.{names['embedding']}.weight", ("language/embedding/table",), table
+        (f"{names.language}.{own['embedding']}.weight",),
+        ("language/embedding/table",),
+        Move((vocab, width), (vocab, width), (0, 1)),
     )
 
-    name, path = f"{root}.model.layers.{{layer}}", "language/layers/blocks"
+    name, path = f"{names.language}.layers.{{layer}}", "language/layers/blocks"
     heads = (cfg.num_attention_heads, cfg.head_dim)
 
     def linear(
         key: str, leaf: str, out: Shape, inward: Shape, *, bias: bool = False
     ) -> tuple[Row, ...]:
-        return _linear(f"{name}.{names[key]}", f"{path}/{leaf}", out, inward, bias=bias)
+        return _linear(f"{name}.{own[key]}", f"{path}/{leaf}", out, inward, bias=bias)
 
-    gate = linear("gate", "mlp/gate", (hidden,), (width,))
-    up = linear("up", "mlp/up", (hidden,), (width,))
+    def norm(key: str) -> tuple[Row, ...]:
+        return _norm(f"{name}.{own[key]}", f"{path}/{key}", width, bias=False)
+
+    if kind == "phi3":
+        half = _weight((hidden,), (width,))
+        paths = tuple(f"{path}/mlp/{part}/kernel" for part in ("gate", "up"))
+        gated = (Row((f"{name}.mlp.gate_up_proj.weight",), paths, Fused((half, half))),)
+    else:
+        gated = (
+            *linear("gate", "mlp/gate", (hidden,), (width,)),
+            *linear("up", "mlp/up", (hidden,), (width,)),
+        )
+    qk_norms: tuple[Row, ...] = ()
+    if cfg.qk_norm:
+        for part in ("q_norm", "k_norm"):
+            qk_norms += _norm(
+                f"{name}.self_attn.{part}",
+                f"{path}/attn/{part}",
+                cfg.head_dim,
+                bias=False,
+            )
+    out = linear("out", "attn/o", (width,), heads, bias=cfg.out_bias)
+    qkv = _qkv(cfg, kind, name, f"{path}/attn")
     blocks = (
-        *_qkv(cfg, name, path),
-        *linear("out", "attn/o", (width,), heads, bias=cfg.out_bias),
-        *gate,
-        *up,
+        # Phi-3's class declares its output projection first.
+        *((*out, *qkv) if kind == "phi3" else (*qkv, *out)),
+        *qk_norms,
+        *gated,
         *linear("down", "mlp/down", (width,), (hidden,)),
-        *_norm(f"{name}.{names['attn_norm']}", f"{path}/attn_norm", width, bias=False),
-        *_norm(f"{name}.{names['mlp_norm']}", f"{path}/mlp_norm", width, bias=False),
+        *norm("attn_norm"),
+        *norm("mlp_norm"),
     )
     tail = (
-        *_norm(f"{root}.model.norm", "language/norm", width, bias=False),
-        *_linear(
-            f"{root}.{names['head']}",
-            "language/lm_head",
-            (vocab,),
-            (width,),
-            bias=False,
-        ),
+        *_norm(f"{names.language}.norm", "language/norm", width, bias=False),
+        *_linear(head, "language/lm_head", (vocab,), (width,), bias=False),
     )
     return Group((embedding,)), Group(blocks, cfg.num_hidden_layers), Group(tail)
 
 
-def groups(cfg: InternVLConfig) -> tuple[Group, ...]:
+def groups(cfg: InternVLConfig, layout: str = ORIGINAL) -> tuple[Group, ...]:
     """The table of an architecture, in the order of the released state dict."""
+    names = _NAMES[layout]
     inner, width = cfg.projector_width, cfg.language.hidden_size
+    norm, fc1, fc2 = names.projector
     projector = (
-        *_norm("mlp1.0", "projector/norm", inner, bias=True),
-        *_linear("mlp1.1", "projector/fc1", (width,), (inner,), bias=True),
-        *_linear("mlp1.3", "projector/fc2", (width,), (width,), bias=True),
+        *_norm(norm, "projector/norm", inner, bias=True),
+        *_linear(fc1, "projector/fc1", (width,), (inner,), bias=True),
+        *_linear(fc2, "projector/fc2", (width,), (width,), bias=True),
     )
-    return *_vision(cfg.vision), *_language(cfg.language), Group(projector)
+    vision, language = _vision(cfg.vision, names), _language(cfg.language, layout)
+    return *vision, *language, Group(projector)
 
 
-def tensors(cfg: InternVLConfig) -> Iterator[Tensor]:
-    """Every tensor of the files, in the order of the released state dict."""
-    for group in groups(cfg):
-        if group.layers is None:
-            for row in group.rows:
-                yield Tensor(row.name, row, None)
-            continue
-        for layer in range(group.layers):
-            for row in group.rows:
-                yield Tensor(row.name.format(layer=layer), row, layer)
+def units(
+    cfg: InternVLConfig, layout: str = ORIGINAL, *, by_row: bool = False
+) -> Iterator[Unit]:
+    """Every row at every layer, in the order of the released state dict.
+
+    Args:
+      by_row: all layers of a row, then the next row.
+    """
+    for group in groups(cfg, layout):
+        layers = (None,) if group.layers is None else range(group.layers)
+        if by_row:
+            yield from (Unit(row, layer) for row in group.rows for layer in layers)
+        else:
+            yield from (Unit(row, layer) for layer in layers for row in group.rows)
 
 
-def hf_shapes(cfg: InternVLConfig) -> dict[str, Shape]:
+def tensors(cfg: InternVLConfig, layout: str = ORIGINAL) -> Iterator[Tensor]:
+    """Every tensor of the files, in the same order."""
+    for unit in units(cfg, layout):
+        yield from unit.tensors
+
+
+def hf_shapes(cfg: InternVLConfig, layout: str = ORIGINAL) -> dict[str, Shape]:
     """Name and shape of every tensor of the files."""
-    return {tensor.name: tensor.shape for tensor in tensors(cfg)}
+    return {tensor.name: tensor.shape for tensor in tensors(cfg, layout)}
 
 
 def check(cfg: InternVLConfig, shapes: Mapping[str, Any]) -> None:
-    """Check that the table fills every parameter exactly once, at its shape.
+    """Check that each layout fills every parameter exactly once, at its shape.
 
     Args:
       shapes: nested dict of ``ShapeDtypeStruct``, as the model declares it.
@@ -362,21 +412,23 @@ def check(cfg: InternVLConfig, shapes: Mapping[str, Any]) -> None:
       ValueError: naming the parameters, if table and model disagree.
     """
     declared = {path: tuple(leaf.shape) for path, leaf in params.flatten(shapes)}
-    filled: dict[str, Shape] = {}
     wrong = []
-    for group in groups(cfg):
-        lead = () if group.layers is None else (group.layers,)
-        for row in group.rows:
-            for path, shape in zip(row.paths, row.transform.part_shapes, strict=True):
-                if path in filled:
-                    wrong.append(f"{path}: filled twice, again by {row.name}")
-                filled[path] = (*lead, *shape)
-    for path in sorted(declared.keys() | filled.keys()):
-        if declared.get(path) != filled.get(path):
-            wrong.append(
-                f"{path}: the model has {declared.get(path)}, "
-                f"the table gives {filled.get(path)}"
-            )
+    for layout in (ORIGINAL, NATIVE):
+        filled: dict[str, Shape] = {}
+        for group in groups(cfg, layout):
+            lead = () if group.layers is None else (group.layers,)
+            for row in group.rows:
+                parts = row.transform.part_shapes
+                for path, shape in zip(row.paths, parts, strict=True):
+                    if path in filled:
+                        wrong.append(f"{path}: filled twice, again by {row.names}")
+                    filled[path] = (*lead, *shape)
+        for path in sorted(declared.keys() | filled.keys()):
+            if declared.get(path) != filled.get(path):
+                wrong.append(
+                    f"{path}: the model has {declared.get(path)}, "
+                    f"the {layout} table gives {filled.get(path)}"
+                )
     if wrong:
         raise ValueError(
             "model and conversion table disagree:\n  " + "\n  ".join(wrong)

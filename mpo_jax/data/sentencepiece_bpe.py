@@ -145,6 +145,25 @@ class SentencePieceBPE:
         """The model file as read; everything that decides ids is in it."""
         return self._model
 
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether a space is put before every text."""
+        return self._dummy_prefix
+
+    def merges(self) -> list[tuple[str, str]]:
+        """Pairs of pieces that make a piece, best score first, then by the ids.
+
+        For tokenizers that rank merges one by one; pieces of equal score have no order
+        here, so those may cut rare words otherwise.
+        """
+        found = []
+        for piece, score in self._scores.items():
+            for cut in range(1, len(piece)):
+                left, right = self._ids.get(piece[:cut]), self._ids.get(piece[cut:])
+                if left is not None and right is not None:
+                    found.append((-score, self._ids[piece], left, right))
+        return [(self.pieces[a], self.pieces[b]) for _, _, a, b in sorted(found)]
+
     def id_of(self, piece: str) -> int | None:
         """Id of a piece, control pieces such as ``<s>`` included; None if unknown."""
         return self._ids.get(piece)

@@ -49,6 +49,7 @@ class _Backend(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int], skip_special: bool) -> str: ...
     def identity(self) -> bytes: ...
+    def added(self) -> list[tuple[str, int, bool]]: ...
 
 
 class ChatTokenizer:
@@ -134,6 +135,10 @@ class ChatTokenizer:
             raise IndexError(f"token id {i} is outside [0, {self.vocab_size})")
         return self._backend.token(i)
 
+    def added_tokens(self) -> list[tuple[str, int, bool]]:
+        """Tokens that text is split at first: (token, id, special), by id."""
+        return sorted(self._backend.added(), key=lambda token: token[1])
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of everything that decides ids; for cache keys."""
@@ -193,6 +198,9 @@ class _SentencePieceBackend:
         text.append(self._bpe.decode(run))
         return "".join(text)
 
+    def added(self) -> list[tuple[str, int, bool]]:
+        return [(t, i, i in self._special_ids) for t, i in self._added.items()]
+
     def identity(self) -> bytes:
         return self._bpe.model + json.dumps(sorted(self._added.items())).encode()
 
@@ -220,6 +228,10 @@ class _ByteLevelBackend:
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special)
+
+    def added(self) -> list[tuple[str, int, bool]]:
+        decoder = self._backend.get_added_tokens_decoder()
+        return [(token.content, i, token.special) for i, token in decoder.items()]
 
     def identity(self) -> bytes:
         return self._backend.to_str().encode()

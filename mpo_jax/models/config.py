@@ -13,11 +13,59 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from mpo_jax.models import native_config
+from mpo_jax.models import rope as rope_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Class defaults of a decoder, of the fields that a config may leave out."""
+
+    name: str
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    bias_field: str = "attention_bias"
+    bias: bool = False
+    qk_norm: bool = False
+
+
 DECODERS = {
-    "InternLM2ForCausalLM": "internlm2",
-    "Qwen2ForCausalLM": "qwen2",
-    "LlamaForCausalLM": "llama",
+    # InternVL3-9B stores an InternLM3 under these names.
+    "InternLM2ForCausalLM": Kind("internlm2", bias_field="bias", bias=True),
+    "Qwen2ForCausalLM": Kind(
+        "qwen2", max_position_embeddings=32768, num_key_value_heads=32, qkv_bias=True
+    ),
+    "Qwen3ForCausalLM": Kind(
+        "qwen3",
+        max_position_embeddings=32768,
+        num_key_value_heads=32,
+        head_dim=128,
+        qk_norm=True,
+    ),
+    "LlamaForCausalLM": Kind("llama"),
+    "Phi3ForCausalLM": Kind(
+        "phi3", rms_norm_eps=1e-5, max_position_embeddings=4096, bias_field=""
+    ),
 }
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+# Fields of decoder classes that would change the mathematics, and their neutral value.
+_ONLY: tuple[tuple[str, Any], ...] = (
+    ("hidden_act", "silu"),
+    ("use_sliding_window", False),
+    ("mlp_bias", False),
+    ("attention_dropout", 0),
+    ("resid_pdrop", 0),
+    ("embd_pdrop", 0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +104,11 @@ class LanguageConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+    rope: rope_lib.Rope
     max_position_embeddings: int
     qkv_bias: bool
     out_bias: bool
+    qk_norm: bool
     initializer_range: float = 0.02
 
 
@@ -115,70 +165,80 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
     return config
 
 
-def _language(raw: Mapping[str, Any]) -> LanguageConfig:
+def _language(raw: Mapping[str, Any], where: str) -> LanguageConfig:
     architectures = raw.get("architectures") or [None]
     kind = DECODERS.get(str(architectures[0]))
     if kind is None:
         raise ValueError(
-            f"llm_config.architectures={architectures!r}: supported are "
-            f"{sorted(DECODERS)}"
+            f"{where}.architectures={architectures!r}: supported are {sorted(DECODERS)}"
         )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"llm_config.hidden_act={raw['hidden_act']!r}: only silu")
-    if raw.get("use_sliding_window"):
-        raise ValueError("llm_config.use_sliding_window: only full attention")
+    for name, only in _ONLY:
+        value = raw.get(name)
+        if value is not None and value != only:
+            raise ValueError(f"{where}.{name}={value!r}: only {only!r} is supported")
     sizes = {}
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    ):
+    for name in _SIZES:
         if name not in raw:
-            raise ValueError(f"llm_config.{name} is missing from config.json")
+            raise ValueError(f"{where}.{name} is missing from config.json")
         sizes[name] = int(raw[name])
     heads = sizes["num_attention_heads"]
-    kv_heads = raw.get("num_key_value_heads")
-    if kv_heads is not None and heads % int(kv_heads):
+    kv_heads = int(raw.get("num_key_value_heads") or kind.num_key_value_heads or heads)
+    if heads % kv_heads:
         raise ValueError(
-            f"llm_config.num_attention_heads={heads} is not a multiple of "
+            f"{where}.num_attention_heads={heads} is not a multiple of "
             f"num_key_value_heads={kv_heads}"
         )
-    scaling = raw.get("rope_scaling")
-    scaling_type = (scaling or {}).get("type", (scaling or {}).get("rope_type"))
-    if scaling and scaling_type not in ("dynamic", "default"):
+    max_length = int(raw.get("max_position_embeddings") or kind.max_position_embeddings)
+    window = raw.get("sliding_window")
+    # Phi-3 applies its window always, the others only where use_sliding_window says so.
+    if kind.name == "phi3" and window is not None and window < max_length:
         raise ValueError(
-            f"llm_config.rope_scaling={scaling!r}: only dynamic scaling is supported "
-            "(it equals plain rotary embedding up to max_position_embeddings)"
+            f"{where}.sliding_window={window} is shorter than "
+            f"max_position_embeddings={max_length}: only full attention is supported"
         )
+    kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"{where}.layer_types holds {sorted(kinds)}: only full ones")
+    head_dim = int(
+        raw.get("head_dim") or kind.head_dim or sizes["hidden_size"] // heads
+    )
     theta = raw.get("rope_theta", (raw.get("rope_parameters") or {}).get("rope_theta"))
-    bias = bool(raw.get("bias", True)) if kind == "internlm2" else False
+    theta = float(10000.0 if theta is None else theta)
+    bias = bool(raw.get(kind.bias_field, kind.bias))
     return LanguageConfig(
-        kind=kind,
+        kind=kind.name,
         **sizes,
-        num_key_value_heads=heads if kv_heads is None else int(kv_heads),
-        head_dim=int(raw.get("head_dim") or sizes["hidden_size"] // heads),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(10000.0 if theta is None else theta),
-        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-        qkv_bias=kind == "qwen2" or bias or bool(raw.get("attention_bias", False)),
-        out_bias=bias or bool(raw.get("attention_bias", False)),
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=float(raw.get("rms_norm_eps", kind.rms_norm_eps)),
+        rope_theta=theta,
+        rope=rope_lib.read(
+            raw, theta=theta, head_dim=head_dim, max_length=max_length, where=where
+        ),
+        max_position_embeddings=max_length,
+        qkv_bias=kind.qkv_bias or bias,
+        out_bias=bias and kind.name != "qwen2",
+        qk_norm=kind.qk_norm,
         initializer_range=float(raw.get("initializer_range", 0.02)),
     )
 
 
 def from_hf(raw: Mapping[str, Any]) -> InternVLConfig:
-    """Read the content of an original-layout ``config.json``.
+    """Read the content of a ``config.json`` of either layout.
+
+    Fields of no meaning here are ignored.
 
     Raises:
       ValueError: naming the field, if something is missing or not supported.
     """
+    llm = "llm_config"
+    if native_config.is_native(raw):
+        raw, llm = native_config.to_original(raw), "text_config"
     for name in ("vision_config", "llm_config"):
         if name not in raw:
             raise ValueError(
                 f"config.json has no {name!r}; an original-layout InternVL "
-                "(InternVLChatModel) is expected"
+                "(InternVLChatModel) or native one (internvl) is expected"
             )
     vision = _vision(raw["vision_config"])
     select_layer = int(raw.get("select_layer", -1))
@@ -194,7 +254,7 @@ def from_hf(raw: Mapping[str, Any]) -> InternVLConfig:
         raise ValueError("pad2square=true is not supported")
     return InternVLConfig(
         vision=vision,
-        language=_language(raw["llm_config"]),
+        language=_language(raw["llm_config"], llm),
         image_size=int(raw.get("force_image_size") or vision.image_size),
         downsample_ratio=float(raw.get("downsample_ratio", 0.5)),
         ps_version=ps_version,

@@ -1,11 +1,13 @@
-"""The language model: one decoder for InternLM2, Qwen2 and Llama layouts.
+"""The language model: one decoder for InternLM2, Qwen2, Qwen3, Llama and Phi-3.
 
-Their mathematics differ only in biases, which are data of the configuration.
+Their mathematics differ in biases, per-head norms of queries and keys, and rotary
+frequencies, which are data of the configuration; their files differ in ``convert``.
 """
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -13,12 +15,13 @@ from mpo_jax import sharding
 from mpo_jax.models.config import LanguageConfig
 from mpo_jax.nn import attention, layers, stack
 
+Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
+
 
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, cfg: LanguageConfig, *, rngs: nnx.Rngs):
-        self.theta = cfg.rope_theta
         width, head_dim = cfg.hidden_size, cfg.head_dim
 
         def project(heads: int, axis: str) -> layers.Linear:
@@ -44,11 +47,16 @@ class Attention(nnx.Module):
             stddev=cfg.initializer_range,
             rngs=rngs,
         )
+        self.normalise = cfg.qk_norm
+        if self.normalise:
+            norm = {"kind": "rms_norm", "eps": cfg.rms_norm_eps, "rngs": rngs}
+            self.q_norm = layers.Norm(head_dim, **norm)
+            self.k_norm = layers.Norm(head_dim, **norm)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
+        tables: Tables,
         segment_ids: Int[Array, "B T"],
         roles: attention.Roles,
         backend: str,
@@ -57,9 +65,11 @@ class Attention(nnx.Module):
         query = sharding.constrain(self.q(x), *heads)
         key = sharding.constrain(self.k(x), *heads)
         value = sharding.constrain(self.v(x), *heads)
+        if self.normalise:
+            query, key = self.q_norm(query), self.k_norm(key)
         out = attention.packed_attention(
-            layers.rotary(query, positions, theta=self.theta),
-            layers.rotary(key, positions, theta=self.theta),
+            layers.rotary(query, tables),
+            layers.rotary(key, tables),
             value,
             segment_ids,
             roles=roles,
@@ -99,13 +109,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
+        tables: Tables,
         segment_ids: Int[Array, "B T"],
         roles: attention.Roles,
         backend: str,
         _: None,
     ) -> Float[Array, "B T D"]:
-        x = x + self.attn(self.attn_norm(x), positions, segment_ids, roles, backend)
+        x = x + self.attn(self.attn_norm(x), tables, segment_ids, roles, backend)
         x = x + self.mlp(self.mlp_norm(x))
         return sharding.constrain(x, "act_batch", "act_seq", "act_embed")
 
@@ -147,5 +157,23 @@ class Decoder(nnx.Module):
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
         x = sharding.constrain(embeddings, "act_batch", "act_seq", "act_embed")
-        x = self.layers(x, positions, segment_ids, roles, backend, policy=remat)
+        tables = self.rotary_tables(positions, segment_ids)
+        x = self.layers(x, tables, segment_ids, roles, backend, policy=remat)
         return self.norm(x)
+
+    def rotary_tables(
+        self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+    ) -> Tables:
+        """Cosine and sine of every token, once for all layers.
+
+        Where the rule has a second set of frequencies, each sequence takes one by its
+        own length; what else stands in the batch does not matter.
+        """
+        rope = self.cfg.rope
+        frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None, None]
+        if rope.long_frequencies:
+            lengths = layers.segment_lengths(positions, segment_ids)
+            long = jnp.asarray(rope.long_frequencies, jnp.float32)[None, None]
+            is_long = lengths[:, :, None] > rope.original_length
+            frequencies = jnp.where(is_long, long, frequencies)
+        return layers.rotary_tables(positions, frequencies, scale=rope.scale)

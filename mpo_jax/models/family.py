@@ -83,6 +83,12 @@ def _qwen2(*sizes: Any, vocab: int = 151674) -> dict[str, Any]:
     return _language("Qwen2ForCausalLM", *sizes, vocab=vocab, eps=1e-6)
 
 
+def _qwen3(*sizes: Any) -> dict[str, Any]:
+    return _language(
+        "Qwen3ForCausalLM", *sizes, vocab=151936, eps=1e-6, positions=40960
+    ) | {"head_dim": 128}
+
+
 _INTERNLM_1_8B = _internlm2(24, 2048, (16, 8), 8192)
 _INTERNLM_7B = _internlm2(32, 4096, (32, 8), 14336)
 _INTERNLM_20B = (48, 6144, (48, 8), 16384)
@@ -172,6 +178,19 @@ MEMBERS = (
         ),
     ),
     *_members(
+        "InternVL2",
+        "phi3-chat",
+        (
+            "4B",  # its rotary factors (longrope) stand in its config.json alone
+            _VIT_300M,
+            _language(
+                *("Phi3ForCausalLM", 32, 3072, (32, 32), 8192),
+                **{"vocab": 32020, "theta": 1e4, "positions": 131072},
+            ),
+            None,
+        ),
+    ),
+    *_members(
         "InternVL2_5",
         "internvl2_5",
         ("1B", _VIT_300M, _qwen2(*_QWEN_0_5B), 938_193_024),
@@ -193,9 +212,28 @@ MEMBERS = (
         ("1B", _VIT_300M, _qwen2(*_QWEN_0_5B), 938_193_024),
         ("2B", _VIT_300M, _qwen2(28, 1536, (12, 2), 8960), 2_088_957_440),
         ("8B", _VIT_300M, _qwen2(28, 3584, (28, 4), 18944), 7_944_373_760),
+        (
+            "9B",  # an InternLM3 under InternLM2's names
+            _VIT_300M,
+            _language(
+                *("InternLM2ForCausalLM", 48, 4096, (32, 2), 10240),
+                **{"vocab": 128512 + 9, "theta": 5e7, "scaling": 6.0},
+            ),
+            None,
+        ),
         ("14B", _VIT_300M, _qwen2(48, 5120, (40, 8), 13824), 15_117_256_704),
         ("38B", _VIT_6B, _QWEN_32B, 38_388_164_992),
         ("78B", _VIT_6B, _QWEN_72B, 78_408_318_336),
+    ),
+    *_members(
+        "InternVL3_5",
+        "internvl2_5",
+        ("1B", _VIT_300M, _qwen3(28, 1024, (16, 8), 3072), 1_060_897_792),
+        ("2B", _VIT_300M, _qwen3(28, 2048, (16, 8), 6144), 2_348_347_392),
+        ("4B", _VIT_300M, _qwen3(36, 2560, (32, 8), 9728), 4_732_489_216),
+        ("8B", _VIT_300M, _qwen3(36, 4096, (32, 8), 12288), 8_528_318_464),
+        ("14B", _VIT_300M, _qwen3(40, 5120, (40, 8), 17408), 15_119_523_840),
+        ("38B", _VIT_6B, _qwen3(64, 5120, (64, 8), 25600), 38_390_405_504),
     ),
 )
 """Released models whose decoder ``models.config`` supports."""

@@ -6,7 +6,6 @@ compute dtype of its input. Norms compute in float32.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -137,19 +136,44 @@ class Embedding(nnx.Module):
         return sharding.constrain(x, "act_data", "act_seq", "embed")
 
 
+def rotary_tables(
+    positions: Int[Array, "B T"],
+    frequencies: Float[Array, "#B #T F"],
+    *,
+    scale: float = 1.0,
+) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
+    """Cosine and sine of rotary angles, float32.
+
+    Args:
+      frequencies: radians per position of every channel pair.
+      scale: factor on both.
+    """
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def segment_lengths(
+    positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+) -> Int[Array, "B T"]:
+    """Length of the sequence that each token belongs to: its highest position + 1.
+
+    The two answers of a pair share a segment, and so the longer one's length.
+    """
+
+    def row(positions: jax.Array, segments: jax.Array) -> jax.Array:
+        # A segment has at least one token, so there are at most T (and padding).
+        highest = jax.ops.segment_max(positions, segments, len(positions) + 1)
+        return highest[segments] + 1
+
+    return jax.vmap(row)(positions, segment_ids)
+
+
 def rotary(
     x: Float[Array, "B T N H"],
-    positions: Int[Array, "B T"],
-    *,
-    theta: float,
+    tables: tuple[Float[Array, "B T F"], Float[Array, "B T F"]],
 ) -> Float[Array, "B T N H"]:
-    """Rotary embedding, half-split (NeoX) order, tables and rotation in float32."""
-    half = x.shape[-1] // 2
-    frequencies = jnp.exp(
-        jnp.arange(half, dtype=jnp.float32) * float(-math.log(theta) / half)
-    )
-    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    """Rotary embedding, half-split (NeoX) order, in float32."""
+    cos, sin = (table[:, :, None, :] for table in tables)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -15,7 +15,7 @@ from safetensors import numpy as safetensors_numpy
 from safetensors import torch as safetensors_torch
 
 from mpo_jax import sharding
-from mpo_jax.convert import files, hf, table
+from mpo_jax.convert import files, hf, source, table, writer
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params as params_lib
 
@@ -184,9 +184,9 @@ def test_everything_wrong_is_named_at_once(model, tmp_path):
         hf.check_source(tmp_path, model)
 
 
-def test_native_layout_is_recognised(model, tmp_path):
+def test_native_names_are_recognised(model, tmp_path):
     tensors = {"vision_tower.embeddings.cls_token": np.zeros((1, 1, 24), np.float32)}
-    with pytest.raises(ValueError, match="transformers-native"):
+    with pytest.raises(ValueError, match="native layout"):
         hf.load(write(tmp_path, tensors), model)
 
 
@@ -321,7 +321,7 @@ def test_keep_restores_mixed_dtypes(model, tmp_path):
     # From the record of a converted checkpoint, which holds no weights.
     record = tmp_path / "record"
     record.mkdir()
-    hf.write_dtypes(record, hf.source_dtypes(tmp_path / "in"))
+    source.write_dtypes(record, source.dtypes(tmp_path / "in"))
     hf.save(tmp_path / "again", params, model, dtype="keep", source_dir=record)
     assert_same_bits(read(tmp_path / "again"), tensors)
     assert not (tmp_path / "again" / files.DTYPES).exists()
@@ -330,7 +330,7 @@ def test_keep_restores_mixed_dtypes(model, tmp_path):
 def test_keep_without_a_source(model, tmp_path):
     with pytest.raises(ValueError, match="needs the source"):
         hf.target_dtypes(model, dtype="keep", source_dir=None)
-    hf.write_dtypes(tmp_path, {"mlp1.0.bias": "bfloat16"})
+    source.write_dtypes(tmp_path, {"mlp1.0.bias": "bfloat16"})
     with pytest.raises(ValueError, match=r"no usable dtype is recorded of .*mlp1\.1"):
         hf.target_dtypes(model, dtype="keep", source_dir=tmp_path)
 
@@ -359,15 +359,17 @@ def test_shards_of_an_export(model, tmp_path):
 
 
 def test_shard_plan():
-    plan = hf.plan_shards({"a": 3, "b": 3, "c": 9, "d": 1, "e": 6}, max_shard_bytes=7)
+    plan = writer.plan_shards(
+        {"a": 3, "b": 3, "c": 9, "d": 1, "e": 6}, max_shard_bytes=7
+    )
     assert [int(file[6:11]) for file in plan.values()] == [1, 1, 2, 3, 3]
-    assert set(hf.plan_shards({"a": 3, "b": 4}, max_shard_bytes=7).values()) == {
+    assert set(writer.plan_shards({"a": 3, "b": 4}, max_shard_bytes=7).values()) == {
         files.SINGLE
     }
 
 
 def test_other_files_are_carried_untouched(model, tmp_path):
-    source = write(tmp_path / "in", random_tensors(model, "bfloat16"), shards=2)
+    origin = write(tmp_path / "in", random_tensors(model, "bfloat16"), shards=2)
     carried = {
         "config.json": b'{"a": 1}\r\n',
         "tokenizer.model": bytes(range(256)),
@@ -377,12 +379,12 @@ def test_other_files_are_carried_untouched(model, tmp_path):
     }
     left = ("optimizer.pt", "pytorch_model.bin", "trainer_state.json", ".gitattributes")
     for name, content in carried.items():
-        (source / name).write_bytes(content)
+        (origin / name).write_bytes(content)
     for name in left:
-        (source / name).write_bytes(b"x")
-    (source / "checkpoint-10").mkdir()
-    params = hf.load(source, model)
-    hf.save(tmp_path / "out", params, model, source_dir=source)
+        (origin / name).write_bytes(b"x")
+    (origin / "checkpoint-10").mkdir()
+    params = hf.load(origin, model)
+    hf.save(tmp_path / "out", params, model, source_dir=origin)
     written = {p.name: p for p in (tmp_path / "out").iterdir()}
     assert written.keys() == {*carried, files.SINGLE}
     for name, content in carried.items():
@@ -425,12 +427,12 @@ def test_a_failed_export_leaves_what_was_there(model, tmp_path):
 
 def test_export_over_its_own_source(model, tmp_path):
     tensors = random_tensors(model, "bfloat16")
-    source = write(tmp_path / "model", tensors)
-    (source / "config.json").write_text("{}")
-    params = hf.load(source, model)
-    hf.save(source, params, model, source_dir=source, overwrite=True)
-    assert (source / "config.json").read_text() == "{}"
-    assert_same_bits(read(source), tensors)
+    origin = write(tmp_path / "model", tensors)
+    (origin / "config.json").write_text("{}")
+    params = hf.load(origin, model)
+    hf.save(origin, params, model, source_dir=origin, overwrite=True)
+    assert (origin / "config.json").read_text() == "{}"
+    assert_same_bits(read(origin), tensors)
 
 
 def test_to_hf_refuses_other_trees(model):

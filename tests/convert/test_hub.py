@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import hub
+from mpo_jax.convert import files, hub
 
 
 def config_at(directory: pathlib.Path) -> pathlib.Path:
@@ -100,8 +100,8 @@ def test_locate_training_run(tmp_path, weights):
     (tmp_path / "start" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         hub.locate(weights)
-    files = config_at(tmp_path / "start" / "hf")
-    assert hub.locate(weights).files == files
+    config_at(tmp_path / "start" / "hf")
+    assert hub.locate(weights).files == tmp_path / "start" / "hf"
     # Files that are named win.
     named = config_at(tmp_path / "named")
     assert hub.locate(weights, files=named).files == named
@@ -119,7 +119,7 @@ def test_locate_checkpoint_that_names_nothing(tmp_path):
 
 def test_special_token_id(tmp_path):
     token = "<IMG_CONTEXT>"
-    assert hub.special_token_id(tmp_path, token) is None
+    assert files.special_token_id(tmp_path, token) is None
     sources = {
         "added_tokens.json": {token: 5},
         "tokenizer_config.json": {"added_tokens_decoder": {"5": {"content": token}}},
@@ -127,21 +127,21 @@ def test_special_token_id(tmp_path):
     }
     for name, content in sources.items():
         (tmp_path / name).write_text(json.dumps(content))
-        assert hub.special_token_id(tmp_path, token) == 5
-        assert hub.special_token_id(tmp_path, "<other>") is None
+        assert files.special_token_id(tmp_path, token) == 5
+        assert files.special_token_id(tmp_path, "<other>") is None
         (tmp_path / name).unlink()
     for name, content in sources.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert hub.special_token_id(tmp_path, token) == 5
+    assert files.special_token_id(tmp_path, token) == 5
     (tmp_path / "added_tokens.json").write_text(json.dumps({token: 6}))
     with pytest.raises(ValueError, match="disagree"):
-        hub.special_token_id(tmp_path, token)
+        files.special_token_id(tmp_path, token)
     (tmp_path / "added_tokens.json").write_text(json.dumps({token: "five"}))
     with pytest.raises(ValueError, match=r"added_tokens\.json: unexpected"):
-        hub.special_token_id(tmp_path, token)
+        files.special_token_id(tmp_path, token)
 
 
 def test_special_token_ids_of_real_tokenizers(shared):
     for name, expected in (("internvl2_2b", 92546), ("internvl3", 151667)):
         directory = shared / "data" / "tokenizers" / name
-        assert hub.special_token_id(directory, "<IMG_CONTEXT>") == expected
+        assert files.special_token_id(directory, "<IMG_CONTEXT>") == expected

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo_jax.convert import hf, table
+from mpo_jax.convert import table, transforms, writer
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params
 
-GOLDENS = ("internvl2-internlm2", "internvl2-qwen2", "internvl1_5-style")
+GOLDENS = (
+    *("internvl2-internlm2", "internvl2-qwen2", "internvl1_5-style"),
+    *("internvl2-llama", "internvl2-phi3"),
+)
 
 
 def small(architecture: str, *, large_vit: bool, **language) -> config.InternVLConfig:
@@ -50,7 +53,10 @@ ALL = [
     small("Qwen2ForCausalLM", large_vit=True),
     small("LlamaForCausalLM", large_vit=False, head_dim=4),
     small("LlamaForCausalLM", large_vit=True, attention_bias=True),
+    small("Qwen3ForCausalLM", large_vit=False, head_dim=4),
+    small("Phi3ForCausalLM", large_vit=True),
 ]
+LAYOUTS = (table.ORIGINAL, table.NATIVE, table.NATIVE_NEW)
 
 
 def test_real_8b_names_order_and_shards(shared):
@@ -69,7 +75,7 @@ def test_real_8b_names_order_and_shards(shared):
     sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
     assert sum(sizes.values()) == index["metadata"]["total_size"]
     # Equal only if names, shapes and their order are the released ones.
-    assert hf.plan_shards(sizes) == index["weight_map"]
+    assert writer.plan_shards(sizes) == index["weight_map"]
 
 
 def test_real_8b_module_shapes(shared):
@@ -129,29 +135,45 @@ def test_check_names_what_differs():
     with pytest.raises(ValueError, match="disagree") as error:
         table.check(cfg, params.unflatten(flat))
     lines = str(error.value).splitlines()[1:]
-    assert len(lines) == 3
+    assert len(lines) == 2 * 3  # in both layouts
     for path in ("vision/new/kernel", "projector/fc2/bias", "language/norm/scale"):
         assert path in str(error.value)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cfg", ALL, ids=lambda c: c.language.kind)
-def test_every_transform_is_an_exact_inverse(cfg):
-    rows = [row for group in table.groups(cfg) for row in group.rows]
-    assert len({row.name for row in rows}) == len(rows)
+def test_every_transform_is_an_exact_inverse(cfg, layout):
+    rows = [row for group in table.groups(cfg, layout) for row in group.rows]
+    names = [name for row in rows for name in row.names]
+    assert len(set(names)) == len(names)
     for row in rows:
-        shape = row.transform.hf_shape
-        tensor = np.arange(math.prod(shape)).reshape(shape)
-        parts = row.transform.to_parts(tensor)
+        shapes = row.transform.hf_shapes
+        tensors = tuple(
+            1000 * i + np.arange(math.prod(shape)).reshape(shape)
+            for i, shape in enumerate(shapes)
+        )
+        parts = row.transform.to_parts(tensors)
         assert [part.shape for part in parts] == list(row.transform.part_shapes)
-        assert sum(part.size for part in parts) == tensor.size
-        np.testing.assert_array_equal(row.transform.to_hf(parts), tensor)
+        assert sum(p.size for p in parts) == sum(t.size for t in tensors)
+        back = row.transform.to_hf(parts)
+        for tensor, again in zip(tensors, back, strict=True):
+            np.testing.assert_array_equal(again, tensor)
+
+
+@pytest.mark.parametrize("cfg", ALL, ids=lambda c: c.language.kind)
+def test_layouts_are_told_from_names(cfg):
+    for layout in LAYOUTS:
+        shapes = table.hf_shapes(cfg, layout)
+        assert table.detect(shapes) == layout
+        total = sum(math.prod(shape) for shape in shapes.values())
+        assert total == sum(math.prod(s) for s in table.hf_shapes(cfg).values())
 
 
 def test_wqkv_first_rows():
     """Where heads lie in the packed rows of 6 query and 2 key/value heads of 3."""
     rows = np.arange(30)
-    packed = table.PackedHeads(heads=6, kv_heads=2, head_dim=3, rest=())
-    query, key, value = packed.to_parts(rows)
+    packed = transforms.PackedHeads(heads=6, kv_heads=2, head_dim=3, rest=())
+    query, key, value = packed.to_parts((rows,))
     assert query[:, 0].tolist() == [0, 3, 6, 15, 18, 21]
     assert key[:, 0].tolist() == [9, 24]
     assert value[:, 0].tolist() == [12, 27]
@@ -168,8 +190,8 @@ def test_wqkv_projects_the_same(kv_heads, groups, head_dim, width):
     rng = np.random.default_rng(0)
     rows = kv_heads * (groups + 2) * head_dim
     weight, x = rng.integers(-9, 9, (rows, width)), rng.integers(-9, 9, width)
-    packed = table.PackedHeads(kv_heads * groups, kv_heads, head_dim, (width,))
-    query, key, value = packed.to_parts(weight)
+    packed = transforms.PackedHeads(kv_heads * groups, kv_heads, head_dim, (width,))
+    query, key, value = packed.to_parts((weight,))
     out = (weight @ x).reshape(kv_heads, groups + 2, head_dim)
     for head in range(kv_heads * groups):
         expected = out[head // groups, head % groups]
@@ -181,27 +203,27 @@ def test_wqkv_projects_the_same(kv_heads, groups, head_dim, width):
 def test_linear_and_conv_orientation():
     """A kernel maps an input as torch's ``weight @ x`` does."""
     cfg = small("Qwen2ForCausalLM", large_vit=False)
-    rows = {row.name: row for group in table.groups(cfg) for row in group.rows}
+    rows = {row.names[0]: row for group in table.groups(cfg) for row in group.rows}
     rng = np.random.default_rng(1)
 
     qkv = rows["vision_model.encoder.layers.{layer}.attn.qkv.weight"].transform
-    weight, x = rng.integers(-9, 9, qkv.hf_shape), rng.integers(-9, 9, 30)
-    (kernel,) = qkv.to_parts(weight)
+    weight, x = rng.integers(-9, 9, qkv.hf_shapes[0]), rng.integers(-9, 9, 30)
+    (kernel,) = qkv.to_parts((weight,))
     np.testing.assert_array_equal(
         np.einsum("d,dcnh->cnh", x, kernel), (weight @ x).reshape(3, 5, 6)
     )
 
     out = rows["language_model.model.layers.{layer}.self_attn.o_proj.weight"].transform
-    weight, heads = rng.integers(-9, 9, out.hf_shape), rng.integers(-9, 9, (6, 3))
-    (kernel,) = out.to_parts(weight)
+    weight, heads = rng.integers(-9, 9, out.hf_shapes[0]), rng.integers(-9, 9, (6, 3))
+    (kernel,) = out.to_parts((weight,))
     np.testing.assert_array_equal(
         np.einsum("nh,nhd->d", heads, kernel), weight @ heads.reshape(-1)
     )
 
     conv = rows["vision_model.embeddings.patch_embedding.weight"].transform
-    weight = rng.integers(-9, 9, conv.hf_shape)
+    weight = rng.integers(-9, 9, conv.hf_shapes[0])
     patch = rng.integers(-9, 9, (7, 7, 3))
-    (kernel,) = conv.to_parts(weight)
+    (kernel,) = conv.to_parts((weight,))
     np.testing.assert_array_equal(
         np.einsum("yxc,yxco->o", patch, kernel),
         np.einsum("ocyx,yxc->o", weight, patch),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
+from mpo_jax.convert import table
 from mpo_jax.models import config, family, internvl
 from mpo_jax.nn import params
 
@@ -17,9 +19,13 @@ def test_total_is_the_published_one(member: family.Member):
     if member.parameters is None:
         # Only a rounded total is published; the size is in the name.
         billions = float(member.name.rsplit("-", 1)[-1].removesuffix("B"))
-        assert total / 1e9 == pytest.approx(billions, rel=0.01)
+        # 4B is 4.15 billion, 9B is 9.14 billion.
+        assert total / 1e9 == pytest.approx(billions, rel=0.04)
     else:
         assert total == member.parameters
+    for layout in (table.ORIGINAL, table.NATIVE):
+        shapes = table.hf_shapes(member.config, layout)
+        assert sum(math.prod(shape) for shape in shapes.values()) == total
 
 
 def test_names_are_unique():
@@ -34,6 +40,7 @@ def test_names_are_unique():
         ("OpenGVLab/InternVL2_5-1B-MPO", "InternVL2_5-1B"),
         ("OpenGVLab/InternVL3-14B-Instruct", "InternVL3-14B"),
         ("OpenGVLab/InternVL3-14B-Pretrained", "InternVL3-14B"),
+        ("OpenGVLab/InternVL3_5-8B", "InternVL3_5-8B"),
         ("OpenGVLab/InternVL2-9B", None),
         ("someone/InternVL2-8B", None),
         ("InternVL2-8B", None),

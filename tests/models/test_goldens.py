@@ -27,6 +27,7 @@ GOLDENS = (
     "internvl2-qwen2",
     "internvl1_5-style",
     "internvl2-llama",
+    "internvl2-phi3",
 )
 COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
 FORWARD = 2e-6

@@ -67,8 +67,11 @@ def test_linear_contracts_real_head_axes():
 def test_rotary_is_the_half_split_rotation():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
     positions = np.array([[0, 3, 1000]])
-    found = layers.rotary(jnp.asarray(x), jnp.asarray(positions), theta=1e4)
     inverse = 1e4 ** -(np.arange(4) / 4)
+    tables = layers.rotary_tables(
+        jnp.asarray(positions), jnp.asarray(inverse, jnp.float32)[None, None]
+    )
+    found = layers.rotary(jnp.asarray(x), tables)
     angle = positions[0][:, None] * inverse
     rotated = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[None, :, None]
     expected = np.concatenate([rotated.real, rotated.imag], -1)

@@ -1,0 +1,269 @@
+"""What transformers wants beside native weights: tokenizer, processor, chat template.
+
+Everything is written as JSON that transformers 4.52 and later read; no code is carried.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from mpo_jax.convert import files
+from mpo_jax.data import sentencepiece_bpe, template, tokenizer
+from mpo_jax.models.config import InternVLConfig
+from mpo_jax.models.vit import MEAN, STD
+
+IMAGE_ROLES = {
+    "start_image_token": tokenizer.IMG_START,
+    "end_image_token": tokenizer.IMG_END,
+    "context_image_token": tokenizer.IMG_CONTEXT,
+}
+# The processor asks for a token that stands for a video. One that the vocabulary has
+# already: a new one would have an id without an embedding.
+_VIDEO_TOKENS = ("<video>", "<|video_pad|>", "</quad>")
+_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> list[str]:
+    """Write all of them from an original-layout directory; returns notes to print.
+
+    Raises:
+      ValueError: if there is no tokenizer that can be read; names the directory.
+    """
+    backend, roles, bos = _backend(source)
+    backend.save(str(target / "tokenizer.json"))
+    if (source / "tokenizer.model").is_file():
+        # Transformers does not read it here; this project does, for exact ids.
+        shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
+    video = next(t for t in _VIDEO_TOKENS if backend.token_to_id(t) is not None)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": cfg.language.max_position_embeddings,
+        "padding_side": "left",
+        "processor_class": "InternVLProcessor",
+        "add_bos_token": bos,
+        **roles,
+        "added_tokens_decoder": {
+            str(i): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for i, token in sorted(backend.get_added_tokens_decoder().items())
+        },
+        "extra_special_tokens": {**IMAGE_ROLES, "video_token": video},
+    }
+    _write(target / "tokenizer_config.json", settings)
+    _write(
+        target / "processor_config.json",
+        {
+            "processor_class": "InternVLProcessor",
+            "image_seq_length": cfg.tokens_per_tile,
+        },
+    )
+    size = {"height": cfg.image_size, "width": cfg.image_size}
+    common = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "resample": 3,
+        "size": size,
+        "processor_class": "InternVLProcessor",
+    }
+    _write(
+        target / "preprocessor_config.json",
+        common
+        | {
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "crop_to_patches": False,
+            "min_patches": cfg.min_tiles,
+            "max_patches": cfg.max_tiles,
+        },
+    )
+    _write(
+        target / "video_preprocessor_config.json",
+        common | {"video_processor_type": "InternVLVideoProcessor"},
+    )
+    return [
+        *_chat_template(source, target, cfg, video),
+        *_generation(source, target, cfg, backend, roles),
+    ]
+
+
+def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _backend(
+    source: pathlib.Path,
+) -> tuple[tokenizers.Tokenizer, dict[str, str], bool]:
+    """The fast tokenizer, its named tokens, and whether texts begin with BOS."""
+    config, special_map = (
+        files.read_json(source / name) if (source / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    roles = {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(role, special_map.get(role))
+        value = value.get("content") if isinstance(value, dict) else value
+        if value is not None:
+            roles[role] = value
+    chat = tokenizer.load_tokenizer(source)  # says what is wrong with the files
+    if (source / "tokenizer.model").is_file():
+        return _sentencepiece(source, chat, roles), roles, chat.add_bos
+    if (source / "tokenizer.json").is_file():
+        backend = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    else:
+        import transformers
+
+        backend = transformers.Qwen2Tokenizer.from_pretrained(
+            str(source), local_files_only=True
+        ).backend_tokenizer
+    added = [t for t in tokenizer.ADDED_TOKENS if backend.token_to_id(t) is None]
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(token, normalized=False) for token in added]
+    )
+    return backend, roles, chat.add_bos
+
+
+def _sentencepiece(
+    source: pathlib.Path, chat: tokenizer.ChatTokenizer, roles: dict[str, str]
+) -> tokenizers.Tokenizer:
+    """A ``tokenizers`` model of a sentencepiece BPE with byte fallback.
+
+    Merges stand in the order of their pieces' scores. Pieces of equal score get an
+    order by id, which the original does not have, so rare words may be cut otherwise.
+    """
+    bpe = sentencepiece_bpe.SentencePieceBPE((source / "tokenizer.model").read_bytes())
+    added = chat.added_tokens()
+    # An added token may stand at the id of a piece, which it replaces.
+    names = {**dict(enumerate(bpe.pieces)), **{i: token for token, i, _ in added}}
+    vocab = {names[i]: i for i in range(len(bpe.pieces))}
+    merges = [pair for pair in bpe.merges() if {*pair, "".join(pair)} <= vocab.keys()]
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=merges,
+            unk_token=roles.get("unk_token"),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    scheme = "always" if bpe.dummy_prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement=sentencepiece_bpe.SPACE, prepend_scheme=scheme, split=False
+    )
+    steps: list[Any] = [
+        decoders.Replace(sentencepiece_bpe.SPACE, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if bpe.dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(steps)
+    for token, i, special in added:
+        entry = tokenizers.AddedToken(token, normalized=False, special=special)
+        (backend.add_special_tokens if special else backend.add_tokens)([entry])
+        if backend.token_to_id(token) != i:
+            raise ValueError(
+                f"{source}: added token {token!r} has id {i}; ids must follow on from "
+                f"the vocabulary's {len(vocab)} without a gap"
+            )
+    if chat.add_bos:
+        bos = roles["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, backend.token_to_id(bos))],
+        )
+    return backend
+
+
+def _chat_template(
+    source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig, video: str
+) -> list[str]:
+    own = [name for name in _CHAT_TEMPLATES if (source / name).is_file()]
+    if own:
+        for name in own:
+            (target / name).write_bytes((source / name).read_bytes())
+        return []
+    known = template.TEMPLATES.get(cfg.template)
+    if known is None:
+        return [f"no chat template is written: template {cfg.template!r} is unknown"]
+    text = _jinja(known, video)
+    (target / "chat_template.jinja").write_text(text, encoding="utf-8")
+    return []
+
+
+def _jinja(chat: template.Template, video: str) -> str:
+    """The template in Jinja; its default system message is the released one."""
+    quote = json.dumps
+    separator = quote(chat.separator, ensure_ascii=False)
+    system = quote(chat.system_message, ensure_ascii=False)
+    parts = [
+        "{%- if messages[0]['role'] != 'system' %}",
+        "{{- " + f"{quote(chat.system)} + {system} + {separator}" + " }}",
+        "{%- endif %}",
+        "{%- for message in messages %}",
+        "{%- if message['role'] == 'system' %}{{- " + quote(chat.system) + " }}",
+        "{%- elif message['role'] == 'user' %}{{- " + quote(chat.user) + " }}",
+        "{%- elif message['role'] == 'assistant' %}{{- "
+        + quote(chat.assistant)
+        + " }}",
+        "{%- else %}{{- raise_exception('unknown role ' + message['role']) }}",
+        "{%- endif %}",
+        "{%- if message['content'] is string %}{{- message['content'] }}",
+        "{%- else %}{%- for part in message['content'] %}",
+        "{%- if part['type'] == 'image' %}{{- "
+        + quote(tokenizer.IMG_CONTEXT + "\n")
+        + " }}",
+        "{%- elif part['type'] == 'video' %}{{- " + quote(video + "\n") + " }}",
+        "{%- elif part['type'] == 'text' %}{{- part['text'] }}",
+        "{%- endif %}{%- endfor %}{%- endif %}",
+        "{{- " + separator + " }}",
+        "{%- endfor %}",
+        "{%- if add_generation_prompt %}{{- " + quote(chat.assistant) + " }}",
+        "{%- endif %}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _generation(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    cfg: InternVLConfig,
+    backend: tokenizers.Tokenizer,
+    roles: dict[str, str],
+) -> list[str]:
+    """Generation stops where the template's messages end, or as the source says."""
+    file = source / "generation_config.json"
+    content = files.read_json(file) if file.is_file() else {}
+    stops = content.get("eos_token_id", [])
+    stops = list(stops) if isinstance(stops, list) else [stops]
+    known = template.TEMPLATES.get(cfg.template)
+    if known is not None:
+        stop = backend.token_to_id(known.stop)
+        stops = [stop, *(s for s in stops if s != stop)]
+    out: dict[str, Any] = {"eos_token_id": [s for s in stops if s is not None]}
+    for role in ("bos", "pad"):
+        token = roles.get(f"{role}_token")
+        if token is not None:
+            out[f"{role}_token_id"] = backend.token_to_id(token)
+    _write(target / "generation_config.json", out)
+    if out["eos_token_id"]:
+        return []
+    return ["generation_config.json names no token that ends an answer"]

@@ -1,0 +1,179 @@
+"""Orbax checkpoints of weights, written and read a layer at a time.
+
+Orbax saves arrays that are in memory as a whole. Its files are OCDBT stores of zarr
+arrays, though, which TensorStore, the library underneath, also writes in parts: Orbax
+makes a checkpoint of placeholders here, and each is replaced by an array of the real
+shape whose chunks are layers. Orbax reads the result like any other; a test holds it to
+that.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+
+from mpo_jax import checkpoint
+from mpo_jax.convert import files, source, table, vocabulary
+from mpo_jax.models import internvl
+from mpo_jax.nn import params as params_lib
+
+_CHUNK_BYTES = 256 * 2**20
+
+
+def _spec(directory: pathlib.Path, path: str) -> dict[str, Any]:
+    base = (directory / checkpoint.PARAMS).absolute().as_uri() + "/"
+    return {
+        "driver": "zarr3",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": base,
+            "path": path.replace("/", ".") + "/",
+        },
+    }
+
+
+def _chunk(shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """One layer (or the whole of what is not stacked), in pieces of bounded size."""
+    chunk = [1, *shape[1:]] if len(shape) > 1 else list(shape)
+    axis = 1
+    while np.prod(chunk, dtype=np.int64) * itemsize > _CHUNK_BYTES and axis < len(
+        chunk
+    ):
+        others = int(np.prod(chunk, dtype=np.int64)) // chunk[axis]
+        chunk[axis] = max(1, _CHUNK_BYTES // (others * itemsize))
+        axis += 1
+    return chunk
+
+
+class Sink:
+    """A checkpoint of weights that is filled part by part; see ``save_params``."""
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        model: internvl.InternVL,
+        dtypes: Mapping[str, np.dtype],
+        *,
+        metadata: dict,
+        resume: bool,
+    ):
+        """Make the checkpoint, or go on with one (`resume`).
+
+        Args:
+          directory: of the checkpoint; its parent exists.
+          dtypes: by parameter path.
+        """
+        self._stores: dict[str, Any] = {}
+        flat = dict(params_lib.flatten(model.declared.shapes))
+        if not resume:
+            placeholders = {path: np.zeros((1,), np.float32) for path in flat}
+            checkpoint.save_params(
+                directory, params_lib.unflatten(placeholders), metadata=metadata
+            )
+        for path, leaf in flat.items():
+            shape, dtype = tuple(leaf.shape), np.dtype(dtypes[path])
+            layout = tensorstore.ChunkLayout(chunk_shape=_chunk(shape, dtype.itemsize))
+            self._stores[path] = tensorstore.open(
+                _spec(directory, path),
+                create=not resume,
+                delete_existing=not resume,
+                open=resume,
+                **(
+                    {}
+                    if resume
+                    else {
+                        "dtype": tensorstore.dtype(dtype),
+                        "shape": shape,
+                        "chunk_layout": layout,
+                    }
+                ),
+            ).result()
+
+    def put(self, path: str, layer: int | None, part: np.ndarray) -> None:
+        """Write a layer (None: all) of a parameter; on disk when this returns."""
+        store = self._stores[path]
+        target = store if layer is None else store[layer]
+        target.write(
+            np.ascontiguousarray(part).astype(store.dtype.numpy_dtype)
+        ).result()
+
+
+def write(
+    directory: pathlib.Path,
+    opened: source.Source,
+    model: internvl.InternVL,
+    progress: files.Progress,
+    *,
+    dtype: str,
+    metadata: dict,
+    addition: vocabulary.Addition,
+) -> None:
+    """Stream released files into a checkpoint, going on where `progress` says.
+
+    Args:
+      directory: of the checkpoint.
+      opened: files that fit the model (``source.account``).
+      dtype: as for ``hf.load``.
+      addition: tokens that get new rows.
+    """
+    dtypes: dict[str, np.dtype] = {}
+    for group in table.groups(model.cfg, opened.layout):
+        layers = (None,) if group.layers is None else range(group.layers)
+        for row in group.rows:
+            names = [n for layer in layers for n in table.Unit(row, layer).names]
+            kind = opened.dtype(tuple(names)) if dtype == "keep" else jnp.dtype(dtype)
+            dtypes |= dict.fromkeys(row.paths, np.dtype(kind))
+    resume = progress.done("made")
+    larger = internvl.InternVL(vocabulary.extended(model.cfg, addition))
+    sink = Sink(directory, larger, dtypes, metadata=metadata, resume=resume)
+    progress.mark("made")
+    for unit in table.units(model.cfg, opened.layout):
+        if progress.done(unit.names[0]):
+            continue
+        for path, part in zip(unit.row.paths, opened.read(unit), strict=True):
+            sink.put(path, unit.layer, vocabulary.extend(path, part, addition))
+        progress.mark(unit.names[0])
+
+
+class Reader:
+    """A checkpoint's parameters, a layer at a time; an ``hf.Fetch``.
+
+    A checkpoint of training keeps all layers in one piece: there a parameter is read as
+    a whole and kept until another one's turn, so ask for all layers of one (or of the
+    few that stand in one tensor) in a row.
+    """
+
+    _KEPT = 3  # query, key and value stand in one tensor
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory = directory
+        self._stores: dict[str, Any] = {}
+        self._whole: dict[str, np.ndarray] = {}
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Shape of a parameter as stored."""
+        return tuple(self._store(path).shape)
+
+    def _store(self, path: str) -> Any:
+        if path not in self._stores:
+            self._stores[path] = tensorstore.open(
+                _spec(self._directory, path), open=True, read=True
+            ).result()
+        return self._stores[path]
+
+    def __call__(self, path: str, layer: int | None) -> np.ndarray:
+        store = self._store(path)
+        if layer is None:
+            return store.read().result()
+        if store.chunk_layout.read_chunk.shape[0] == 1:
+            return store[layer].read().result()
+        if path not in self._whole:
+            while len(self._whole) >= self._KEPT:
+                del self._whole[next(iter(self._whole))]
+            self._whole[path] = store.read().result()
+        return self._whole[path][layer]
