@@ -6,6 +6,7 @@ compute dtype of its input. Norms compute in float32.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,6 +25,46 @@ ATTENTION = "attention"
 def precision(dtype: Any) -> jax.lax.Precision | None:
     """Matmul precision: float32 compute means float32 on every platform."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
+    """Product of the last `num_in` axes of `x` with the first of `kernel`.
+
+    The kernel's gradient is computed with the smaller of its two operands on the left:
+    XLA on a CPU writes that one out transposed, which takes time for wide layers.
+    """
+    left = tuple(range(x.ndim - num_in, x.ndim))
+    return _dot(x, kernel, left, tuple(range(num_in)))
+
+
+def _dot(a: jax.Array, b: jax.Array, left: Any, right: Any) -> jax.Array:
+    return jax.lax.dot_general(
+        a, b, ((left, right), ((), ())), precision=precision(a.dtype)
+    )
+
+
+def _contract_forward(
+    x: jax.Array, kernel: jax.Array, num_in: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return contract(x, kernel, num_in), (x, kernel)
+
+
+def _contract_backward(
+    num_in: int, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    lead = tuple(range(x.ndim - num_in))
+    num_out = kernel.ndim - num_in
+    out = tuple(range(cotangent.ndim - num_out, cotangent.ndim))
+    back = _dot(cotangent, kernel, out, tuple(range(num_in, kernel.ndim)))
+    if x.size <= cotangent.size:
+        return back, _dot(x, cotangent, lead, lead)
+    own = _dot(cotangent, x, lead, lead)
+    return back, jnp.moveaxis(own, range(num_out), range(num_in, kernel.ndim))
+
+
+contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Linear(nnx.Module):
@@ -57,14 +98,7 @@ class Linear(nnx.Module):
         self.use_bias = use_bias
 
     def __call__(self, x: Float[Array, ...]) -> Array:
-        contract = tuple(range(x.ndim - self.num_in, x.ndim))
-        kernel = self.kernel[...].astype(x.dtype)
-        out = jax.lax.dot_general(
-            x,
-            kernel,
-            ((contract, tuple(range(self.num_in))), ((), ())),
-            precision=precision(x.dtype),
-        )
+        out = contract(x, self.kernel[...].astype(x.dtype), self.num_in)
         if self.use_bias:
             bias = self.bias[...].astype(x.dtype)
             out = out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
