@@ -63,6 +63,28 @@ def test_memory_does_not_grow_with_the_number_of_chunks():
     assert many < logits / 4
 
 
+def test_memory_does_not_grow_with_the_vocabulary_beyond_a_block():
+    """More entries cost copies of the kernel and its gradient, but no more logits."""
+    length, width, block = 512, 16, 1024
+
+    def temporaries(vocab: int) -> int:
+        hidden = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((width, vocab), jnp.float32)
+        labels = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+        def fn(h, k, y):
+            return jnp.sum(logps.token_logps(h, k, y, chunk=0, vocab_chunk=block))
+
+        grad = jax.jit(jax.grad(fn, argnums=(0, 1)))
+        stats = grad.lower(hidden, kernel, labels).compile().memory_analysis()
+        return stats.temp_size_in_bytes
+
+    few, many = temporaries(5003), temporaries(40_009)
+    logits = length * (40_009 - 5003) * 4
+    kernels = width * (40_009 - 5003) * 4
+    assert many - few < 4 * kernels < logits / 4, (few, many)
+
+
 def test_pair_sums_take_each_segment_and_side():
     values = jnp.arange(1.0, 9.0)[None]  # 4 chosen, then 4 rejected positions
     segments = jnp.array([[1, 1, 2, 0, 2, 2, 1, 0]])
