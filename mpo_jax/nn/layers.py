@@ -98,7 +98,7 @@ class Linear(nnx.Module):
         self.use_bias = use_bias
 
     def __call__(self, x: Float[Array, ...]) -> Array:
-        out = contract(x, self.kernel[...].astype(x.dtype), self.num_in)
+        out: Any = contract(x, self.kernel[...].astype(x.dtype), self.num_in)
         if self.use_bias:
             bias = self.bias[...].astype(x.dtype)
             out = out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
