@@ -29,8 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.plan import compile as compile_lib
-from mpo_jax.plan import estimate, planner, report
+from mpo_jax.plan import estimate, planner, programs, report
 from mpo_jax.utils import cli, plan_plot, progress, slices
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe", lock_config=True)
@@ -121,7 +120,7 @@ def main(argv: list[str]) -> None:
             ]
             task = bar.add_task("Compiling", total=len(work))
 
-            def one(job: tuple[str, compile_lib.Case, int]) -> planner.Outcome:
+            def one(job: tuple[str, programs.Case, int]) -> planner.Outcome:
                 name, case, shards = job
                 outcome = planner.plan(
                     name, case, shards=shards, workload=workload, kept=kept
@@ -259,7 +258,7 @@ def _write(outcomes: list[planner.Outcome], workload: estimate.Workload) -> None
 
 
 def _bar(outcome: planner.Outcome) -> plan_plot.Bar:
-    held, gib = outcome.compiled.memory, compile_lib.GIB
+    held, gib = outcome.compiled.memory, programs.GIB
     parts = {
         "parameters": held.params,
         "optimiser": held.optimiser,

@@ -7,15 +7,15 @@ to grow with the rows of a chip. The compiler has the last word: plan again.
 from __future__ import annotations
 
 from mpo_jax import config as config_lib
-from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import programs
 from mpo_jax.utils import slices
 
 
 def advise(
-    case: compile_lib.Case, compiled: compile_lib.Compiled, shards: int
+    case: programs.Case, compiled: programs.Compiled, shards: int
 ) -> tuple[str, ...]:
     """Remedies in the order in which they cost least; each one names its option."""
-    if compiled.status != compile_lib.TOO_LARGE:
+    if compiled.status != programs.TOO_LARGE:
         return (
             "the compiler did not finish, which says nothing about memory; report the "
             "message, and try another model.attention or row shape",
@@ -51,9 +51,7 @@ def advise(
     return tuple(found)
 
 
-def _fewer_rows(
-    case: compile_lib.Case, *, rest: int, room: int, shards: int
-) -> list[str]:
+def _fewer_rows(case: programs.Case, *, rest: int, room: int, shards: int) -> list[str]:
     micro = case.cfg.optim.accumulation
     rows = case.rows // shards // micro
     if rows <= 1 or not rest:
@@ -85,7 +83,7 @@ def _offload(cfg: config_lib.RunConfig) -> list[str]:
 
 
 def _more_chips(
-    case: compile_lib.Case, *, state: int, rest: int, granted: int
+    case: programs.Case, *, state: int, rest: int, granted: int
 ) -> list[str]:
     here = slices.lookup(case.topology)
     larger = sorted(
@@ -106,6 +104,6 @@ def _more_chips(
         return []
     return [
         f"more chips of {here.generation} alone do not help: without weights and "
-        f"moments a chip still needs {rest / compile_lib.GIB:.1f} of "
-        f"{granted / compile_lib.GIB:.1f} GiB"
+        f"moments a chip still needs {rest / programs.GIB:.1f} of "
+        f"{granted / programs.GIB:.1f} GiB"
     ]

@@ -28,10 +28,9 @@ import time
 from typing import Any
 
 from mpo_jax import config as config_lib
+from mpo_jax.plan import programs
 from mpo_jax.utils import slices
 
-GIB = 2**30
-FITS, TOO_LARGE, FAILED = "fits", "too large", "failed"
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is its message
@@ -50,117 +49,21 @@ _DUMP = "--xla_dump_to={} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_st
 _STEPS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One program to compile.
-
-    Attributes:
-      cfg: the run.
-      topology: slice, as ``utils.slices`` knows it.
-      slices: number of slices, over which the ``data`` axis lies.
-      shape: ``short`` or ``long`` row shape.
-      step: ``train`` or ``reference``.
-      rows: rows of the global batch.
-      quick: stop when memory is assigned, before code is generated. That is most of the
-        compiler's time; left out are the code's size, the scheduler's cycles (so there
-        is a lower bound and no estimate) and errors of the code generator.
-    """
-
-    cfg: config_lib.RunConfig
-    topology: str
-    slices: int
-    shape: str
-    step: str
-    rows: int
-    quick: bool = False
-
-    def to_json(self) -> str:
-        """Inverse of :func:`case_from_json`."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return json.dumps({**fields, "cfg": dataclasses.asdict(self.cfg)})
-
-
-def case_from_json(text: str) -> Case:
-    """Read a case back."""
-    raw = json.loads(text)
-    return Case(**{**raw, "cfg": config_lib.from_json(json.dumps(raw["cfg"]))})
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one device.
-
-    Attributes:
-      params, optimiser, batch: arguments, as sharded; `optimiser` is what else the
-        state holds (moments, step, a moving reference), `params` includes the frozen
-        reference of ``reference.mode=online``.
-      host: what lies in host memory instead (``optim.offload``, ``remat=offload``).
-      temporaries: activations, gradients and everything that lives inside the step.
-      code: the program.
-      needed: arguments, temporaries, code and what of the results takes no donated
-        place.
-      granted: what the compiler hands out of the chip's HBM; 0 where unknown.
-    """
-
-    params: int = 0
-    optimiser: int = 0
-    batch: int = 0
-    host: int = 0
-    temporaries: int = 0
-    code: int = 0
-    needed: int = 0
-    granted: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of a case.
-
-    Attributes:
-      status: ``fits``, ``too large`` or ``failed``.
-      message: of the compiler, where it did not fit or failed.
-      seconds: wall time of tracing and compiling.
-      flops: of the scheduled matrix products of one device, kernels left out.
-      cycles: scheduler's estimate for one device, kernels left out.
-      collectives: kind -> count, bytes, bytes across slices of one device.
-      kernels: name, operand shape and number of executions on one device.
-      unresolved: loops whose trip count is not known.
-    """
-
-    status: str
-    message: str = ""
-    seconds: float = 0.0
-    memory: Memory = dataclasses.field(default_factory=Memory)
-    flops: float = 0.0
-    cycles: float = 0.0
-    collectives: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    kernels: tuple[tuple[str, tuple[int, ...], float], ...] = ()
-    unresolved: tuple[str, ...] = ()
-
-
-def compiled_from_dict(raw: dict[str, Any]) -> Compiled:
-    """Inverse of ``dataclasses.asdict``, also after a way through JSON."""
-    return Compiled(
-        **{
-            **raw,
-            "memory": Memory(**raw["memory"]),
-            "kernels": tuple(
-                (name, tuple(shape), count) for name, shape, count in raw["kernels"]
-            ),
-            "unresolved": tuple(raw["unresolved"]),
-        }
-    )
-
-
 # What a compiled program and its reading depend on, relative to the package.
 _SOURCES = (
     *("sharding.py", "types.py", "train/step.py", "train/state.py"),
     *("train/optimizer.py", "nn/*.py", "models/*.py", "losses/*.py"),
-    *("plan/compile.py", "plan/hlo.py", "plan/loops.py", "plan/schedule.py"),
+    *(
+        "plan/compile.py",
+        "plan/programs.py",
+        "plan/hlo.py",
+        "plan/loops.py",
+        "plan/schedule.py",
+    ),
 )
 
 
-def fingerprint(case: Case) -> str:
+def fingerprint(case: programs.Case) -> str:
     """Of everything a result depends on: case, our code, compiler."""
     package_root = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256(case.to_json().encode())
@@ -173,8 +76,8 @@ def fingerprint(case: Case) -> str:
 
 
 def run(
-    case: Case, *, kept: pathlib.Path | None = None, timeout: float = 3600.0
-) -> Compiled:
+    case: programs.Case, *, kept: pathlib.Path | None = None, timeout: float = 3600.0
+) -> programs.Compiled:
     """Compile a case in a process of its own.
 
     A program that does not fit, or on which the compiler fails or aborts, is a result.
@@ -189,9 +92,9 @@ def run(
         return _run(case, timeout=timeout)
     file = kept / f"{fingerprint(case)}.json"
     if file.is_file():
-        return compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return programs.compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
     found = _run(case, timeout=timeout)
-    if found.status != FAILED:
+    if found.status != programs.FAILED:
         kept.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
@@ -199,7 +102,7 @@ def run(
     return found
 
 
-def _run(case: Case, *, timeout: float) -> Compiled:
+def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
     """Start the process and read its result.
 
     Raises:
@@ -226,7 +129,9 @@ def _run(case: Case, *, timeout: float) -> Compiled:
             try:
                 while process.poll() is None:
                     if time.monotonic() - start > timeout:
-                        return Compiled(FAILED, f"no result after {timeout:.0f} s")
+                        return programs.Compiled(
+                            programs.FAILED, f"no result after {timeout:.0f} s"
+                        )
                     if case.quick and assigned(directory / "dump"):
                         break
                     time.sleep(0.2)
@@ -240,15 +145,15 @@ def _run(case: Case, *, timeout: float) -> Compiled:
             raw = json.loads(result.read_text(encoding="utf-8"))
             if "error" in raw:
                 raise ValueError(raw["error"])
-            return compiled_from_dict(raw)
+            return programs.compiled_from_dict(raw)
         held = directory / "held.json"
         if case.quick and held.is_file() and assigned(directory / "dump"):
-            memory = Memory(**json.loads(held.read_text(encoding="utf-8")))
+            memory = programs.Memory(**json.loads(held.read_text(encoding="utf-8")))
             return _from_report(directory / "dump", case, memory, seconds)
         words = _last_words(
             process.returncode, log.read_text(encoding="utf-8", errors="replace")
         )
-    return Compiled(FAILED, words, seconds)
+    return programs.Compiled(programs.FAILED, words, seconds)
 
 
 def _last_words(status: int, log: str) -> str:
@@ -293,7 +198,7 @@ def mesh_shape(
     return sizes
 
 
-def compile_here(case: Case, dump: pathlib.Path) -> Compiled:
+def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
     """Compile in this process, whose environment :func:`run` has set.
 
     Raises:
@@ -356,8 +261,8 @@ def assigned(dump: pathlib.Path) -> bool:
 
 
 def _from_report(
-    dump: pathlib.Path, case: Case, held: Memory, seconds: float
-) -> Compiled:
+    dump: pathlib.Path, case: programs.Case, held: programs.Memory, seconds: float
+) -> programs.Compiled:
     """Result from the compiler's report on memory, where it was stopped after that."""
     (report,) = dump.glob("*jit_step*-memory-usage-report.txt")
     total = re.search(r"Total bytes: (\d+)", report.read_text(encoding="utf-8"))
@@ -369,7 +274,7 @@ def _from_report(
     return _read(dump, memory, seconds)
 
 
-def write(directory: pathlib.Path, result: Compiled | dict[str, str]) -> None:
+def write(directory: pathlib.Path, result: programs.Compiled | dict[str, str]) -> None:
     """Leave a result for :func:`run`, whole or not at all."""
     raw = result if isinstance(result, dict) else dataclasses.asdict(result)
     temporary = directory / "result.tmp"
@@ -377,12 +282,14 @@ def write(directory: pathlib.Path, result: Compiled | dict[str, str]) -> None:
     temporary.rename(directory / "result.json")
 
 
-def _not_compiled(message: str, memory: Memory, seconds: float) -> Compiled:
+def _not_compiled(
+    message: str, memory: programs.Memory, seconds: float
+) -> programs.Compiled:
     if "RESOURCE_EXHAUSTED" not in message:
-        return Compiled(FAILED, message[:500], seconds, memory)
+        return programs.Compiled(programs.FAILED, message[:500], seconds, memory)
     needed, available = out_of_memory(message)
     memory = dataclasses.replace(memory, needed=needed, granted=available)
-    return Compiled(TOO_LARGE, message[:500], seconds, memory)
+    return programs.Compiled(programs.TOO_LARGE, message[:500], seconds, memory)
 
 
 _UNITS = {"B": 1, "": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -429,7 +336,9 @@ def granted(mesh: Any) -> int:
     return 0
 
 
-def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
+def _program(
+    case: programs.Case, model: Any, mesh: Any
+) -> tuple[Any, Any, programs.Memory]:
     """Jitted step of a case, its abstract arguments, and what these take."""
     import jax
     import jax.numpy as jnp
@@ -454,7 +363,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
     if case.step == "reference":
         batch = dataclasses.replace(batch, ref_logps=None)
         built = step.build_logps_step(model, cfg.model, shape, mesh)
-        memory = Memory(params=params, batch=_per_device(batch))
+        memory = programs.Memory(params=params, batch=_per_device(batch))
         return built, (abstract.params, batch), memory
     built = step.build_train_step(
         model,
@@ -468,7 +377,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
     online = abstract.params if cfg.reference.mode == "online" else None
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(mesh))
-    memory = Memory(
+    memory = programs.Memory(
         params=params * (1 if online is None else 2),
         optimiser=_per_device(abstract) - params,
         batch=_per_device(batch),
@@ -477,7 +386,7 @@ def _program(case: Case, model: Any, mesh: Any) -> tuple[Any, Any, Memory]:
     return built, (abstract, batch, key, online), memory
 
 
-def abstract_batch(case: Case, *, image_size: int, mesh: Any) -> Any:
+def abstract_batch(case: programs.Case, *, image_size: int, mesh: Any) -> Any:
     """``types.PackedBatch`` of shapes and shardings."""
     import jax
     import jax.numpy as jnp
@@ -525,14 +434,16 @@ def _per_device(tree: Any, *, kind: str = "device") -> int:
     )
 
 
-def _read(dump: pathlib.Path, memory: Memory, seconds: float) -> Compiled:
+def _read(
+    dump: pathlib.Path, memory: programs.Memory, seconds: float
+) -> programs.Compiled:
     """Sum up the scheduled program that the compiler has dumped."""
     from mpo_jax.plan import hlo, schedule
 
     text = scheduled(dump).read_text(encoding="utf-8", errors="replace")
     found = schedule.totals(hlo.parse(text))
-    return Compiled(
-        status=FITS,
+    return programs.Compiled(
+        status=programs.FITS,
         seconds=seconds,
         memory=memory,
         flops=found.flops,
@@ -566,7 +477,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=pathlib.Path)
     directory = parser.parse_args().directory
-    case = case_from_json((directory / "case.json").read_text(encoding="utf-8"))
+    case = programs.case_from_json(
+        (directory / "case.json").read_text(encoding="utf-8")
+    )
     try:
         write(directory, compile_here(case, directory / "dump"))
     except (ValueError, FileNotFoundError) as error:

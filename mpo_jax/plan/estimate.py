@@ -17,7 +17,7 @@ import math
 from mpo_jax import types
 from mpo_jax.models import flops as flops_lib
 from mpo_jax.models.config import InternVLConfig
-from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import programs
 from mpo_jax.utils import slices
 
 NOT_MEASURED = "not measured on TPU"
@@ -178,8 +178,8 @@ def kernel_flops(
 
 
 def estimate(
-    case: compile_lib.Case,
-    compiled: compile_lib.Compiled,
+    case: programs.Case,
+    compiled: programs.Compiled,
     model: InternVLConfig,
     *,
     workload: Workload,

@@ -15,7 +15,7 @@ from mpo_jax import types
 from mpo_jax.losses import mixture
 from mpo_jax.models import family
 from mpo_jax.models import flops as flops_lib
-from mpo_jax.plan import advice, estimate
+from mpo_jax.plan import advice, estimate, programs
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.train import optimizer
 from mpo_jax.utils import slices
@@ -58,8 +58,8 @@ class Outcome:
     """
 
     name: str
-    case: compile_lib.Case
-    compiled: compile_lib.Compiled
+    case: programs.Case
+    compiled: programs.Compiled
     shards: int
     estimate: estimate.Estimate | None
     advice: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Outcome:
     @property
     def fits(self) -> bool:
         """Does the program compile, and so fit?"""
-        return self.compiled.status == compile_lib.FITS
+        return self.compiled.status == programs.FITS
 
     @property
     def rows_per_chip(self) -> float:
@@ -157,7 +157,7 @@ def default_rows(
 
 def cases(
     request: Request, workload: estimate.Workload
-) -> Iterator[tuple[compile_lib.Case, int]]:
+) -> Iterator[tuple[programs.Case, int]]:
     """Programs of a request, each with its number of data shards.
 
     Raises:
@@ -188,7 +188,7 @@ def cases(
             if step == "reference":
                 some = max(rows // cfg.optim.accumulation // shards, 1) * shards
             yield (
-                compile_lib.Case(
+                programs.Case(
                     cfg, topology, request.slices, name, step, some, request.quick
                 ),
                 shards,
@@ -206,7 +206,7 @@ def has_reference(cfg: config_lib.RunConfig) -> bool:
 
 def plan(
     name: str,
-    case: compile_lib.Case,
+    case: programs.Case,
     *,
     shards: int,
     workload: estimate.Workload,

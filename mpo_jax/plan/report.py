@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import rich.table
 
 from mpo_jax.models import flops as flops_lib
-from mpo_jax.plan import compile as compile_lib
-from mpo_jax.plan import estimate
+from mpo_jax.plan import estimate, programs
 from mpo_jax.plan.planner import Outcome
 
 
 def _gib(size: float) -> str:
-    return f"{size / compile_lib.GIB:.2f}" if size else "–"
+    return f"{size / programs.GIB:.2f}" if size else "–"
 
 
 def _table(title: str, *columns: str) -> rich.table.Table:
@@ -39,7 +38,7 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
     )
     for outcome in outcomes:
         held, compiled = outcome.compiled.memory, outcome.compiled
-        colour = {compile_lib.FITS: "green"}.get(compiled.status, "red")
+        colour = {programs.FITS: "green"}.get(compiled.status, "red")
         table.add_row(
             label(outcome),
             f"{outcome.rows_per_chip:g}",
@@ -137,12 +136,12 @@ def words(outcome: Outcome) -> str:
             f"{label(outcome)}: trip count of {len(compiled.unresolved)} loops "
             "unknown; their work is counted once, so times are too low"
         )
-    if compiled.status == compile_lib.TOO_LARGE:
+    if compiled.status == programs.TOO_LARGE:
         lines.append(
             f"{label(outcome)} needs {_gib(compiled.memory.needed)} GiB of "
             f"{_gib(compiled.memory.granted)} GiB per device. Any of:"
         )
-    elif compiled.status == compile_lib.FAILED:
+    elif compiled.status == programs.FAILED:
         lines.append(f"{label(outcome)}: {compiled.message}")
     return "\n".join(lines + [f"  - {remedy}" for remedy in outcome.advice])
 

@@ -37,7 +37,12 @@ def draw(bars: Sequence[Bar], path: str | pathlib.Path, *, note: str) -> None:
     """
     figure = Figure(figsize=(11, 1.6 + 0.42 * len(bars)), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    rates = any(bar.rate for bar in bars)  # quick plans have none
+    ratios = (3, 2) if rates else (1,)
+    panels = figure.subplots(
+        1, len(ratios), sharey=True, width_ratios=ratios, squeeze=False
+    )[0]
+    left = panels[0]
     places = range(len(bars))
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
     starts = [0.0] * len(bars)
@@ -51,6 +56,7 @@ def draw(bars: Sequence[Bar], path: str | pathlib.Path, *, note: str) -> None:
     left.invert_yaxis()
     left.set_xlabel("GiB per device (black: granted)")
     left.legend(fontsize=7, loc="lower right")
-    right.barh(places, [bar.rate for bar in bars], height=0.6, color="#2e8b57")
-    right.set_xlabel(f"pairs per second and chip, estimate, {note}", fontsize=8)
+    if rates:
+        panels[1].barh(places, [bar.rate for bar in bars], height=0.6, color="#2e8b57")
+        panels[1].set_xlabel(f"pairs per second and chip, estimate, {note}", fontsize=8)
     figure.savefig(path, dpi=DPI)

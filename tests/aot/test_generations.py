@@ -6,6 +6,7 @@ Five compilations, two at a time; about 90 s on two idle cores.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from mpo_jax import config, recipes
 from mpo_jax.models import family
 from mpo_jax.plan import compile as compile_lib
-from mpo_jax.plan import estimate, planner
+from mpo_jax.plan import estimate, planner, programs
 from mpo_jax.train import optimizer
 from mpo_jax.utils import slices
 
@@ -68,7 +69,7 @@ def compiled(tmp_path_factory):
     for name, options in GENERATIONS.items():
         cfg = recipe(path, **options)
         devices = slices.lookup(name).devices
-        cases[name] = compile_lib.Case(cfg, name, 1, "short", "train", devices)
+        cases[name] = programs.Case(cfg, name, 1, "short", "train", devices)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         results = dict(
             zip(cases, pool.map(compile_lib.run, cases.values()), strict=True)
@@ -80,7 +81,7 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("name", GENERATIONS)
 def test_step_compiles(compiled, name):
     case, result = compiled[name]
-    assert result.status == compile_lib.FITS, result.message
+    assert result.status == programs.FITS, result.message
     held = result.memory
     assert held.needed >= held.params + held.optimiser + held.temporaries > 0
     # Moments are as large as what they belong to.
@@ -117,22 +118,33 @@ def test_schedule_is_read_whole(compiled, name):
         assert sum(counts.values()) >= LAYERS
 
 
+def test_quick_stops_before_code_and_says_the_same_of_memory(compiled, monkeypatch):
+    monkeypatch.setenv("JAX_OPTIMIZATION_LEVEL", "O0")
+    case, whole = compiled["v6e:2x2"]
+    quick = compile_lib.run(dataclasses.replace(case, quick=True))
+    assert quick.status == programs.FITS, quick.message
+    assert (quick.cycles, quick.memory.code) == (0, 0)
+    assert quick.flops == pytest.approx(whole.flops)
+    # The report has arguments and temporaries, padded a little.
+    needed = whole.memory.needed - whole.memory.code
+    assert quick.memory.needed == pytest.approx(needed, rel=0.1)
+    assert quick.seconds < whole.seconds
+
+
 def test_a_model_too_large_is_a_result_with_remedies():
     cfg = recipe("OpenGVLab/InternVL2-8B")
-    case = compile_lib.Case(cfg, "v5e:2x2", 1, "short", "train", 4)
+    case = programs.Case(cfg, "v5e:2x2", 1, "short", "train", 4)
     outcome = planner.plan("8b", case, shards=4, workload=estimate.Workload())
-    assert outcome.compiled.status == compile_lib.TOO_LARGE, outcome.compiled.message
+    assert outcome.compiled.status == programs.TOO_LARGE, outcome.compiled.message
     held = outcome.compiled.memory
     # Weights and moments alone: 8.08 G parameters, 12 bytes each, on 4 chips.
     assert held.params + held.optimiser > 8.0e9 * 12 / 4
-    assert (
-        held.needed > held.granted == pytest.approx(15.75 * compile_lib.GIB, rel=0.01)
-    )
+    assert held.needed > held.granted == pytest.approx(15.75 * programs.GIB, rel=0.01)
     assert any("--topology=v5e:" in remedy for remedy in outcome.advice)
 
 
 def test_a_wrong_case_is_an_error_and_no_result(tmp_path):
     cfg = recipe(str(tmp_path / "nothing"))
-    case = compile_lib.Case(cfg, "v5e:2x2", 1, "short", "train", 4)
+    case = programs.Case(cfg, "v5e:2x2", 1, "short", "train", 4)
     with pytest.raises(ValueError, match="neither a directory"):
         compile_lib.run(case)

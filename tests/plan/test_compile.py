@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import subprocess
 
 import pytest
 
 from mpo_jax import config, recipes
 from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import programs
 
 
 def released(**mesh: int) -> config.RunConfig:
@@ -22,21 +22,21 @@ def released(**mesh: int) -> config.RunConfig:
 
 
 def test_case_survives_json():
-    case = compile_lib.Case(released(tensor=2), "v6e:2x2", 2, "long", "train", 8)
-    assert compile_lib.case_from_json(case.to_json()) == case
+    case = programs.Case(released(tensor=2), "v6e:2x2", 2, "long", "train", 8)
+    assert programs.case_from_json(case.to_json()) == case
 
 
 def test_result_survives_json():
-    result = compile_lib.Compiled(
-        compile_lib.FITS,
+    result = programs.Compiled(
+        programs.FITS,
         seconds=1.5,
-        memory=compile_lib.Memory(params=3, granted=9),
+        memory=programs.Memory(params=3, granted=9),
         collectives={"all-gather": {"count": 1.0, "bytes": 2.0, "across_slices": 0.0}},
         kernels=(("splash_mha_fwd", (2, 512, 64), 4.0),),
         unresolved=("while.1",),
     )
     text = json.dumps(dataclasses.asdict(result))
-    assert compile_lib.compiled_from_dict(json.loads(text)) == result
+    assert programs.compiled_from_dict(json.loads(text)) == result
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_mesh_that_does_not_fit(mesh, slices, message):
     ],
 )
 def test_figures_of_a_refusal(message, expected):
-    gib = compile_lib.GIB
+    gib = programs.GIB
     assert compile_lib.out_of_memory(message) == tuple(int(x * gib) for x in expected)
 
 
@@ -103,14 +103,20 @@ def test_figures_of_a_refusal(message, expected):
 )
 def test_an_abort_of_the_compiler_is_a_result(monkeypatch, stderr, message):
     """The process dies by a signal and leaves no result; its last words count."""
-    monkeypatch.setattr(
-        compile_lib.subprocess,
-        "run",
-        lambda command, **_: subprocess.CompletedProcess(command, -6, "", stderr),
-    )
-    case = compile_lib.Case(released(), "v5e:2x2", 1, "short", "train", 4)
+
+    class Dead:
+        returncode = -6
+
+        def __init__(self, command, **options):
+            options["stderr"].write(stderr.encode())
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(compile_lib.subprocess, "Popen", Dead)
+    case = programs.Case(released(), "v5e:2x2", 1, "short", "train", 4)
     result = compile_lib.run(case)
-    assert result.status == compile_lib.FAILED
+    assert result.status == programs.FAILED
     assert message in result.message
 
 
@@ -128,10 +134,10 @@ def test_scheduled_program_after_code_generation_is_preferred(tmp_path):
 def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path):
     ran = []
 
-    def answer(case: compile_lib.Case, *, timeout: float) -> compile_lib.Compiled:
+    def answer(case: programs.Case, *, timeout: float) -> programs.Compiled:
         ran.append(case.rows)
-        status = compile_lib.FAILED if case.rows == 12 else compile_lib.FITS
-        return compile_lib.Compiled(status, seconds=case.rows)
+        status = programs.FAILED if case.rows == 12 else programs.FITS
+        return programs.Compiled(status, seconds=case.rows)
 
     monkeypatch.setattr(compile_lib, "_run", answer)
     monkeypatch.setattr(
@@ -139,7 +145,7 @@ def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path
     )
 
     def call(rows: int, kept: object = tmp_path) -> float:
-        case = compile_lib.Case(released(), "v5e:2x2", 1, "short", "train", rows)
+        case = programs.Case(released(), "v5e:2x2", 1, "short", "train", rows)
         return compile_lib.run(case, kept=kept).seconds
 
     assert [call(4), call(4), call(8), call(4)] == [4, 4, 8, 4]

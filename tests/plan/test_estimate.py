@@ -9,8 +9,7 @@ from test_compile import released
 from mpo_jax import types
 from mpo_jax.models import family
 from mpo_jax.models import flops as flops_lib
-from mpo_jax.plan import compile as compile_lib
-from mpo_jax.plan import estimate
+from mpo_jax.plan import estimate, programs
 from mpo_jax.utils import slices
 
 SHAPE = types.RowShape(1024, 256, 256, 4, 2)
@@ -57,26 +56,26 @@ def test_kernels_by_formula():
         estimate.kernel_flops((("ring_attention", (1, 2, 3), 1.0),), SHAPE)
 
 
-def made(**values) -> compile_lib.Compiled:
-    return compile_lib.Compiled(
+def made(**values) -> programs.Compiled:
+    return programs.Compiled(
         **{
-            "status": compile_lib.FITS,
+            "status": programs.FITS,
             "flops": 197e12,
             "cycles": 3e9,
             "collectives": {
                 "all-gather": {"count": 1.0, "bytes": 100e9, "across_slices": 0.0}
             },
-            "memory": compile_lib.Memory(params=819 * 10**6),
+            "memory": programs.Memory(params=819 * 10**6),
             **values,
         }
     )
 
 
-def estimated(compiled: compile_lib.Compiled, **options) -> estimate.Estimate:
+def estimated(compiled: programs.Compiled, **options) -> estimate.Estimate:
     cfg = released()
     model = family.lookup(cfg.model.path)
     assert model is not None
-    case = compile_lib.Case(cfg, "v5e:2x2", 1, "short", options.pop("step", "train"), 4)
+    case = programs.Case(cfg, "v5e:2x2", 1, "short", options.pop("step", "train"), 4)
     return estimate.estimate(
         case, compiled, model, workload=estimate.Workload(), **options
     )

@@ -8,11 +8,11 @@ import json
 import pytest
 from test_compile import released
 
-from mpo_jax.plan import advice, estimate, planner, report
+from mpo_jax.plan import advice, estimate, planner, programs, report
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.utils import plan_plot
 
-GIB = compile_lib.GIB
+GIB = programs.GIB
 WORKLOAD = estimate.Workload()
 
 
@@ -72,18 +72,18 @@ def test_a_missing_topology_is_named():
 def fake(limit_rows: dict[str, int]):
     """A compiler under which a policy fits up to so many rows per chip."""
 
-    def run(case: compile_lib.Case, *, kept: object) -> compile_lib.Compiled:
+    def run(case: programs.Case, *, kept: object) -> programs.Compiled:
         assert kept is None
         rows = case.rows // 32
         need = 10 + rows
-        memory = compile_lib.Memory(
+        memory = programs.Memory(
             params=2 * GIB, optimiser=4 * GIB, needed=need * GIB, granted=16 * GIB
         )
         if rows <= limit_rows[case.cfg.model.remat]:
-            return compile_lib.Compiled(
-                compile_lib.FITS, memory=memory, flops=1e12 * rows, cycles=1e9 * rows
+            return programs.Compiled(
+                programs.FITS, memory=memory, flops=1e12 * rows, cycles=1e9 * rows
             )
-        return compile_lib.Compiled(compile_lib.TOO_LARGE, "too large", memory=memory)
+        return programs.Compiled(programs.TOO_LARGE, "too large", memory=memory)
 
     return run
 
@@ -108,14 +108,14 @@ def test_search_finds_the_largest_that_fits(monkeypatch, most):
     assert planner.best([t for t in trials if not t.fits]) is None
 
 
-def too_large(**values) -> tuple[compile_lib.Case, compile_lib.Compiled]:
+def too_large(**values) -> tuple[programs.Case, programs.Compiled]:
     cfg = released()
     cfg.model.remat = values.pop("remat", "full")
     cfg.model.vision_chunk = values.pop("vision_chunk", 8)
     rows = values.pop("rows", 96)
-    case = compile_lib.Case(cfg, "v5e:4x8", 1, "short", "train", rows)
-    memory = compile_lib.Memory(**values)
-    return case, compile_lib.Compiled(compile_lib.TOO_LARGE, "…", memory=memory)
+    case = programs.Case(cfg, "v5e:4x8", 1, "short", "train", rows)
+    memory = programs.Memory(**values)
+    return case, programs.Compiled(programs.TOO_LARGE, "…", memory=memory)
 
 
 def test_advice_is_computed():
@@ -146,7 +146,7 @@ def test_advice_names_the_next_slice_that_would_do():
 
 def test_a_failed_compilation_is_not_called_a_lack_of_memory():
     case, compiled = too_large(needed=1)
-    failed = dataclasses.replace(compiled, status=compile_lib.FAILED)
+    failed = dataclasses.replace(compiled, status=programs.FAILED)
     (text,) = advice.advise(case, failed, 32)
     assert "says nothing about memory" in text
 

@@ -21,12 +21,13 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = f"""
 import sys
 from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import programs
 def answer(case, *, kept):
-    memory = compile_lib.Memory(params=2**30, needed=20 * 2**30, granted=16 * 2**30)
+    memory = programs.Memory(params=2**30, needed=20 * 2**30, granted=16 * 2**30)
     if case.topology.startswith("v5e"):
-        return compile_lib.Compiled(compile_lib.TOO_LARGE, "x", memory=memory)
-    return compile_lib.Compiled(
-        compile_lib.FITS, memory=memory, flops=1e14, cycles=1e9)
+        return programs.Compiled(programs.TOO_LARGE, "x", memory=memory)
+    return programs.Compiled(
+        programs.FITS, memory=memory, flops=1e14, cycles=1e9)
 compile_lib.run = answer
 sys.argv = ["plan.py"] + {list(arguments)!r}
 import runpy
