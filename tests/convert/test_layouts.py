@@ -160,7 +160,7 @@ def test_verify_of_the_original_layout(tmp_path, tokenizer_files):
     raw = json.loads((tmp_path / "model" / "config.json").read_text())
     raw["llm_config"]["rope_theta"] = 3.0
     (tmp_path / "model" / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match="logits differ"):
+    with pytest.raises(ValueError, match="wqkv.weight differs by"):
         verify.check(tmp_path / "model", fetch, model)
 
 
