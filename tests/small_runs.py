@@ -97,12 +97,14 @@ def output_of(process: subprocess.Popen, *, timeout: float = 300) -> str:
 
 def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     """Deterministic metrics by step (times left out)."""
-    lines = {}
+    lines: dict[int, dict[str, float]] = {}
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
-        lines[line["step"]] = {
+        kept = {
             name: value
             for name, value in line.items()
             if not name.startswith(("time", "throughput", "eval/"))
         }
+        # A step may have a second line, of held-out pairs.
+        lines.setdefault(line["step"], {}).update(kept)
     return lines

@@ -22,7 +22,8 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     cfg.rows.row_multiple = 4
     cfg.rows.pairs_per_batch = 8
     cfg.mesh.fsdp = -1
-    cfg.optim.max_steps, cfg.checkpoint.every_steps = 3, 2
+    cfg.optim.max_steps = 3
+    cfg.checkpoint.every_steps, cfg.checkpoint.keep_last = 2, 2
     cfg.data.cache_dir = str(tmp_path / "data")
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     one = helpers.start_training(root, world, path, tmp_path / "one", devices=1)

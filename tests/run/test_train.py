@@ -130,6 +130,7 @@ def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tm
 
 def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
     cfg = helpers.small(world, "sft")
+    cfg.checkpoint.export_hf = True  # the quickstart goes on from the checkpoint
     cfg.data.eval_meta = str(world["eval_meta"])
     result = train.train(cfg, tmp_path, devices=ONE)
     lines = {step: line for step, line in helpers.losses(tmp_path).items() if step}
