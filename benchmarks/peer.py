@@ -200,7 +200,9 @@ class CountingClock(clock.Clock):
         return super().result() | {"flops": self.counter.get_total_flops()}
 
 
-def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any]:
+def run_trl(
+    directory: pathlib.Path, *, batch: int, steps: int, checkpointing: bool
+) -> dict[str, Any]:
     """TRL's DPOTrainer, its own collator, processor and fused head."""
     import datasets  # pyright: ignore[reportMissingImports]
     import transformers
@@ -232,7 +234,7 @@ def run_trl(directory: pathlib.Path, *, batch: int, steps: int) -> dict[str, Any
         max_length=None,
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=checkpointing,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=len(pairs) // batch,
         max_steps=steps,
@@ -339,7 +341,9 @@ def duplicated(pair: workload.Pair, pixels: Any) -> dict[str, Any]:
     }
 
 
-def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
+def run_released(
+    directory: pathlib.Path, *, steps: int, checkpointing: bool
+) -> dict[str, Any]:
     """Chosen and rejected as one batch, pixels twice, logits everywhere.
 
     Own code on transformers' model, after the released trainer's order of work: policy
@@ -357,6 +361,8 @@ def run_released(directory: pathlib.Path, *, steps: int) -> dict[str, Any]:
         batches.append(duplicated(pair, pixels))
     base = clock.peak_mib()
     model, reference = load(directory), load(directory).eval()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6, weight_decay=0.05)
 
     watch, losses = CountingClock(), []
@@ -388,15 +394,23 @@ def main() -> None:
     parser.add_argument("result", type=pathlib.Path, nargs="?")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     _import_torchvision()
     if args.what == "prepare":
         prepare(args.directory)
         return
     if args.what == "trl":
-        result = run_trl(args.directory, batch=args.batch, steps=args.steps)
+        result = run_trl(
+            args.directory,
+            batch=args.batch,
+            steps=args.steps,
+            checkpointing=args.checkpointing,
+        )
     else:
-        result = run_released(args.directory, steps=args.steps)
+        result = run_released(
+            args.directory, steps=args.steps, checkpointing=args.checkpointing
+        )
     args.result.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 

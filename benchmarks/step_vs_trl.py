@@ -100,6 +100,7 @@ def measure(
     steps: int,
     fill: dict[str, float],
     options: dict[str, Any],
+    checkpointing: bool,
     who: Sequence[str],
 ) -> dict[str, Any]:
     """Results of the trainers asked for, by name."""
@@ -113,6 +114,7 @@ def measure(
             command += [f"--options={json.dumps(options)}"]
         else:
             command = [python, "-m", "benchmarks.peer", name, directory, file]
+            command += ["--checkpointing"] * checkpointing
         _run([*command, f"--steps={steps}"])
         results[name] = json.loads(file.read_text(encoding="utf-8"))
     return results
@@ -251,7 +253,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--who", nargs="*", default=["ours", "trl", "released"], help="first is ours"
     )
-    parser.add_argument("--options", type=json.loads, default={"remat": "none"})
+    parser.add_argument(
+        "--options",
+        type=json.loads,
+        default={"remat": "none"},
+        help="fields of config.model for ours",
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="gradient checkpointing of the peers, as remat=full is ours",
+    )
     parser.add_argument("--venv", type=pathlib.Path, default="build/trl-venv")
     parser.add_argument("--work", type=pathlib.Path, default="build/benchmarks")
     parser.add_argument("--out", default="")
@@ -268,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = {
         "vocab_size": vocab_size,
         "layers": args.layers,
+        "checkpointing": args.checkpointing,
         "fill": fill,
     }
     for tiles in args.tiles:
@@ -284,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             steps=args.steps,
             fill=fill,
             options=args.options,
+            checkpointing=args.checkpointing,
             who=args.who,
         )
         case = f"{tiles} tile{'s' if tiles > 1 else ''}"
