@@ -1,11 +1,16 @@
 """Our side of `step_vs_trl`: the true training step on packed rows of the same pairs.
 
-python -m benchmarks.ours DIR RESULT --rows=1 --remat=none
+  python -m benchmarks.ours reference DIR RESULT --fill=...
+  python -m benchmarks.ours steps DIR RESULT --fill=... --reference=RESULT
+
+Reference log-probs are computed once and stored, as a run does; so that is a process of
+its own, and the steps have their memory to themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -92,26 +97,48 @@ def row_shape(
     )
 
 
-def run(
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The workload as this project sees it."""
+
+    cfg: config_lib.RunConfig
+    model: internvl.InternVL
+    shape: types.RowShape
+    batch: types.PackedBatch
+    mesh: Any
+
+    def params(self, directory: pathlib.Path) -> Any:
+        """Weights on the device."""
+        declared = self.model.declared
+        placed = sharding.shardings(declared.shapes, declared.axes, self.mesh)
+        return hf.load(directory / "original", self.model, shardings=placed)
+
+
+def prepare(
     directory: pathlib.Path,
     *,
-    steps: int,
     rows: int,
     fill: dict[str, float],
     options: dict[str, Any],
-    profile: str = "",
-) -> dict[str, Any]:
-    """Time the step, warm; the reference pass apart."""
+    accumulation: int,
+    reference: np.ndarray | None,
+) -> Job:
+    """Read pairs, pack them into `rows` rows.
+
+    Args:
+      options: fields of ``config.model``.
+      accumulation: micro-batches that share the rows of the update.
+      reference: reference log-probs ``[n, 2]``; None where they are not known yet.
+    """
     cfg = config_lib.RunConfig()
     cfg.model.dtype = "float32"
     cfg.model.drop_path = 0.0
     for name, value in options.items():
         setattr(cfg.model, name, value)
+    cfg.optim.accumulation = accumulation
     cfg.loss.delta = "zero"
     cfg.optim.warmup_fraction = 0.0
     cfg.optim.decay_all = False
-    transform, schedule = optimizer.build(cfg.optim, 1_000_000)
-
     raw = json.loads((directory / "original" / "config.json").read_text())
     model = internvl.InternVL(model_config.from_hf(raw))
     pairs = examples(
@@ -121,47 +148,62 @@ def run(
     )
     shape = row_shape(pairs, rows=rows, fill=fill)
     each = shape.pairs
-    host = assembly.assemble_batch(
+    batch = assembly.assemble_batch(
         [pairs[i : i + each] for i in range(0, len(pairs), each)],
         shape,
         img_context_id=workload.IMAGE_ID,
         tokens_per_tile=model.cfg.tokens_per_tile,
         image_size=model.cfg.image_size,
         record_ids=np.split(np.arange(len(pairs)), rows),
-        ref_logps=np.split(np.zeros((len(pairs), 2)), rows),
+        ref_logps=np.split(
+            np.zeros((len(pairs), 2)) if reference is None else reference, rows
+        ),
     )
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    return Job(cfg, model, shape, batch, mesh)
+
+
+def run_reference(job: Job, directory: pathlib.Path) -> dict[str, Any]:
+    """Reference log-probs of all pairs ``[n, 2]`` (a list), and a warm pass timed."""
+    with jax.set_mesh(job.mesh):
+        params, batch = job.params(directory), sharding.to_global(job.batch, job.mesh)
+        look = step.build_logps_step(job.model, job.cfg.model, job.shape, job.mesh)
+        jax.block_until_ready(look(params, batch))
+        watch = clock.Clock()
+        watch.start()
+        found = jax.block_until_ready(look(params, batch))
+        watch.stop()
+        flops = count.of(look, params, batch)
+    logps = np.asarray(found)[np.asarray(job.batch.pair_mask)]
+    return {
+        "logps": logps.tolist(),
+        "logps_chosen": float(logps[:, 0].mean()),
+        "logps_rejected": float(logps[:, 1].mean()),
+        "reference_seconds": watch.wall[0],
+        "reference_flops": flops,
+        "reference_peak_mib": clock.peak_mib(),
+    }
+
+
+def run_steps(
+    job: Job, directory: pathlib.Path, *, steps: int, profile: str = ""
+) -> dict[str, Any]:
+    """Time the training step; the first is left out later."""
+    transform, schedule = optimizer.build(job.cfg.optim, 1_000_000)
     base = clock.peak_mib()
-    with jax.set_mesh(mesh):
-        params = hf.load(
-            directory / "original",
-            model,
-            shardings=sharding.shardings(
-                model.declared.shapes, model.declared.axes, mesh
-            ),
-        )
-        batch = sharding.to_global(host, mesh)
-        look = step.build_logps_step(model, cfg.model, shape, mesh)
-        reference = jax.block_until_ready(look(params, batch))
-        passes = clock.Clock()
-        passes.start()
-        reference = jax.block_until_ready(look(params, batch))
-        passes.stop()
-        host_reference = np.asarray(reference)
-        batch = types.PackedBatch(**(vars(batch) | {"ref_logps": reference}))
+    with jax.set_mesh(job.mesh):
+        params, batch = job.params(directory), sharding.to_global(job.batch, job.mesh)
         current = state.create(
             params, transform=transform, parts=optimizer.PARTS, moving=False
         )
+        del params
         update = step.build_train_step(
-            model, cfg, shape, transform=transform, schedule=schedule
+            job.model, job.cfg, job.shape, transform=transform, schedule=schedule
         )
         key = jax.random.key(0)
-        flops = count.of(update, current, batch, key, None)
-        reference_flops = count.of(look, params, batch)
-        del params
         compiled = update.lower(current, batch, key, None).compile()
         memory = compiled.memory_analysis()
-        peak_before = clock.peak_mib()
+        before = clock.peak_mib()
         watch, losses, norms = clock.Clock(), [], []
         for number in range(steps):
             if profile and number == steps - 1:
@@ -175,32 +217,27 @@ def run(
             norms.append(found["grad_norm"])
         if profile:
             jax.profiler.stop_trace()
-    mask = np.asarray(host.pair_mask)
+        peak = clock.peak_mib()
+        flops = count.of(update, current, batch, key, None)
+    host, shapes = job.batch, jax.tree.leaves(job.model.declared.shapes)
     return {
         **watch.result(),
         "loss": losses,
         "grad_norm": norms,
-        "logps_chosen": float(host_reference[mask][:, 0].mean()),
-        "logps_rejected": float(host_reference[mask][:, 1].mean()),
-        "reference_seconds": passes.wall[0],
-        "reference_flops": reference_flops,
         "flops": flops,
         "tokens": int(host.tokens.size),
         "used_tokens": int((host.segment_ids > 0).sum()),
         "tiles": int(host.tiles.shape[0] * host.tiles.shape[1]),
-        "row_shape": list(vars(shape).values()),
-        "rows": rows,
-        "options": options,
-        "peak_mib": clock.peak_mib(),
-        "peak_before_step_mib": peak_before,
+        "row_shape": list(vars(job.shape).values()),
+        "rows": len(host.tokens),
+        "peak_mib": peak,
+        "peak_before_step_mib": before,
         "base_mib": base,
         "xla_mib": {
             "temporary": memory.temp_size_in_bytes / 2**20,
             "arguments": memory.argument_size_in_bytes / 2**20,
         },
-        "parameters": int(
-            sum(np.prod(x.shape) for x in jax.tree.leaves(model.declared.shapes))
-        ),
+        "parameters": int(sum(np.prod(x.shape) for x in shapes)),
         "versions": {"jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }
@@ -208,22 +245,38 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("reference", "steps"))
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("result", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--fill", type=json.loads, required=True)
     parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--reference", type=pathlib.Path, help="result of `reference`")
+    parser.add_argument("--compile_cache", default="")
     parser.add_argument("--profile", default="")
     args = parser.parse_args()
-    result = run(
+    reference = None
+    if args.what == "steps":
+        found = json.loads(args.reference.read_text(encoding="utf-8"))
+        reference = np.asarray(found["logps"])
+    if args.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", args.compile_cache)
+    job = prepare(
         args.directory,
-        steps=args.steps,
         rows=args.rows,
         fill=args.fill,
         options=args.options,
-        profile=args.profile,
+        accumulation=args.accumulation,
+        reference=reference,
     )
+    if args.what == "reference":
+        result = run_reference(job, args.directory)
+    else:
+        result = run_steps(job, args.directory, steps=args.steps, profile=args.profile)
+        result["options"] = args.options
+        result["accumulation"] = args.accumulation
     args.result.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
