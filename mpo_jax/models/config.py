@@ -111,6 +111,15 @@ class LanguageConfig:
     qk_norm: bool
     initializer_range: float = 0.02
 
+    def __post_init__(self) -> None:
+        for name in ("frequencies", "long_frequencies"):
+            found = len(getattr(self.rope, name))
+            if found != self.head_dim // 2 and (found or name == "frequencies"):
+                raise ValueError(
+                    f"rope.{name}: {found} for head_dim={self.head_dim}; half as many "
+                    "as channels are needed"
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class InternVLConfig:

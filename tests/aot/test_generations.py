@@ -125,9 +125,11 @@ def test_quick_stops_before_code_and_says_the_same_of_memory(compiled, monkeypat
     assert quick.status == programs.FITS, quick.message
     assert (quick.cycles, quick.memory.code) == (0, 0)
     assert quick.flops == pytest.approx(whole.flops)
-    # The report has arguments and temporaries, padded a little.
-    needed = whole.memory.needed - whole.memory.code
-    assert quick.memory.needed == pytest.approx(needed, rel=0.1)
+    assert quick.memory.params == whole.memory.params
+    assert quick.memory.optimiser == whole.memory.optimiser
+    # The report has arguments and temporaries, padded: some MiB, whatever the size.
+    more = quick.memory.needed - (whole.memory.needed - whole.memory.code)
+    assert -0.02 * whole.memory.needed <= more <= 8 * 2**20
     assert quick.seconds < whole.seconds
 
 

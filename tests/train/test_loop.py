@@ -475,7 +475,8 @@ def test_mfu_is_logged_where_flops_and_peak_are_known(job, tmp_path, monkeypatch
     # Steps 2 to 8 are measured: 35e9 FLOPs in their time, on one device.
     seconds = 7 * line["time/step_s"]
     assert line["throughput/mfu"] == pytest.approx(35e9 / 1e12 / seconds)
-    assert seconds >= 0.07
+    # The loop is a step behind the host, where this fake spends its time: six sleeps.
+    assert 0.06 <= seconds < 5
 
 
 def test_a_trace_of_the_asked_steps(job, tmp_path):
