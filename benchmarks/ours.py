@@ -149,9 +149,7 @@ def run(
         passes.stop()
         host_reference = np.asarray(reference)
         batch = types.PackedBatch(**(vars(batch) | {"ref_logps": reference}))
-        current = state.create(
-            params, transform=transform, parts=optimizer.PARTS, moving=False
-        )
+        current = state.create(params, transform=transform, moving=False)
         update = step.build_train_step(
             model, cfg, shape, transform=transform, schedule=schedule
         )

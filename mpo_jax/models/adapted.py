@@ -24,6 +24,7 @@ from mpo_jax.models.config import InternVLConfig
 from mpo_jax.nn import lora, params
 
 PARTS = ("vision", "projector", "language")
+Predicate = Callable[[str], bool]
 _FIRST, _LAST = "vision/layers/", "vision/last_layers/"
 # Maps that stand in one weight in released files, with its name there.
 _FUSED = {
@@ -89,7 +90,12 @@ def of(cfg: config.ModelConfig, model: InternVLConfig) -> Adaptation:
     return Adaptation(language, vision, cfg.train_vision_layers)
 
 
-def trained(cfg: config.ModelConfig) -> Callable[[str], bool]:
+def everything(_: str) -> bool:
+    """The predicate of a run that trains all it has."""
+    return True
+
+
+def trained(cfg: config.ModelConfig) -> Predicate:
     """Is the parameter with this path trained?
 
     Raises:
@@ -119,7 +125,7 @@ def trained(cfg: config.ModelConfig) -> Callable[[str], bool]:
 
 
 def partition(
-    tree: Mapping[str, Any], is_trained: Callable[[str], bool]
+    tree: Mapping[str, Any], is_trained: Predicate
 ) -> tuple[params.Params, params.Params]:
     """Split a tree into its trained and its frozen leaves."""
     sides: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
@@ -141,9 +147,7 @@ def plain(tree: Mapping[str, Any]) -> params.Params:
     return partition(tree, lora.is_adapter)[1]
 
 
-def kept_by_reference(
-    tree: Mapping[str, Any], is_trained: Callable[[str], bool]
-) -> params.Params:
+def kept_by_reference(tree: Mapping[str, Any], is_trained: Predicate) -> params.Params:
     """Leaves that a reference needs of its own: trained ones that are no adapters.
 
     All else it shares with the policy, whose adapters it leaves out. Where adapters
@@ -152,7 +156,7 @@ def kept_by_reference(
     return partition(plain(tree), is_trained)[0]
 
 
-def base_paths(path: str) -> str:
+def base_path(path: str) -> str:
     """Path in the base tree of a plain parameter."""
     return _FIRST + path.removeprefix(_LAST) if path.startswith(_LAST) else path
 
@@ -200,7 +204,7 @@ def merge(tree: Mapping[str, Any], adaptation: Adaptation) -> params.Params:
         if not lora.is_adapter(path):
             merged[path] = leaf
     for path in [p for p in merged if p.startswith(_LAST)]:
-        first = base_paths(path)
+        first = base_path(path)
         merged[first] = jnp.concatenate([merged[first], merged.pop(path)])
     return params.unflatten(merged)
 
@@ -227,7 +231,7 @@ def locate(
 
 
 def describe(
-    shapes: Mapping[str, Any], is_trained: Callable[[str], bool]
+    shapes: Mapping[str, Any], is_trained: Predicate
 ) -> Iterator[tuple[str, int, int]]:
     """Per part: its name, its parameters, and how many of them are trained."""
     for part in PARTS:

@@ -19,9 +19,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Container
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 A, B = "lora_a", "lora_b"
 LENDERS = {"k": "q", "v": "q", "up": "gate"}
@@ -69,10 +69,10 @@ class Adapters:
 NONE = Adapters()
 
 
-def init_a(key: jax.Array, shape: tuple[int, ...], dtype: object) -> jax.Array:
+def init_a(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform in ``±1 / sqrt(inputs)``; `shape` is ``[*in, r]``."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, jnp.dtype(dtype), -bound, bound)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def is_adapter(path: str) -> bool:
