@@ -2,7 +2,6 @@
 
   python scripts/train.py --config=configs/internvl2_8b_mpo_lora.py \
       --workdir=runs/8b_mpo_lora --config.data.meta=/data/MMPR/meta.json
-  python scripts/convert_to_hf.py --src=runs/8b_mpo_lora --dst=8b_mpo_adapter --adapter
 
 Rank, alpha, learning rate, weight decay and drop path are those of the released LoRA
 fine-tuning script, whose batch is 16; batch and loss are those of the MPO runs. Nobody

@@ -214,7 +214,9 @@ def load_params(
     found = checkpoint.load_params(source.weights, params_lib.unflatten(abstract))
     if run is model:
         return found
-    return jax.jit(run.merge, out_shardings=shardings, donate_argnums=0)(found)
+    return adapted.rebuild(
+        run.merge, found, shapes=model.declared.shapes, shardings=shardings
+    )
 
 
 def _everywhere(place: Any) -> Any:

@@ -209,6 +209,29 @@ def merge(tree: Mapping[str, Any], adaptation: Adaptation) -> params.Params:
     return params.unflatten(merged)
 
 
+def rebuild(
+    build: Callable[[params.Params], params.Params],
+    tree: Mapping[str, Any],
+    *,
+    shapes: Mapping[str, Any],
+    shardings: Any,
+) -> params.Params:
+    """``build(tree)`` in one program; arrays that keep their shape are given away.
+
+    Args:
+      shapes, shardings: of the result.
+    """
+    wanted = {path: leaf.shape for path, leaf in params.flatten(shapes)}
+    held = {path: leaf.shape for path, leaf in params.flatten(tree)}
+    given, lent = partition(tree, lambda path: wanted.get(path) == held[path])
+    function = jax.jit(
+        lambda given, lent: build(union(given, lent)),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
+    return function(given, lent)
+
+
 def scale_of(path: str, adaptation: Adaptation) -> float:
     """Factor of the adapter at a path."""
     part = path.split("/", 1)[0]

@@ -183,7 +183,10 @@ def _adapted(
         return base
     trained, kinds = adapted.trained(run.cfg.model), state.dtypes(run.cfg.model)
 
-    def adapt(base: params_lib.Params, key: jax.Array) -> params_lib.Params:
+    # Another key than that of random weights.
+    key = jax.random.fold_in(jax.random.key(run.cfg.seed), 1)
+
+    def adapt(base: params_lib.Params) -> params_lib.Params:
         flat = params_lib.flatten(model.adapt(base, key))
         return params_lib.unflatten(
             {
@@ -196,6 +199,4 @@ def _adapted(
 
     shapes, axes = model.declared.shapes, model.declared.axes
     placed = sharding.shardings(shapes, axes, run.mesh)
-    # Another key than that of random weights.
-    key = jax.random.fold_in(jax.random.key(run.cfg.seed), 1)
-    return jax.jit(adapt, out_shardings=placed, donate_argnums=0)(base, key)
+    return adapted.rebuild(adapt, base, shapes=shapes, shardings=placed)

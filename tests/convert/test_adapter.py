@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
@@ -60,7 +62,7 @@ def write_run(workdir, source, cfg):
     found = model_config.load(source)
     base = internvl.InternVL(found)
     run = internvl.InternVL(found, adapted.of(cfg.model, found))
-    tree = run.adapt(hf.load(source, base), _key())
+    tree = jax.jit(run.adapt)(hf.load(source, base), jax.random.key(0))
     rng = np.random.default_rng(1)
     flat = {
         path: jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32)
@@ -76,24 +78,18 @@ def write_run(workdir, source, cfg):
     return run, weights
 
 
-def _key():
-    import jax
-
-    return jax.random.key(0)
-
-
 def our_logits(model, weights, directory):
     token = hub.files_lib.special_token_id(directory, tokenizer.IMG_CONTEXT)
     ids, tiles = verify.example(model, token)
     is_image = ids == token
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
-    ours = model.logits(
+    look = jax.jit(functools.partial(model.logits, compute=FLOAT32))
+    ours = look(
         weights,
         jnp.asarray(ids, jnp.int32),
         jnp.ones(ids.shape, jnp.int32),
         jnp.asarray(slot, jnp.int32),
         jnp.asarray(tiles),
-        compute=FLOAT32,
     )
     return np.asarray(ours), ids, tiles, token
 
@@ -112,7 +108,8 @@ def test_merged_model_and_peft_adapter_compute_the_same(
     tokenizer_files,  # noqa: F811
     script,
 ):
-    source = original(tmp_path / "source", name, tokenizer_files)
+    source = tmp_path / "source"
+    original(source, name, tokenizer_files)
     cfg = run_config(source, language_rank=3, vision_rank=2, scale=1.5)
     run, weights = write_run(tmp_path / "run", source, cfg)
     expected, ids, tiles, token = our_logits(run, weights, source)
@@ -139,8 +136,9 @@ def test_merged_model_and_peft_adapter_compute_the_same(
     _check_original(tmp_path, source, run)
 
     loaded = hub.load_params(hub.locate(tmp_path / "run"), run.base)
-    for path, leaf in params_lib.flatten(run.merge(weights)):
-        found = dict(params_lib.flatten(loaded))[path]
+    flat = dict(params_lib.flatten(loaded))
+    for path, leaf in params_lib.flatten(jax.jit(run.merge)(weights)):
+        found = flat[path]
         np.testing.assert_allclose(found, leaf, atol=1e-6, err_msg=path)
 
 
@@ -171,7 +169,8 @@ def test_a_run_of_last_layers_and_head_is_exported_whole(
     tokenizer_files,  # noqa: F811
     script,
 ):
-    source = original(tmp_path / "source", "qwen2", tokenizer_files)
+    source = tmp_path / "source"
+    original(source, "qwen2", tokenizer_files)
     cfg = run_config(source, train_vision_layers=1, train_head=True)
     write_run(tmp_path / "run", source, cfg)
     script(tmp_path / "run", tmp_path / "out", layout="original")
@@ -189,7 +188,8 @@ def test_an_adapter_is_refused_where_more_was_trained(
     tokenizer_files,  # noqa: F811
     script,
 ):
-    source = original(tmp_path / "source", "qwen2", tokenizer_files)
+    source = tmp_path / "source"
+    original(source, "qwen2", tokenizer_files)
     cfg = run_config(source, language_rank=2, freeze_projector=False)
     write_run(tmp_path / "run", source, cfg)
     with pytest.raises(ValueError, match="projector was trained besides"):

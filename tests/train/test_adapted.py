@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ class Run:
     def __init__(self, cfg: config.RunConfig, model_cfg=None, *, sizes=(1, 1, 1)):
         cfg.model.path, cfg.data.meta = "model", "meta.json"
         cfg.validate()
-        self.cfg, model_cfg = cfg, model_cfg or made()
+        self.cfg, model_cfg, self.looks = cfg, model_cfg or made(), {}
         self.model = internvl.InternVL(model_cfg, adapted.of(cfg.model, model_cfg))
         self.trained = adapted.trained(cfg.model)
         devices = jax.devices()[: int(np.prod(sizes))]
@@ -118,11 +119,13 @@ class Run:
         return jax.tree.map(np.asarray, after), means
 
     def logps(self, model, weights, batch):
-        with jax.set_mesh(self.mesh):
-            look = step_lib.build_logps_step(
+        if model not in self.looks:
+            self.looks[model] = step_lib.build_logps_step(
                 model, self.cfg.model, packed.SHAPE, self.mesh
             )
-            return np.asarray(look(weights, sharding.to_global(batch, self.mesh)))
+        with jax.set_mesh(self.mesh):
+            found = self.looks[model](weights, sharding.to_global(batch, self.mesh))
+            return np.asarray(found)
 
 
 def moment(state: state_lib.TrainState):
@@ -139,7 +142,7 @@ def changed(before, after) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "internlm2", "phi3"])
+@pytest.mark.parametrize("kind", ["qwen2", "phi3"])
 def test_a_fresh_adapter_changes_nothing_and_a_merged_one_nothing_more(kind):
     run = Run(lora_config(vision=3), made(kind))
     base = drawn(run.model.base)
@@ -223,7 +226,7 @@ def test_targets_and_scale_are_read():
     assert np.abs(half.logps(half.model, weights, batch) - one).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "internlm2"])
+@pytest.mark.parametrize("kind", ["internlm2"])
 def test_gradients_of_adapters_are_those_of_the_merged_weight(kind):
     """By the chain rule: dA = scale · dW Bᵀ, dB = scale · Aᵀ dW, at every map."""
     run = Run(lora_config(vision=3), made(kind))
@@ -275,7 +278,7 @@ CASES = {
         {"model__freeze_projector": False},
         lambda p: lora.is_adapter(p) or p.startswith("projector/"),
     ),
-    "vision adapters": (lora_config, {"language": 0, "vision": 3}, lora.is_adapter),
+    "adapters of both": (lora_config, {"vision": 3}, lora.is_adapter),
     "last vision layer": (
         run_config,
         {**FROZEN, "model__train_vision_layers": 1},
@@ -303,28 +306,27 @@ def test_only_what_is_trained_has_moments_and_moves(case):
     assert norms == {f"grad_norm/{part}" for part in parts}
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_last_layers_have_the_gradients_of_the_whole_tower(layers):
-    cfg = run_config(model__freeze_vision=True, model__train_vision_layers=layers)
-    part, whole = Run(cfg), Run(run_config())
+def test_last_layers_have_the_gradients_of_the_whole_tower():
+    changes = {"model__drop_path": 0.5}  # each layer keeps its own factors
+    part = Run(
+        run_config(**changes, model__freeze_vision=True, model__train_vision_layers=2)
+    )
+    whole = Run(run_config(**changes))
     base = drawn(whole.model)
     tree = part.model.adapt(base, jax.random.key(0))
     assert_same(part.model.merge(tree), base, rtol=0)
-    for drop in (0.0, 0.5):  # each layer keeps its own factors
-        part.cfg.model.drop_path = whole.cfg.model.drop_path = drop
-        part, whole = Run(part.cfg), Run(whole.cfg)
-        found, means = part.update(tree)
-        expected, wanted = whole.update(base)
-        assert means["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
-        scale = min(1, 1 / wanted["grad_norm"]) / min(1, 1 / means["grad_norm"])
-        full = moment(expected)
-        for path, gradient in moment(found).items():
-            other = full[adapted.base_path(path)] / scale
-            if path.startswith("vision/"):
-                other = other[3 - layers :]
-            np.testing.assert_allclose(
-                gradient, other, rtol=0, atol=1e-4 * np.abs(other).max() + 1e-8
-            )
+    found, means = part.update(tree)
+    expected, wanted = whole.update(base)
+    assert means["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+    scale = min(1, 1 / wanted["grad_norm"]) / min(1, 1 / means["grad_norm"])
+    full = moment(expected)
+    for path, gradient in moment(found).items():
+        other = full[adapted.base_path(path)] / scale
+        if path.startswith("vision/"):
+            other = other[1:]
+        np.testing.assert_allclose(
+            gradient, other, rtol=0, atol=1e-4 * np.abs(other).max() + 1e-8
+        )
 
 
 def test_as_many_layers_as_run_are_refused():
@@ -370,22 +372,32 @@ def test_a_reference_keeps_only_what_is_trained(mode):
         assert_same(after.reference, mixed, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 2, 4), (8, 1, 1), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("case", ["adapters", "last vision layer"])
+@functools.cache
+def on_one_device(case: str):
+    build, changes, _ = CASES[case]
+    run = Run(build(**changes), made("internlm2"))
+    return run.update(drawn(run.model, b=0.3))
+
+
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        ("adapters of both", (2, 2, 2)),
+        ("adapters of both", (1, 2, 4)),
+        ("last vision layer", (2, 4, 1)),
+    ],
+    ids=str,
+)
 def test_meshes_change_nothing(case, sizes):
     build, changes, _ = CASES[case]
-    changes = dict(changes)
-    if case == "adapters":
-        changes["vision"] = 3
-    weights = drawn(Run(build(**changes), made("internlm2")).model, b=0.3)
-    one, means = Run(build(**changes), made("internlm2")).update(weights)
+    one, means = on_one_device(case)
     run = Run(build(**changes), made("internlm2"), sizes=sizes)
-    many, found = run.update(weights)
+    many, found = run.update(drawn(run.model, b=0.3))
     for name in TERMS:
         np.testing.assert_allclose(found[name], means[name], rtol=1e-5)
     expected = moment(one)
+    bound = 1e-5 * max(np.abs(gradient).max() for gradient in expected.values())
     for path, gradient in moment(many).items():
-        bound = 1e-5 * max(np.abs(g).max() for g in expected.values())
         np.testing.assert_allclose(
             gradient, expected[path], rtol=0, atol=bound, err_msg=path
         )
