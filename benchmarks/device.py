@@ -140,7 +140,6 @@ def run_ours(
         current = state.create(
             draw(jax.random.key(0)),
             transform=transform,
-            parts=optimizer.PARTS,
             moving=False,
         )
         batch = sharding.to_global(host, mesh)

@@ -193,9 +193,7 @@ def run_steps(
     base = clock.peak_mib()
     with jax.set_mesh(job.mesh):
         params, batch = job.params(directory), sharding.to_global(job.batch, job.mesh)
-        current = state.create(
-            params, transform=transform, parts=optimizer.PARTS, moving=False
-        )
+        current = state.create(params, transform=transform, moving=False)
         del params
         update = step.build_train_step(
             job.model, job.cfg, job.shape, transform=transform, schedule=schedule

@@ -58,7 +58,6 @@ def ours_per_pair(
         abstract = state.abstract(
             model,
             transform=transform,
-            parts=optimizer.PARTS,
             moving=False,
             mesh=mesh,
         )

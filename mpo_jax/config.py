@@ -7,16 +7,40 @@ Annotations are not postponed here: the flag library reads field types as classe
 """
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from mpo_jax import types
+from mpo_jax import fields, types
+
+field_names, flat = fields.names, fields.flat
 
 DELTA_MODES = ("cumulative", "previous", "ema", "batch", "zero")
 REFERENCE_MODES = ("cache", "online", "moving", "none")
+
+
+LANGUAGE_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+VISION_TARGETS = ("qkv", "out", "fc1", "fc2")
+
+
+@dataclasses.dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (docs/lora.md)."""
+
+    language_rank: int = 0
+    """Rank of the decoder's adapters; 0 has none."""
+    vision_rank: int = 0
+    """Rank of the vision tower's adapters; 0 has none."""
+    scale: float = 2.0
+    """Factor of the adapters' products: PEFT's ``lora_alpha / r``."""
+    language_targets: tuple[str, ...] = LANGUAGE_TARGETS
+    """Linear maps of a decoder layer that get an adapter."""
+    vision_targets: tuple[str, ...] = VISION_TARGETS
+    """Linear maps of a vision layer that get an adapter."""
+
+    @property
+    def used(self) -> bool:
+        return bool(self.language_rank or self.vision_rank)
 
 
 @dataclasses.dataclass
@@ -31,6 +55,9 @@ class ModelConfig:
     """Compute dtype of activations; softmax, norms and log-probs are float32 always."""
     param_dtype: str = "float32"
     """Dtype in which trained parameters are kept."""
+    frozen_dtype: str = "same"
+    """Dtype in which frozen parameters are kept; ``same`` is `param_dtype`. Released
+    weights are bfloat16, which so loses nothing of them."""
     remat: str = "full"
     """Rematerialisation of each layer, from most memory to least: ``none``, ``dots``,
     ``attention``, ``full``, ``offload`` (layer inputs in host memory)."""
@@ -49,6 +76,12 @@ class ModelConfig:
     freeze_vision: bool = False
     freeze_projector: bool = False
     freeze_language: bool = False
+    train_vision_layers: int = 0
+    """With `freeze_vision`: the last layers of the tower that are trained all the same
+    (upstream's ``unfreeze_vit_layers=-n``)."""
+    train_head: bool = False
+    """With `freeze_language`: the language-model head is trained all the same."""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
 @dataclasses.dataclass
@@ -242,68 +275,57 @@ class RunConfig:
           ValueError: naming the field, its value and the remedy. What concerns the loss
             alone is checked by ``losses.mixture.validate_loss_config``.
         """
-        _check_types(self, RunConfig())
-        _choice("mode", self.mode, (types.MPO, types.SFT))
-        _choice("model.init", self.model.init, ("pretrained", "random"))
-        _choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
-        _choice("model.param_dtype", self.model.param_dtype, ("bfloat16", "float32"))
-        _choice(
+        fields.check_types(self, RunConfig())
+        fields.choice("mode", self.mode, (types.MPO, types.SFT))
+        fields.choice("model.init", self.model.init, ("pretrained", "random"))
+        fields.choice("model.dtype", self.model.dtype, ("bfloat16", "float32"))
+        fields.choice(
+            "model.param_dtype", self.model.param_dtype, ("bfloat16", "float32")
+        )
+        fields.choice(
+            "model.frozen_dtype",
+            self.model.frozen_dtype,
+            ("same", "bfloat16", "float32"),
+        )
+        fields.choice(
             "model.remat",
             self.model.remat,
             ("none", "dots", "attention", "full", "offload"),
         )
-        _choice(
+        fields.choice(
             "model.attention",
             self.model.attention,
             ("auto", "reference", "blocks", "splash", "cudnn"),
         )
-        _choice("reference.mode", self.reference.mode, REFERENCE_MODES)
-        _choice("loss.delta", self.loss.delta, DELTA_MODES)
+        fields.choice("reference.mode", self.reference.mode, REFERENCE_MODES)
+        fields.choice("loss.delta", self.loss.delta, DELTA_MODES)
         if not self.model.path:
             raise ValueError("model.path is empty; name a model directory or a hub id")
         if not self.data.meta:
             raise ValueError("data.meta is empty; name the meta.json of the pairs")
-        _range("model.drop_path", self.model.drop_path, 0, 0.999)
-        _range("optim.warmup_fraction", self.optim.warmup_fraction, 0, 1)
-        _range("reference.moving_alpha", self.reference.moving_alpha, 0, 1)
-        _range("optim.b1", self.optim.b1, 0, 0.999_999)
-        _range("optim.b2", self.optim.b2, 0, 0.999_999)
-        _range("optim.eps", self.optim.eps, 1e-30, 1)
+        fields.within("model.drop_path", self.model.drop_path, 0, 0.999)
+        fields.within("optim.warmup_fraction", self.optim.warmup_fraction, 0, 1)
+        fields.within("reference.moving_alpha", self.reference.moving_alpha, 0, 1)
+        fields.within("optim.b1", self.optim.b1, 0, 0.999_999)
+        fields.within("optim.b2", self.optim.b2, 0, 0.999_999)
+        fields.within("optim.eps", self.optim.eps, 1e-30, 1)
         for name in (
-            "optim.accumulation",
-            "optim.epochs",
-            "reference.moving_every",
-            "checkpoint.every_steps",
-            "checkpoint.keep_last",
-            "log.every_steps",
-            "log.profile_start",
-            "rows.pairs_per_batch",
-            "rows.row_multiple",
-            "data.min_tiles",
-            "data.threads",
-            "data.prefetch",
-            "data.max_image_pixels",
-            "data.max_text_bytes",
+            *("optim.accumulation", "optim.epochs", "reference.moving_every"),
+            *("checkpoint.every_steps", "checkpoint.keep_last", "log.every_steps"),
+            *("log.profile_start", "rows.pairs_per_batch", "rows.row_multiple"),
+            *("data.min_tiles", "data.threads", "data.prefetch"),
+            *("data.max_image_pixels", "data.max_text_bytes"),
         ):
-            _at_least(name, _get(self, name), 1)
+            fields.at_least(name, fields.get(self, name), 1)
         for name in (
-            "seed",
-            "model.vision_chunk",
-            "model.logps_chunk",
-            "model.vocab_chunk",
-            "optim.max_steps",
-            "checkpoint.keep_every",
-            "log.eval_every",
-            "rows.rows_per_batch",
-            "data.workers",
-            "data.prefetch_to_device",
-            "log.profile_steps",
-            "data.index_workers",
-            "optim.clip_norm",
-            "optim.weight_decay",
-            "optim.learning_rate",
+            *("seed", "model.vision_chunk", "model.logps_chunk", "model.vocab_chunk"),
+            *("model.train_vision_layers", "model.lora.language_rank"),
+            *("model.lora.vision_rank", "optim.max_steps", "checkpoint.keep_every"),
+            *("log.eval_every", "rows.rows_per_batch", "data.workers"),
+            *("data.prefetch_to_device", "log.profile_steps", "data.index_workers"),
+            *("optim.clip_norm", "optim.weight_decay", "optim.learning_rate"),
         ):
-            _at_least(name, _get(self, name), 0)
+            fields.at_least(name, fields.get(self, name), 0)
         if self.data.max_tiles < self.data.min_tiles:
             raise ValueError(
                 f"data.max_tiles={self.data.max_tiles} is below "
@@ -324,6 +346,7 @@ class RunConfig:
                 )
         self._validate_rows()
         self._validate_mode()
+        self._validate_frozen()
 
     def _validate_rows(self) -> None:
         if not self.rows.short.used:
@@ -333,8 +356,8 @@ class RunConfig:
             if not shape.used:
                 continue
             for field in ("prompt_tokens", "chosen_tokens", "pairs"):
-                _at_least(f"rows.{name}.{field}", getattr(shape, field), 1)
-            _at_least(f"rows.{name}.tiles", shape.tiles, 0)
+                fields.at_least(f"rows.{name}.{field}", getattr(shape, field), 1)
+            fields.at_least(f"rows.{name}.tiles", shape.tiles, 0)
             if self.mode == types.SFT and shape.rejected_tokens:
                 raise ValueError(
                     f"rows.{name}.rejected_tokens={shape.rejected_tokens}: mode=sft "
@@ -383,6 +406,55 @@ class RunConfig:
                 "it empty"
             )
 
+    def _validate_frozen(self) -> None:
+        model, lora = self.model, self.model.lora
+        for part, choices in (
+            ("language", LANGUAGE_TARGETS),
+            ("vision", VISION_TARGETS),
+        ):
+            name = f"model.lora.{part}_targets"
+            targets = getattr(lora, f"{part}_targets")
+            if not targets or len(set(targets)) < len(targets):
+                raise ValueError(f"{name}={targets!r}: name one or more, each once")
+            for target in targets:
+                fields.choice(name, target, choices)
+            rank = getattr(lora, f"{part}_rank")
+            if rank and not getattr(model, f"freeze_{part}"):
+                raise ValueError(
+                    f"model.lora.{part}_rank={rank}: the weights under adapters are "
+                    f"frozen; set model.freeze_{part}=True"
+                )
+        if not 0 < lora.scale < math.inf:
+            raise ValueError(
+                f"model.lora.scale={lora.scale!r} must be positive and finite"
+            )
+        for name, value, part in (
+            ("train_vision_layers", model.train_vision_layers, "vision"),
+            ("train_head", model.train_head, "language"),
+        ):
+            if value and not getattr(model, f"freeze_{part}"):
+                raise ValueError(
+                    f"model.{name}={value!r}: everything of {part} is trained anyway; "
+                    f"set model.freeze_{part}=True"
+                )
+        if model.train_vision_layers and lora.vision_rank:
+            raise ValueError(
+                f"model.train_vision_layers={model.train_vision_layers} and "
+                f"model.lora.vision_rank={lora.vision_rank}: train the last layers or "
+                "adapters in all of them; set one to 0"
+            )
+        frozen = model.freeze_vision or model.freeze_projector or model.freeze_language
+        if model.frozen_dtype != "same" and not frozen:
+            raise ValueError(
+                f"model.frozen_dtype={model.frozen_dtype!r}: nothing is frozen; set it "
+                "to 'same', or a model.freeze_…"
+            )
+        if lora.used and self.reference.mode == "moving":
+            raise ValueError(
+                "reference.mode='moving': a mixture of adapters is not the adapter of "
+                "a mixture; use 'cache' or 'online' with model.lora"
+            )
+
     def to_json(self) -> str:
         """The whole configuration as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
@@ -395,49 +467,7 @@ def from_json(text: str) -> RunConfig:
       ValueError: on unknown fields, with the nearest name, and on what is no JSON or
         no object. Values are checked by :meth:`RunConfig.validate`.
     """
-    return _from_dict(RunConfig, json.loads(text), "")
-
-
-def _from_dict(cls: type, raw: Any, prefix: str) -> Any:
-    if not isinstance(raw, Mapping):
-        name = prefix.rstrip(".") or "config"
-        raise ValueError(f"{name}={raw!r}: expected an object with its fields")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    default = cls()
-    values = {}
-    for name, value in raw.items():
-        if name not in fields:
-            raise ValueError(_unknown(prefix + name, [prefix + n for n in fields]))
-        current = getattr(default, name)
-        if dataclasses.is_dataclass(current):
-            value = _from_dict(type(current), value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    return cls(**values)
-
-
-def field_names(cfg: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all fields, groups left out."""
-    names = []
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if dataclasses.is_dataclass(value):
-            names += field_names(value, f"{prefix}{field.name}.")
-        else:
-            names.append(prefix + field.name)
-    return names
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config dict with dotted names; lists (from JSON) become tuples."""
-    result: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return result
+    return fields.from_dict(RunConfig, json.loads(text), "")
 
 
 def check_overrides(argv: Sequence[str], cfg: RunConfig | None = None) -> None:
@@ -446,71 +476,10 @@ def check_overrides(argv: Sequence[str], cfg: RunConfig | None = None) -> None:
     Raises:
       ValueError: on a field that does not exist, with the nearest names.
     """
-    known = field_names(cfg or RunConfig())
+    known = fields.names(cfg or RunConfig())
     for argument in argv:
         if not argument.startswith("--config."):
             continue
         name = argument[len("--config.") :].split("=", 1)[0]
         if name not in known:
-            raise ValueError(_unknown(name, known))
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    last = name.rsplit(".", 1)[-1]
-    near += [n for n in known if n.rsplit(".", 1)[-1] == last and n not in near]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"config has no field {name!r}{hint}"
-
-
-def _get(cfg: Any, name: str) -> Any:
-    for part in name.split("."):
-        cfg = getattr(cfg, part)
-    return cfg
-
-
-def _check_types(cfg: Any, default: Any, prefix: str = "") -> None:
-    """Raise where a value is of another type than the field's default."""
-    for field in dataclasses.fields(default):
-        name, value = prefix + field.name, getattr(cfg, field.name)
-        expected = getattr(default, field.name)
-        if dataclasses.is_dataclass(expected):
-            if not isinstance(value, type(expected)):
-                wanted = type(expected).__name__
-                raise ValueError(f"{name}={value!r}: expected a config.{wanted}")
-            _check_types(value, expected, f"{name}.")
-            continue
-        if not _same_type(value, expected):
-            wanted = type(expected).__name__
-            if isinstance(expected, tuple):
-                wanted = f"a tuple of {type(expected[0]).__name__}"
-            raise ValueError(f"{name}={value!r}: expected {wanted}")
-
-
-def _same_type(value: Any, expected: Any) -> bool:
-    if isinstance(expected, tuple):
-        return isinstance(value, tuple) and all(
-            _same_type(item, expected[0]) for item in value
-        )
-    if isinstance(value, bool) != isinstance(expected, bool):
-        return False
-    return isinstance(
-        value, (int, float) if type(expected) is float else type(expected)
-    )
-
-
-def _choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}={value!r}: use one of {tuple(choices)}{hint}")
-
-
-def _range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must lie in [{low}, {high}]")
-
-
-def _at_least(name: str, value: float, low: float) -> None:
-    if not low <= value < math.inf:
-        raise ValueError(f"{name}={value!r} must be at least {low}, and finite")
+            raise ValueError(fields.unknown(name, known))

@@ -38,6 +38,7 @@ class Rules:
     mlp: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
     norm: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
     # Activations.
     act_batch: tuple[str, ...] = BATCH
     act_data: tuple[str, ...] = ("data",)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     run = setup.setup(cfg, _WORKDIR.value)
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
-    params = setup.initial_params(run, cfg.reference.path)
+    params = setup.reference_params(run, cfg.reference.path)
     values = stages.prepare_reference(
         run,
         index,

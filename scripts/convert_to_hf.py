@@ -16,6 +16,9 @@ tokenizer are written, no code is. Without the flag it is the layout of that mod
 training run names the model by itself; where it is gone, name a directory or hub id
 with `--hf_files`.
 
+Adapters of a LoRA run are merged into the weights. `--adapter` writes them alone
+instead, as a PEFT adapter for the model in `--layout` (docs/lora.md).
+
 `--verify` reads the export back before it appears: every tensor is compared, and torch
 (which must be installed) loads it into transformers' own class and must give our logits
 and greedy tokens. It needs both models in host memory in float32; any difference is an
@@ -37,6 +40,7 @@ import pathlib
 import jax.numpy as jnp
 from absl import flags
 
+from mpo_jax.convert import adapter as adapter_lib
 from mpo_jax.convert import command, files, hf, hub, layouts, table, writer
 from mpo_jax.convert import verify as verify_lib
 from mpo_jax.models import config, internvl
@@ -64,6 +68,7 @@ def export(
     template: str,
     hf_files: str | None,
     verify: bool,
+    adapter: bool,
     overwrite: bool,
 ) -> str:
     """Export, or only list where `dst` is None. Returns what to print.
@@ -74,6 +79,17 @@ def export(
     found = hub.locate(src, files=hf_files)
     model = internvl.InternVL(config.load(found.files))
     layout = layouts.choose(layout, found.files)
+    if adapter:
+        if verify:
+            raise ValueError(
+                "--verify compares a whole model; leave out --adapter or it"
+            )
+        if dst is None:
+            return "\n".join(adapter_lib.names(found, model, layout=layout))
+        count = adapter_lib.save(
+            dst, found, model, layout=layout, dtype=dtype, overwrite=overwrite
+        )
+        return f"{pathlib.Path(dst)}: PEFT adapter, {count} tensors, {layout} layout"
     described = found.weights if found.kind == "hf" else found.files
     dtypes = hf.target_dtypes(model, dtype=dtype, source_dir=described, layout=layout)
     if dst is None:
@@ -117,4 +133,7 @@ if __name__ == "__main__":
         "hf_files", None, "Directory or hub id with config.json, tokenizer and so on."
     )
     flags.DEFINE_bool("verify", False, "Compare with torch before it appears.")
-    command.run(export, names=("layout", "template", "hf_files", "verify"))
+    flags.DEFINE_bool(
+        "adapter", False, "Write the adapter of a LoRA run for PEFT, not the model."
+    )
+    command.run(export, names=("layout", "template", "hf_files", "verify", "adapter"))

@@ -134,7 +134,10 @@ def main(argv: list[str]) -> None:
     for table in (report.memory, report.traffic, report.speed):
         console.print(table(outcomes))
     console.print(report.SPEED_NOTE)
-    for request in {request.name: request for request in requests}.values():
+    by_name = {request.name: request for request in requests}
+    held = {name: planner.held(request.cfg) for name, request in by_name.items()}
+    console.print(report.trained(held))
+    for request in by_name.values():
         shape = request.cfg.rows.short.build()
         console.print(
             report.layout(

@@ -18,8 +18,6 @@ from mpo_jax import checkpoint, config, sharding
 from mpo_jax.losses import mixture
 from mpo_jax.train import loop, optimizer, state
 
-PARTS = ("vision", "projector", "language")
-
 
 def trees(seed: int = 0, *, moving: bool = False):
     """A real train state with odd numbers in every leaf, as the loop stores it."""
@@ -34,7 +32,7 @@ def trees(seed: int = 0, *, moving: bool = False):
         "language": {"embedding": draw(24, 16), "norm": {"scale": draw(16)}},
     }
     transform, _ = optimizer.build(config.OptimConfig(), 100)
-    made = state.create(params, transform=transform, parts=PARTS, moving=moving)
+    made = state.create(params, transform=transform, moving=moving)
     noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), made)
     return loop.trees(
         state.TrainState(

@@ -70,6 +70,13 @@ WRONG: dict[str, tuple] = {
     "model.vision_chunk": ZERO,
     "model.logps_chunk": ZERO,
     "model.vocab_chunk": ZERO,
+    "model.frozen_dtype": ("float16", "bf16"),
+    "model.train_vision_layers": (-1, 2),  # 2: the tower is not frozen
+    "model.lora.language_rank": (-1, 8),  # 8: nor is the decoder
+    "model.lora.vision_rank": (-1, 8),
+    "model.lora.scale": (0.0, -1.0, math.nan, math.inf),
+    "model.lora.language_targets": ((), ("q", "q"), ("wqkv",), ("fc1",)),
+    "model.lora.vision_targets": ((), ("qkv", "qkv"), ("proj",)),
     "data.meta": ("",),
     "data.reroot": ("/a", "/a=/b=/c"),
     "data.min_tiles": ONE,
@@ -136,6 +143,9 @@ def test_every_field_has_a_domain():
     switches = {n for n in FIELDS if isinstance(get(config.RunConfig(), n), bool)}
     assert set(FIELDS) == set(WRONG) | FREE_TEXT | switches
     assert not set(WRONG) & (FREE_TEXT | switches)
+
+
+FROZEN = {f"model.freeze_{part}": True for part in ("vision", "language")}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -221,6 +231,24 @@ NO_REJECTED = {f"rows.{name}.rejected_tokens": 0 for name in ("short", "long")}
         ({"log.eval_every": 10}, "log.eval_every=10.*data.eval_meta is empty"),
         ({"loss.delta": "cumulatve"}, "did you mean 'cumulative'"),
         ({"reference.mode": "online "}, "did you mean 'online'"),
+        (
+            {"model.lora.language_rank": 8, "model.freeze_vision": True},
+            "language_rank=8: the weights under adapters.*freeze_language=True",
+        ),
+        ({"model.train_head": True}, "train_head=True.*set model.freeze_language=True"),
+        (
+            {**FROZEN, "model.lora.vision_rank": 4, "model.train_vision_layers": 2},
+            "train_vision_layers=2 and model.lora.vision_rank=4.*set one to 0",
+        ),
+        ({"model.frozen_dtype": "bfloat16"}, "frozen_dtype='bfloat16': nothing is"),
+        (
+            {
+                **FROZEN,
+                "model.lora.language_rank": 8,
+                "reference.mode": "moving",
+            },
+            "reference.mode='moving': a mixture of adapters.*use 'cache' or 'online'",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

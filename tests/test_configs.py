@@ -13,8 +13,8 @@ import pytest
 
 from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture
+from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
-from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer, state, step
 
@@ -181,12 +181,12 @@ def test_recipe_traces_at_full_size(request, stem, released, billions, shape):
     size = params_lib.count(model.declared.shapes)
     assert size / 1e9 == pytest.approx(billions, abs=0.01)
     transform, schedule = optimizer.build(cfg.optim, 1000)
-    parts = optimizer.trained_parts(cfg.model)
+    trained = adapted.trained(cfg.model)
     mesh = sharding.make_mesh(
         data=cfg.mesh.data, fsdp=cfg.mesh.fsdp, tensor=cfg.mesh.tensor
     )
     before = state.abstract(
-        model, transform=transform, parts=parts, moving=False, mesh=mesh
+        model, transform=transform, trained=trained, moving=False, mesh=mesh
     )
     row = getattr(cfg.rows, shape).build()
     update = step.build_train_step(

@@ -20,7 +20,7 @@ ROWS = (
     {"sharding", "recipes"},
     {"utils"},
     {"config"},
-    {"types"},
+    {"types", "fields"},
 )
 RANK = {unit: len(ROWS) - i for i, row in enumerate(ROWS) for unit in row}
 

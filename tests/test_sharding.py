@@ -186,9 +186,7 @@ def _bytes_per_device(tree) -> tuple[int, int, int]:
 def test_an_8b_run_is_spread_over_the_devices(model_8b, sizes, spread, excess):
     mesh = sharding.make_mesh(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
     transform, _ = optimizer.build(config.OptimConfig(), 100)
-    abstract = state.abstract(
-        model_8b, transform=transform, parts=optimizer.PARTS, moving=False, mesh=mesh
-    )
+    abstract = state.abstract(model_8b, transform=transform, moving=False, mesh=mesh)
     whole, held, replicated = _bytes_per_device(abstract)
     count = params_lib.count(model_8b.declared.shapes)
     assert whole == pytest.approx(12 * count, rel=1e-6)  # weights and two moments

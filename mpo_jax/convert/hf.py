@@ -19,7 +19,8 @@ import numpy as np
 
 from mpo_jax import sharding
 from mpo_jax.convert import files, layouts, source, table, writer
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
+from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
 Fetch = Callable[[str, int | None], np.ndarray]
@@ -35,7 +36,7 @@ def load(
     directory: str | pathlib.Path,
     model: internvl.InternVL,
     *,
-    dtype: str = "float32",
+    dtype: str | Mapping[str, Any] = "float32",
     shardings: Mapping[str, Any] | None = None,
 ) -> params_lib.Params:
     """Read a released checkpoint, in whichever layout its tensors are named.
@@ -44,7 +45,7 @@ def load(
       directory: holds ``model.safetensors`` or shards with their index.
       dtype: ``float32``, ``bfloat16`` or ``float16``; ``keep`` takes what the files
         have (where layers of one parameter differ, the narrowest dtype that holds all
-        exactly).
+        exactly). A nested dict like the parameters names one for each.
       shardings: nested dict like the parameters; only the slices of this process's
         devices are kept. None returns NumPy arrays.
 
@@ -55,15 +56,20 @@ def load(
       FileNotFoundError: if weights are absent; names the file.
       ValueError: naming every missing, surplus or misshapen tensor and its file.
     """
-    _check_dtype(dtype)
     table.check(model.cfg, model.declared.shapes)
+    if isinstance(dtype, str):
+        dtypes = {path: dtype for path, _ in params_lib.flatten(model.declared.shapes)}
+    else:
+        dtypes = dict(params_lib.flatten(dtype))
+    for kind in set(dtypes.values()):
+        _check_dtype(kind)
     places = dict(params_lib.flatten(shardings)) if shardings is not None else {}
     filled: dict[str, Any] = {}
     with source.opened(directory) as opened:
         source.account(opened, model.cfg)
         for group in table.groups(model.cfg, opened.layout):
             for row in group.rows:
-                filled |= _fill(row, group.layers, opened, places, dtype=dtype)
+                filled |= _fill(row, group.layers, opened, places, dtypes=dtypes)
     return params_lib.unflatten(filled)
 
 
@@ -73,17 +79,20 @@ def _fill(
     opened: source.Source,
     places: Mapping[str, Any],
     *,
-    dtype: str,
+    dtypes: Mapping[str, str],
 ) -> dict[str, Any]:
     """The parameters of a row, layer by layer into the slices that are kept."""
     numbers = (None,) if layers is None else tuple(range(layers))
     units = [table.Unit(row, number) for number in numbers]
-    target = jnp.dtype(dtype) if dtype != "keep" else None
-    if target is None:
-        target = opened.dtype(tuple(name for unit in units for name in unit.names))
+
+    def target(path: str) -> Any:
+        if dtypes[path] != "keep":
+            return jnp.dtype(dtypes[path])
+        return opened.dtype(tuple(name for unit in units for name in unit.names))
+
     lead = () if layers is None else (layers,)
     slots = [
-        _Slots((*lead, *shape), target, places.get(path))
+        _Slots((*lead, *shape), target(path), places.get(path))
         for path, shape in zip(row.paths, row.transform.part_shapes, strict=True)
     ]
     for unit in units:
@@ -149,7 +158,7 @@ def _take(stacked: jax.Array, layer: Any) -> jax.Array:
 
 
 def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
-    """How to get a layer's slice of a parameter, as NumPy.
+    """How to get a layer's slice of a base parameter, as NumPy; adapters are merged.
 
     Sharded arrays are gathered per slice; where they span processes, every process
     must ask for the same.
@@ -169,7 +178,7 @@ def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
     ]
     if wrong:
         raise ValueError("parameters are not the model's:\n  " + "\n  ".join(wrong))
-    table.check(model.cfg, model.declared.shapes)
+    table.check(model.cfg, model.base.declared.shapes)
 
     def fetch(path: str, layer: int | None) -> np.ndarray:
         leaf = flat[path]
@@ -179,7 +188,28 @@ def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
             return sharding.to_host(_take(leaf, np.int32(layer)))
         return leaf[layer]
 
-    return fetch
+    return merged(fetch, model)
+
+
+def merged(fetch: Fetch, model: internvl.InternVL) -> Fetch:
+    """The same of a base's parameters, from one of a run's that may have adapters.
+
+    Products and sums are in float32, and so is the result of a merged kernel.
+    """
+    if model.base is model:
+        return fetch
+    present = dict(params_lib.flatten(model.declared.shapes))
+
+    def one(path: str, layer: int | None) -> np.ndarray:
+        path, layer = adapted.locate(path, layer, present)
+        kernel, found = fetch(path, layer), lora.paths(path, present)
+        if found is None:
+            return kernel
+        a, b = (fetch(name, layer).astype(np.float32) for name in found)
+        scale = np.float32(adapted.scale_of(path, model.adaptation))
+        return kernel.astype(np.float32) + scale * np.tensordot(a, b, 1)
+
+    return one
 
 
 def fetch_source(opened: source.Source, model: internvl.InternVL) -> Fetch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,12 @@ import jax.numpy as jnp
 from huggingface_hub import errors as hub_errors
 
 from mpo_jax import checkpoint
+from mpo_jax import config as config_lib
 from mpo_jax.convert import files as files_lib
 from mpo_jax.convert import hf, stream
 from mpo_jax.convert import source as source_lib
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
+from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
 FILES = "hf"
@@ -150,21 +153,41 @@ def fetching(found: Source, model: internvl.InternVL) -> Iterator[hf.Fetch]:
             yield hf.fetch_source(opened, model)
         return
     # Headers only; names what is of another model.
-    checkpoint.check_params(found.weights, model.declared.shapes)
-    yield stream.Reader(found.weights)
+    run = run_model(found, model)
+    checkpoint.check_params(found.weights, run.declared.shapes)
+    yield hf.merged(stream.Reader(found.weights), run)
+
+
+def trained_with(found: Source) -> config_lib.ModelConfig:
+    """Model part of the config that a checkpoint was trained with; else the default."""
+    if found.kind == "hf":
+        return config_lib.ModelConfig()
+    stored = (checkpoint.load_metadata(found.weights).get("config") or {}).get("model")
+    return config_lib.from_json(json.dumps({"model": stored or {}})).model
+
+
+def run_model(found: Source, model: internvl.InternVL) -> internvl.InternVL:
+    """The model whose parameters a located checkpoint holds: `model`, or it adapted."""
+    adaptation = adapted.of(trained_with(found), model.cfg)
+    if adaptation == adapted.BASE:
+        return model
+    return internvl.InternVL(model.cfg, adaptation)
 
 
 def load_params(
     source: Source,
     model: internvl.InternVL,
     *,
-    dtype: str = "float32",
+    dtype: str | Mapping[str, Any] = "float32",
     shardings: Mapping[str, Any] | None = None,
 ) -> params_lib.Params:
     """Read the weights of a located model, whichever way they are stored.
 
+    Adapters of a training run are merged.
+
     Args:
-      dtype: ``float32``, ``bfloat16`` or ``float16``.
+      model: as released (a base).
+      dtype: ``float32``, ``bfloat16`` or ``float16``, or a nested dict of them.
       shardings: nested dict like the parameters; None places them on the first device.
 
     Raises:
@@ -172,14 +195,32 @@ def load_params(
     """
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: device, model.declared.shapes)
+        shardings = dict(jax.tree.map(lambda _: device, model.declared.shapes))
     if source.kind == "hf":
         return hf.load(source.weights, model, dtype=dtype, shardings=shardings)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.dtype(dtype), sharding=place
-        ),
-        model.declared.shapes,
-        shardings,
+    if isinstance(dtype, str):
+        kinds = {path: dtype for path, _ in params_lib.flatten(model.declared.shapes)}
+    else:
+        kinds = dict(params_lib.flatten(dtype))
+    run = run_model(source, model)
+    places = dict(params_lib.flatten(shardings))
+    whole = _everywhere(next(iter(places.values())))
+    abstract = {}
+    for path, leaf in params_lib.flatten(run.declared.shapes):
+        base, adapter = adapted.base_path(path), lora.is_adapter(path)
+        kind = jnp.float32 if adapter else jnp.dtype(kinds[base])
+        place = whole if adapter else places[base]
+        abstract[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=place)
+    found = checkpoint.load_params(source.weights, params_lib.unflatten(abstract))
+    if run is model:
+        return found
+    return adapted.rebuild(
+        run.merge, found, shapes=model.declared.shapes, shardings=shardings
     )
-    return checkpoint.load_params(source.weights, abstract)
+
+
+def _everywhere(place: Any) -> Any:
+    """Sharding of small arrays on the devices of `place`."""
+    if isinstance(place, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+    return place

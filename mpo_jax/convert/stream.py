@@ -20,6 +20,7 @@ import tensorstore
 from mpo_jax import checkpoint
 from mpo_jax.convert import files, source, table, vocabulary
 from mpo_jax.models import internvl
+from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
 _CHUNK_BYTES = 256 * 2**20
@@ -145,7 +146,7 @@ class Reader:
 
     A checkpoint of training keeps all layers in one piece: there a parameter is read as
     a whole and kept until another one's turn, so ask for all layers of one (or of the
-    few that stand in one tensor) in a row.
+    few that stand in one tensor) in a row. Adapters are small and kept for good.
     """
 
     _KEPT = 3  # query, key and value stand in one tensor
@@ -173,7 +174,8 @@ class Reader:
         if store.chunk_layout.read_chunk.shape[0] == 1:
             return store[layer].read().result()
         if path not in self._whole:
-            while len(self._whole) >= self._KEPT:
-                del self._whole[next(iter(self._whole))]
+            large = [name for name in self._whole if not lora.is_adapter(name)]
+            if not lora.is_adapter(path) and len(large) >= self._KEPT:
+                del self._whole[large[0]]
             self._whole[path] = store.read().result()
         return self._whole[path][layer]

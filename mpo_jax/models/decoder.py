@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mpo_jax import sharding
 from mpo_jax.models.config import LanguageConfig
-from mpo_jax.nn import attention, layers, stack
+from mpo_jax.nn import attention, layers, lora, stack
 
 Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
 
@@ -21,10 +21,10 @@ Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, cfg: LanguageConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: LanguageConfig, *, adapters: lora.Adapters, rngs: nnx.Rngs):
         width, head_dim = cfg.hidden_size, cfg.head_dim
 
-        def project(heads: int, axis: str) -> layers.Linear:
+        def project(name: str, heads: int, axis: str) -> layers.Linear:
             return layers.Linear(
                 (width,),
                 (heads, head_dim),
@@ -32,12 +32,13 @@ class Attention(nnx.Module):
                 out_axes=(axis, "head_dim"),
                 use_bias=cfg.qkv_bias,
                 stddev=cfg.initializer_range,
+                lora=adapters.of(name),
                 rngs=rngs,
             )
 
-        self.q = project(cfg.num_attention_heads, "heads")
-        self.k = project(cfg.num_key_value_heads, "kv_heads")
-        self.v = project(cfg.num_key_value_heads, "kv_heads")
+        self.q = project("q", cfg.num_attention_heads, "heads")
+        self.k = project("k", cfg.num_key_value_heads, "kv_heads")
+        self.v = project("v", cfg.num_key_value_heads, "kv_heads")
         self.o = layers.Linear(
             (cfg.num_attention_heads, head_dim),
             (width,),
@@ -45,6 +46,7 @@ class Attention(nnx.Module):
             out_axes=("embed",),
             use_bias=cfg.out_bias,
             stddev=cfg.initializer_range,
+            lora=adapters.of("o"),
             rngs=rngs,
         )
         self.normalise = cfg.qk_norm
@@ -62,9 +64,10 @@ class Attention(nnx.Module):
         backend: str,
     ) -> Float[Array, "B T D"]:
         heads = ("act_batch", "act_seq", "act_heads", None)
-        query = sharding.constrain(self.q(x), *heads)
-        key = sharding.constrain(self.k(x), *heads)
-        value = sharding.constrain(self.v(x), *heads)
+        query, key, value = (
+            sharding.constrain(out, *heads)
+            for out in layers.together(x, self.q, self.k, self.v)
+        )
         if self.normalise:
             query, key = self.q_norm(query), self.k_norm(key)
         out = attention.packed_attention(
@@ -81,30 +84,37 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
 
-    def __init__(self, cfg: LanguageConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: LanguageConfig, *, adapters: lora.Adapters, rngs: nnx.Rngs):
         width, hidden = cfg.hidden_size, cfg.intermediate_size
         common = {"use_bias": False, "stddev": cfg.initializer_range, "rngs": rngs}
         inward = {"in_axes": ("embed",), "out_axes": ("mlp",), **common}
-        self.gate = layers.Linear((width,), (hidden,), **inward)
-        self.up = layers.Linear((width,), (hidden,), **inward)
+        gate, up, down = (adapters.of(name) for name in ("gate", "up", "down"))
+        self.gate = layers.Linear((width,), (hidden,), lora=gate, **inward)
+        self.up = layers.Linear((width,), (hidden,), lora=up, **inward)
         self.down = layers.Linear(
-            (hidden,), (width,), in_axes=("mlp",), out_axes=("embed",), **common
+            (hidden,),
+            (width,),
+            in_axes=("mlp",),
+            out_axes=("embed",),
+            lora=down,
+            **common,
         )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        gate, up = layers.together(x, self.gate, self.up)
+        hidden = jax.nn.silu(gate) * up
         return self.down(sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp"))
 
 
 class Block(nnx.Module):
     """Pre-norm decoder block."""
 
-    def __init__(self, cfg: LanguageConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: LanguageConfig, *, adapters: lora.Adapters, rngs: nnx.Rngs):
         norm = {"kind": "rms_norm", "eps": cfg.rms_norm_eps, "rngs": rngs}
         self.attn_norm = layers.Norm(cfg.hidden_size, **norm)
-        self.attn = Attention(cfg, rngs=rngs)
+        self.attn = Attention(cfg, adapters=adapters, rngs=rngs)
         self.mlp_norm = layers.Norm(cfg.hidden_size, **norm)
-        self.mlp = Mlp(cfg, rngs=rngs)
+        self.mlp = Mlp(cfg, adapters=adapters, rngs=rngs)
 
     def __call__(
         self,
@@ -123,13 +133,19 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embeddings in, normed hidden states out; the head is applied where needed."""
 
-    def __init__(self, cfg: LanguageConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cfg: LanguageConfig,
+        *,
+        adapters: lora.Adapters = lora.NONE,
+        rngs: nnx.Rngs,
+    ):
         self.cfg = cfg
         self.embedding = layers.Embedding(
             cfg.vocab_size, cfg.hidden_size, stddev=cfg.initializer_range, rngs=rngs
         )
         self.layers = stack.Stack(
-            lambda rngs: Block(cfg, rngs=rngs),
+            lambda rngs: Block(cfg, adapters=adapters, rngs=rngs),
             num_layers=cfg.num_hidden_layers,
             rngs=rngs,
         )

@@ -16,15 +16,75 @@ All counts may be of a pair, a row, a batch or a mean; FLOPs are linear in them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mpo_jax import types
+from mpo_jax import config, types
 from mpo_jax.models.config import InternVLConfig
+from mpo_jax.nn import lora, params
 
-ALL_PARTS = ("vision", "projector", "language")
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What an update trains, as far as FLOPs depend on it.
+
+    Attributes:
+      vision, projector, language, head: are the weights of a part trained? `language`
+        is the decoder without its head.
+      vision_layers: share of the tower's layers, the last ones, that are trained while
+        the rest is frozen.
+      vision_adapters, language_adapters: parameters of adapters in layers that run.
+    """
+
+    vision: bool = True
+    projector: bool = True
+    language: bool = True
+    head: bool = True
+    vision_layers: float = 0.0
+    vision_adapters: int = 0
+    language_adapters: int = 0
+
+
+ALL = Trained()
+
+
+def of_parts(*parts: str) -> Trained:
+    """These parts whole, of ``vision``, ``projector`` and ``language``."""
+    vision, projector, language = (
+        part in parts for part in ("vision", "projector", "language")
+    )
+    return Trained(vision, projector, language, language)
+
+
+def of_run(
+    cfg: config.ModelConfig, model: InternVLConfig, shapes: Mapping[str, Any]
+) -> Trained:
+    """What a run trains.
+
+    Args:
+      shapes: nested dict of the run's parameters.
+    """
+    layers = model.vision.num_hidden_layers
+    used = layers + model.select_layer + 1
+
+    def adapters(part: str) -> int:
+        return sum(
+            leaf.size
+            for path, leaf in params.flatten(shapes[part])
+            if lora.is_adapter(path)
+        )
+
+    return Trained(
+        vision=not cfg.freeze_vision,
+        projector=not cfg.freeze_projector,
+        language=not cfg.freeze_language,
+        head=not cfg.freeze_language or cfg.train_head,
+        vision_layers=cfg.train_vision_layers / used,
+        vision_adapters=adapters("vision") * used // layers,
+        language_adapters=adapters("language"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +211,7 @@ class Flops:
     language: float = 0.0
     language_attention: float = 0.0
     head: float = 0.0
+    adapters: float = 0.0
 
     @property
     def total(self) -> float:
@@ -197,35 +258,38 @@ def forward(cfg: InternVLConfig, counts: Counts) -> Flops:
     )
 
 
-def passes(parts: Sequence[str] = ALL_PARTS) -> Flops:
+def passes(trained: Trained = ALL) -> Flops:
     """Forward and backward of each part, in units of its forward pass.
 
     A product's backward is one product for its input, needed if something below is
     trained, and one for its weight, needed if it is trained itself. So everything
     counts three times, save for patches (pixels have no gradient) and frozen parts.
-
-    Args:
-      parts: trained parts, of ``vision``, ``projector`` and ``language``.
     """
-    vision, projector, language = (part in parts for part in ALL_PARTS)
-    below = vision or projector
-    inner = 1 + language + (below or language)
+    own = 1.0 if trained.vision else trained.vision_layers
+    through = 1.0 if trained.vision_adapters else own
+    below = bool(through) or trained.projector
+    inside = below or trained.language or bool(trained.language_adapters)
     return Flops(
-        patches=1 + vision,
-        vision=1 + 2 * vision,
-        vision_attention=1 + 2 * vision,
-        projector=1 + projector + below,
-        language=inner,
-        language_attention=1 + 2 * (below or language),
-        head=inner,
+        patches=1 + trained.vision,
+        vision=1 + own + through,
+        vision_attention=1 + 2 * through,
+        projector=1 + trained.projector + below,
+        language=1 + trained.language + inside,
+        language_attention=1 + 2 * inside,
+        head=1 + trained.head + inside,
+        adapters=3,
     )
 
 
-def training(
-    cfg: InternVLConfig, counts: Counts, *, parts: Sequence[str] = ALL_PARTS
-) -> Flops:
+def training(cfg: InternVLConfig, counts: Counts, *, trained: Trained = ALL) -> Flops:
     """Model FLOPs of an update: forward and backward once, nothing recomputed."""
-    return forward(cfg, counts).scale(passes(parts))
+    seen = (cfg.image_size // cfg.vision.patch_size) ** 2 + 1
+    adapters = 2 * (
+        trained.vision_adapters * counts.tiles * seen
+        + trained.language_adapters * counts.tokens
+    )
+    products = dataclasses.replace(forward(cfg, counts), adapters=adapters)
+    return products.scale(passes(trained))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +319,7 @@ def packed_pair(
     rejected: float,
     *,
     tiles: float,
-    parts: Sequence[str] = ALL_PARTS,
+    trained: Trained = ALL,
     reference: bool = True,
 ) -> Comparison:
     """The pair as it is trained here: prompt and images once, reference cached once."""
@@ -265,7 +329,7 @@ def packed_pair(
         tokens=times * counts.tokens,
         tiles=times * counts.tiles,
         head_positions=times * counts.responses,
-        policy=training(cfg, counts, parts=parts).total,
+        policy=training(cfg, counts, trained=trained).total,
         reference=forward(cfg, counts).total if reference else 0.0,
     )
 
@@ -277,7 +341,7 @@ def duplicated_pair(
     rejected: float,
     *,
     tiles: float,
-    parts: Sequence[str] = ALL_PARTS,
+    trained: Trained = ALL,
     reference: bool = True,
 ) -> Comparison:
     """The pair as two sequences: prompt and images twice, logits at every position.
@@ -300,7 +364,7 @@ def duplicated_pair(
         tokens=times * whole.tokens,
         tiles=times * whole.tiles,
         head_positions=times * whole.tokens,
-        policy=training(cfg, whole, parts=parts).total,
+        policy=training(cfg, whole, trained=trained).total,
         reference=forward(cfg, whole).total if reference else 0.0,
     )
 

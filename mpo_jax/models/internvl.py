@@ -7,6 +7,7 @@ at response positions only: prompts and image tokens never reach the LM head.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,9 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mpo_jax import sharding, types
-from mpo_jax.models import decoder, vit
+from mpo_jax.models import adapted, decoder, vit
 from mpo_jax.models.config import InternVLConfig
-from mpo_jax.nn import layers, params
+from mpo_jax.nn import layers, lora, params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +88,26 @@ class Projector(nnx.Module):
 class InternVLModel(nnx.Module):
     """The network. Parameters: ``{vision, projector, language}``."""
 
-    def __init__(self, cfg: InternVLConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cfg: InternVLConfig,
+        *,
+        adaptation: adapted.Adaptation = adapted.BASE,
+        rngs: nnx.Rngs,
+    ):
         self.cfg = cfg
         self.vision = vit.InternViT(
             cfg.vision,
             image_size=cfg.image_size,
             select_layer=cfg.select_layer,
+            adapters=adaptation.vision,
+            last=adaptation.vision_layers,
             rngs=rngs,
         )
         self.projector = Projector(cfg, rngs=rngs)
-        self.language = decoder.Decoder(cfg.language, rngs=rngs)
+        self.language = decoder.Decoder(
+            cfg.language, adapters=adaptation.language, rngs=rngs
+        )
 
     def image_features(
         self,
@@ -204,12 +215,44 @@ class InternVL:
 
     Attributes:
       cfg: architecture.
+      adaptation: how the parameters differ in structure from those as released.
       declared: abstract shapes, logical axes, initialiser.
     """
 
-    def __init__(self, cfg: InternVLConfig):
+    def __init__(
+        self, cfg: InternVLConfig, adaptation: adapted.Adaptation = adapted.BASE
+    ):
         self.cfg = cfg
-        self.declared = params.Declared(lambda rngs: InternVLModel(cfg, rngs=rngs))
+        self.adaptation = adaptation
+        self.declared = params.Declared(
+            lambda rngs: InternVLModel(cfg, adaptation=adaptation, rngs=rngs)
+        )
+
+    @functools.cached_property
+    def plain(self) -> InternVL:
+        """The model without adapters, for ``adapted.plain`` parameters."""
+        without = self.adaptation.plain
+        return self if without == self.adaptation else InternVL(self.cfg, without)
+
+    @functools.cached_property
+    def base(self) -> InternVL:
+        """The model as released."""
+        return self if self.adaptation == adapted.BASE else InternVL(self.cfg)
+
+    def adapt(self, base: params.Params, key: jax.Array) -> params.Params:
+        """The run's parameters from those of the base; it computes the same.
+
+        Pure: call it under ``jit``. Adapters are drawn, in float32 (``nn/lora.py``).
+        """
+        tree = adapted.split(base, self.plain.declared.shapes, self.adaptation)
+        if self.plain is self:
+            return tree
+        drawn = self.declared.init(key)
+        return adapted.union(tree, adapted.partition(drawn, lora.is_adapter)[0])
+
+    def merge(self, weights: params.Params) -> params.Params:
+        """Parameters of the base from the run's: adapters merged. Pure."""
+        return adapted.merge(weights, self.adaptation)
 
     def response_hidden(
         self,

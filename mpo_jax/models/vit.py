@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mpo_jax import sharding
 from mpo_jax.models.config import VisionConfig
-from mpo_jax.nn import attention, layers, params, stack
+from mpo_jax.nn import attention, layers, lora, params, stack
 
 # ImageNet statistics, RGB (InternVL's processor).
 MEAN = (0.485, 0.456, 0.406)
@@ -31,7 +31,7 @@ def normalise(tiles: Array, *, dtype: Any) -> Float[Array, "... S S 3"]:
 class Attention(nnx.Module):
     """Bidirectional attention; query/key norms of the 6B tower span all heads."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VisionConfig, *, adapters: lora.Adapters, rngs: nnx.Rngs):
         width, heads, head_dim = (
             cfg.hidden_size,
             cfg.num_attention_heads,
@@ -44,6 +44,7 @@ class Attention(nnx.Module):
             out_axes=(None, "heads", "head_dim"),
             use_bias=cfg.qkv_bias,
             stddev=cfg.initializer_range,
+            lora=adapters.of("qkv"),
             rngs=rngs,
         )
         self.normalise = cfg.qk_normalization
@@ -58,6 +59,7 @@ class Attention(nnx.Module):
             out_axes=("embed",),
             use_bias=True,
             stddev=cfg.initializer_range,
+            lora=adapters.of("out"),
             rngs=rngs,
         )
 
@@ -80,20 +82,30 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block: LayerScale, then drop path, then the residual sum."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VisionConfig, *, adapters: lora.Adapters, rngs: nnx.Rngs):
         norm = {"kind": cfg.norm_type, "eps": cfg.layer_norm_eps, "rngs": rngs}
         width, hidden = cfg.hidden_size, cfg.intermediate_size
         linear = {"use_bias": True, "stddev": cfg.initializer_range, "rngs": rngs}
         scale = jax.nn.initializers.constant(cfg.initializer_factor)
         self.norm1 = layers.Norm(width, **norm)
-        self.attn = Attention(cfg, rngs=rngs)
+        self.attn = Attention(cfg, adapters=adapters, rngs=rngs)
         self.ls1 = params.param(rngs, (width,), axes=("norm",), init=scale)
         self.norm2 = layers.Norm(width, **norm)
         self.fc1 = layers.Linear(
-            (width,), (hidden,), in_axes=("embed",), out_axes=("mlp",), **linear
+            (width,),
+            (hidden,),
+            in_axes=("embed",),
+            out_axes=("mlp",),
+            lora=adapters.of("fc1"),
+            **linear,
         )
         self.fc2 = layers.Linear(
-            (hidden,), (width,), in_axes=("mlp",), out_axes=("embed",), **linear
+            (hidden,),
+            (width,),
+            in_axes=("mlp",),
+            out_axes=("embed",),
+            lora=adapters.of("fc2"),
+            **linear,
         )
         self.ls2 = params.param(rngs, (width,), axes=("norm",), init=scale)
 
@@ -114,14 +126,31 @@ class Block(nnx.Module):
 
 
 class InternViT(nnx.Module):
-    """Tiles to patch features of the layer that ``select_layer`` names."""
+    """Tiles to patch features of the layer that ``select_layer`` names.
+
+    With `last` layers in a stack of their own, ``last_layers``: what is trained there
+    while ``layers`` is frozen has gradients of its own, and none flow further down.
+    """
 
     def __init__(
-        self, cfg: VisionConfig, *, image_size: int, select_layer: int, rngs: nnx.Rngs
+        self,
+        cfg: VisionConfig,
+        *,
+        image_size: int,
+        select_layer: int,
+        adapters: lora.Adapters = lora.NONE,
+        last: int = 0,
+        rngs: nnx.Rngs,
     ):
         self.cfg = cfg
         self.side = image_size // cfg.patch_size
-        self.num_layers = cfg.num_hidden_layers + select_layer + 1
+        self.num_layers = used_layers(cfg, select_layer)
+        if not 0 <= last < self.num_layers:
+            raise ValueError(
+                f"model.train_vision_layers={last}: the tower runs {self.num_layers} "
+                "layers; set fewer, or model.freeze_vision=False to train them all"
+            )
+        self.first = self.num_layers - last if last else cfg.num_hidden_layers
         width, stddev = cfg.hidden_size, cfg.initializer_range
         normal = jax.nn.initializers.normal(stddev)
         stored = (cfg.image_size // cfg.patch_size) ** 2
@@ -139,10 +168,17 @@ class InternViT(nnx.Module):
             rngs=rngs,
         )
         self.layers = stack.Stack(
-            lambda rngs: Block(cfg, rngs=rngs),
-            num_layers=cfg.num_hidden_layers,
+            lambda rngs: Block(cfg, adapters=adapters, rngs=rngs),
+            num_layers=self.first,
             rngs=rngs,
         )
+        self.split = bool(last)
+        if self.split:
+            self.last_layers = stack.Stack(
+                lambda rngs: Block(cfg, adapters=adapters, rngs=rngs),
+                num_layers=cfg.num_hidden_layers - self.first,
+                rngs=rngs,
+            )
 
     def positions(self) -> Float[Array, "T C"]:
         """Position embeddings for this image size.
@@ -194,8 +230,22 @@ class InternViT(nnx.Module):
         x = jnp.concatenate([first, x], axis=1)
         x = x + self.positions().astype(x.dtype)[None]
         x = sharding.constrain(x, "act_batch", "act_seq", "act_embed")
-        x = self.layers(x, backend, per_layer=keep, policy=remat, stop=self.num_layers)
+        if not self.split:
+            x = self.layers(
+                x, backend, per_layer=keep, policy=remat, stop=self.num_layers
+            )
+            return x[:, 1:]
+        early = None if keep is None else keep[: self.first]
+        late = None if keep is None else keep[self.first :]
+        x = self.layers(x, backend, per_layer=early, policy=remat)
+        rest = self.num_layers - self.first
+        x = self.last_layers(x, backend, per_layer=late, policy=remat, stop=rest)
         return x[:, 1:]
+
+
+def used_layers(cfg: VisionConfig, select_layer: int) -> int:
+    """Number of layers that run: features are those after layer `select_layer`."""
+    return cfg.num_hidden_layers + select_layer + 1
 
 
 def drop_path_rates(rate: float, num_layers: int) -> Float[Array, " L"]:

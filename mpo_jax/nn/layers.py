@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mpo_jax import sharding
+from mpo_jax.nn import lora as lora_lib
 from mpo_jax.nn import params
 
 Axes = tuple[str | None, ...]
@@ -70,7 +71,8 @@ contract.defvjp(_contract_forward, _contract_backward)
 class Linear(nnx.Module):
     """Contraction of the last ``len(in_shape)`` axes with a kernel, plus a bias.
 
-    The kernel keeps heads as real axes: ``[*in_shape, *out_shape]``.
+    The kernel keeps heads as real axes: ``[*in_shape, *out_shape]``. With an adapter
+    its product is added (``nn/lora.py``).
     """
 
     def __init__(
@@ -82,9 +84,11 @@ class Linear(nnx.Module):
         out_axes: Axes,
         use_bias: bool,
         stddev: float,
+        lora: lora_lib.Lora | None = None,
         rngs: nnx.Rngs,
     ):
         self.num_in = len(in_shape)
+        self.lora = lora
         self.kernel = params.param(
             rngs,
             (*in_shape, *out_shape),
@@ -96,13 +100,50 @@ class Linear(nnx.Module):
                 rngs, out_shape, axes=out_axes, init=jax.nn.initializers.zeros
             )
         self.use_bias = use_bias
+        if lora is None:
+            return
+        if not lora.borrows:
+            self.lora_a = params.param(
+                rngs,
+                (*in_shape, lora.rank),
+                axes=(*in_axes, "lora"),
+                init=lora_lib.init_a,
+            )
+        self.lora_b = params.param(
+            rngs,
+            (lora.rank, *out_shape),
+            axes=("lora", *out_axes),
+            init=jax.nn.initializers.zeros,
+        )
 
-    def __call__(self, x: Float[Array, ...]) -> Array:
+    def low(self, x: Float[Array, ...]) -> Array:
+        """``scale · x A`` of the adapter, ``[..., r]``."""
+        assert self.lora is not None
+        low: Any = contract(x, self.lora_a[...].astype(x.dtype), self.num_in)
+        low = sharding.constrain(low, "act_batch", "act_seq", None)
+        return low * self.lora.scale
+
+    def __call__(self, x: Float[Array, ...], low: Array | None = None) -> Array:
+        """Apply to ``x``; `low` is another map's where this one borrows its ``A``."""
         out: Any = contract(x, self.kernel[...].astype(x.dtype), self.num_in)
+        if self.lora is not None:
+            low = self.low(x) if low is None else low
+            out = out + contract(low, self.lora_b[...].astype(x.dtype), 1)
         if self.use_bias:
             bias = self.bias[...].astype(x.dtype)
             out = out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
         return out
+
+
+def together(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
+    """Outputs of maps of one input, of which `others` may borrow the first's ``A``."""
+    borrow = [other.lora is not None and other.lora.borrows for other in others]
+    low = first.low(x) if any(borrow) else None
+    outs = (
+        other(x, low if borrows else None)
+        for other, borrows in zip(others, borrow, strict=True)
+    )
+    return first(x, low), *outs
 
 
 class Norm(nnx.Module):

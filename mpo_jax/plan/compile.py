@@ -208,7 +208,7 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
     from jax.experimental import topologies
 
     from mpo_jax import sharding
-    from mpo_jax.models import family, internvl
+    from mpo_jax.models import adapted, family, internvl
 
     cfg, sold = case.cfg, slices.lookup(case.topology)
     model_cfg = family.lookup(cfg.model.path)
@@ -217,7 +217,7 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
             f"model.path={cfg.model.path!r} is neither a directory with a config.json "
             "nor a released model that models/family.py lists"
         )
-    model = internvl.InternVL(model_cfg)
+    model = internvl.InternVL(model_cfg, adapted.of(cfg.model, model_cfg))
     sizes = mesh_shape(cfg, case.topology, case.slices)
     options = dict(sold.aot_options)
     if case.slices > 1:
@@ -341,9 +341,9 @@ def _program(
 ) -> tuple[Any, Any, programs.Memory]:
     """Jitted step of a case, its abstract arguments, and what these take."""
     import jax
-    import jax.numpy as jnp
 
     from mpo_jax import sharding
+    from mpo_jax.models import adapted
     from mpo_jax.train import optimizer, state, step
 
     cfg = case.cfg
@@ -352,19 +352,20 @@ def _program(
     abstract = state.abstract(
         model,
         transform=transform,
-        parts=optimizer.trained_parts(cfg.model),
+        trained=adapted.trained(cfg.model),
         moving=cfg.reference.mode == "moving",
         mesh=mesh,
-        param_dtype=jnp.dtype(cfg.model.param_dtype),
+        **state.dtypes(cfg.model),
         offload=cfg.optim.offload,
     )
     batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
     params = _per_device(abstract.params)
     if case.step == "reference":
         batch = dataclasses.replace(batch, ref_logps=None)
-        built = step.build_logps_step(model, cfg.model, shape, mesh)
-        memory = programs.Memory(params=params, batch=_per_device(batch))
-        return built, (abstract.params, batch), memory
+        built = step.build_logps_step(model.plain, cfg.model, shape, mesh)
+        weights = adapted.plain(abstract.params)
+        memory = programs.Memory(params=_per_device(weights), batch=_per_device(batch))
+        return built, (weights, batch), memory
     built = step.build_train_step(
         model,
         cfg,
@@ -374,11 +375,15 @@ def _program(
         out_shardings=state.shardings_of(abstract),
         compiler_options=sharding.compiler_options(mesh),
     )
-    online = abstract.params if cfg.reference.mode == "online" else None
+    online = None
+    if cfg.reference.mode == "online":
+        online = adapted.plain(abstract.params)
+        if not cfg.reference.path:
+            online = adapted.kept_by_reference(online, adapted.trained(cfg.model))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(mesh))
     memory = programs.Memory(
-        params=params * (1 if online is None else 2),
+        params=params + _per_device(online),
         optimiser=_per_device(abstract) - params,
         batch=_per_device(batch),
         host=_per_device(abstract, kind=state.HOST),

@@ -183,12 +183,12 @@ def estimate(
     model: InternVLConfig,
     *,
     workload: Workload,
-    parts: tuple[str, ...] = flops_lib.ALL_PARTS,
+    trained: flops_lib.Trained = flops_lib.ALL,
 ) -> Estimate:
     """Estimate a compiled case.
 
     Args:
-      parts: trained parts (``train.optimizer.trained_parts``).
+      trained: what the run trains (``flops.of_run``).
     """
     sold = slices.lookup(case.topology)
     chip = CHIPS[sold.generation]
@@ -201,7 +201,7 @@ def estimate(
     def count(counts: flops_lib.Counts) -> float:
         if case.step == "reference":
             return flops_lib.forward(model, counts).total
-        found = flops_lib.training(model, counts, parts=parts).total
+        found = flops_lib.training(model, counts, trained=trained).total
         if case.cfg.reference.mode in ("online", "moving"):
             found += flops_lib.forward(model, counts).total
         return found

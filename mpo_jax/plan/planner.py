@@ -10,14 +10,17 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+
 from mpo_jax import config as config_lib
-from mpo_jax import types
+from mpo_jax import sharding, types
 from mpo_jax.losses import mixture
-from mpo_jax.models import family
+from mpo_jax.models import adapted, family, internvl
 from mpo_jax.models import flops as flops_lib
+from mpo_jax.models.config import InternVLConfig
 from mpo_jax.plan import advice, estimate, programs
 from mpo_jax.plan import compile as compile_lib
-from mpo_jax.train import optimizer
+from mpo_jax.train import optimizer, state
 from mpo_jax.utils import slices
 
 
@@ -230,9 +233,67 @@ def plan(
         compiled,
         model,
         workload=workload,
-        parts=optimizer.trained_parts(case.cfg.model),
+        trained=_trained(case.cfg, model),
     )
     return dataclasses.replace(outcome, estimate=found)
+
+
+def _trained(cfg: config_lib.RunConfig, model: InternVLConfig) -> flops_lib.Trained:
+    return flops_lib.of_run(cfg.model, model, _run_model(cfg, model).declared.shapes)
+
+
+def _run_model(cfg: config_lib.RunConfig, model: InternVLConfig) -> internvl.InternVL:
+    return internvl.InternVL(model, adapted.of(cfg.model, model))
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a run holds, over all devices.
+
+    Attributes:
+      parts: per part its name, parameters and trained parameters, adapters included.
+      params, optimiser, reference: bytes; `reference` is what an online or a moving one
+        does not share with the policy.
+    """
+
+    parts: tuple[tuple[str, int, int], ...]
+    params: int
+    optimiser: int
+    reference: int
+
+
+def held(cfg: config_lib.RunConfig) -> Held:
+    """Parameters and bytes of a run's state, by arithmetic on shapes.
+
+    Raises:
+      ValueError: if the model is not known.
+    """
+    known = family.lookup(cfg.model.path)
+    if known is None:
+        raise ValueError(f"model.path={cfg.model.path!r} is not known")
+    model, trained = _run_model(cfg, known), adapted.trained(cfg.model)
+    transform, _ = optimizer.build(cfg.optim, 1)
+    found = state.abstract(
+        model,
+        transform=transform,
+        trained=trained,
+        moving=cfg.reference.mode == "moving",
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        **state.dtypes(cfg.model),
+    )
+    reference = found.reference
+    if cfg.reference.mode == "online":
+        reference = adapted.plain(found.params)
+        if not cfg.reference.path:
+            reference = adapted.kept_by_reference(reference, trained)
+
+    def size(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return Held(
+        tuple(adapted.describe(found.params, trained)),
+        *(size(tree) for tree in (found.params, found.opt_state, reference)),
+    )
 
 
 def comparison(
@@ -251,7 +312,7 @@ def comparison(
     lengths = (pair.prompt, pair.chosen, pair.rejected)
     options: dict[str, Any] = {
         "tiles": pair.tiles,
-        "parts": optimizer.trained_parts(cfg.model),
+        "trained": _trained(cfg, model),
         "reference": cfg.mode == types.MPO and cfg.reference.mode != "none",
     }
     return (

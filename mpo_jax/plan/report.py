@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import rich.table
 
 from mpo_jax.models import flops as flops_lib
 from mpo_jax.plan import estimate, programs
-from mpo_jax.plan.planner import Outcome
+from mpo_jax.plan.planner import Held, Outcome
 
 
 def _gib(size: float) -> str:
@@ -103,6 +103,25 @@ SPEED_NOTE = (
     "same with padding; scheduled: what the program executes, recomputation included. "
     "MFU = useful / (seconds × chips × bf16 peak); MFU ≤ is that at the lower bound."
 )
+
+
+def trained(held: Mapping[str, Held]) -> rich.table.Table:
+    """What each config trains, and what its state takes over all devices."""
+    table = _table(
+        "Trained, and state over all devices in GiB",
+        *("config", "parameters", "trained", "vision", "projector", "language"),
+        *("weights", "moments", "reference"),
+    )
+    for name, found in held.items():
+        ours = [part[2] for part in found.parts]
+        table.add_row(
+            name,
+            f"{sum(part[1] for part in found.parts):,}",
+            f"{sum(ours):,}",
+            *(f"{number:,}" for number in ours),
+            *(_gib(x) for x in (found.params, found.optimiser, found.reference)),
+        )
+    return table
 
 
 def layout(

@@ -7,16 +7,16 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hub
 from mpo_jax.data import examples, tokenizer
 from mpo_jax.losses import mixture
+from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
-from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
+from mpo_jax.train import state
 from mpo_jax.utils import progress, slices
 
 
@@ -117,7 +117,7 @@ def setup(
         workdir=workdir,
         mesh=mesh,
         source=source,
-        model=internvl.InternVL(model_cfg),
+        model=internvl.InternVL(model_cfg, adapted.of(cfg.model, model_cfg)),
         tokenizer_path=path,
         policy=policy,
         img_context_id=chat.img_context_id,
@@ -136,19 +136,67 @@ def _check_topology(name: str, mesh: Any) -> None:
         )
 
 
-def initial_params(run: Setup, path: str = "") -> params_lib.Params:
-    """Weights on the mesh: of `path`, or of the run's starting point.
+def initial_params(run: Setup) -> params_lib.Params:
+    """The policy's first weights on the mesh: the run's starting point, adapters drawn.
 
     Straight into their sharding; with ``model.init=random`` they are drawn there.
     """
-    cfg, model = run.cfg.model, run.model
-    dtype = jnp.dtype(cfg.param_dtype)
+    return _adapted(run, run.model, _base_params(run, ""))
+
+
+def reference_params(run: Setup, path: str = "") -> params_lib.Params:
+    """Weights of a reference, without adapters: of `path`, or of the starting point."""
+    return _adapted(run, run.model.plain, _base_params(run, path))
+
+
+def _base_params(run: Setup, path: str) -> params_lib.Params:
+    cfg, model = run.cfg.model, run.model.base
     placed = sharding.shardings(model.declared.shapes, model.declared.axes, run.mesh)
+    dtypes = _dtypes(run)
     if cfg.init == "random" and not path:
 
         def draw(key: jax.Array) -> params_lib.Params:
-            return jax.tree.map(lambda x: x.astype(dtype), model.declared.init(key))
+            drawn = model.declared.init(key)
+            return jax.tree.map(lambda x, kind: x.astype(kind), drawn, dtypes)
 
         return jax.jit(draw, out_shardings=placed)(jax.random.key(run.cfg.seed))
     source = hub.locate(path) if path else run.source
-    return hub.load_params(source, model, dtype=cfg.param_dtype, shardings=placed)
+    return hub.load_params(source, model, dtype=dtypes, shardings=placed)
+
+
+def _dtypes(run: Setup) -> params_lib.Params:
+    """Dtype of every base parameter; of a stack that is cut, that of trained ones."""
+    trained, kinds = adapted.trained(run.cfg.model), state.dtypes(run.cfg.model)
+    found: dict[str, Any] = {}
+    for path, _ in params_lib.flatten(run.model.plain.declared.shapes):
+        base = adapted.base_path(path)
+        if trained(path) or base not in found:
+            found[base] = kinds["param_dtype" if trained(path) else "frozen_dtype"].name
+    return params_lib.unflatten(found)
+
+
+def _adapted(
+    run: Setup, model: internvl.InternVL, base: params_lib.Params
+) -> params_lib.Params:
+    """The tree of `model` from the base's; where they are one, the base itself."""
+    if model is model.base:
+        return base
+    trained, kinds = adapted.trained(run.cfg.model), state.dtypes(run.cfg.model)
+
+    # Another key than that of random weights.
+    key = jax.random.fold_in(jax.random.key(run.cfg.seed), 1)
+
+    def adapt(base: params_lib.Params) -> params_lib.Params:
+        flat = params_lib.flatten(model.adapt(base, key))
+        return params_lib.unflatten(
+            {
+                path: leaf.astype(
+                    kinds["param_dtype" if trained(path) else "frozen_dtype"]
+                )
+                for path, leaf in flat
+            }
+        )
+
+    shapes, axes = model.declared.shapes, model.declared.axes
+    placed = sharding.shardings(shapes, axes, run.mesh)
+    return adapted.rebuild(adapt, base, shapes=shapes, shardings=placed)

@@ -18,7 +18,7 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding
 from mpo_jax.data import index_build, ledger, packing, pipeline, plan_cache
 from mpo_jax.data.index import Index, build_index, effective
-from mpo_jax.models import flops
+from mpo_jax.models import adapted, flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
 from mpo_jax.train import reference, step
@@ -127,10 +127,15 @@ def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     plan = make_plan(run, index)
     ledger_counts = write_ledger(run, index, plan)
     describe(run, index, plan, num_steps(cfg, plan), ledger_counts)
-    size = params_lib.count(run.model.declared.shapes)
+    shapes = run.model.declared.shapes
+    size, ours = params_lib.count(shapes), adapted.trained(cfg.model)
+    parts = ", ".join(
+        f"{part} {trained:,} of {of:,}"
+        for part, of, trained in adapted.describe(shapes, ours)
+    )
     progress.console().print(
         f"Model of {size:,} parameters on mesh {dict(run.mesh.shape)}; rows per batch "
-        f"{plan.rows_per_batch}."
+        f"{plan.rows_per_batch}. Trained: {parts}."
     )
 
 
@@ -183,9 +188,7 @@ def flops_of(
 
     From the plan rather than from a batch: every process knows all rows.
     """
-    parts = [
-        name for name in flops.ALL_PARTS if not getattr(run.cfg.model, f"freeze_{name}")
-    ]
+    trained = flops.of_run(run.cfg.model, run.model.cfg, run.model.declared.shapes)
 
     def count(n: int) -> float:
         ids = np.concatenate(plan.batch(n)[1])
@@ -195,7 +198,7 @@ def flops_of(
             index.rejected_tokens[ids],
             tiles=index.tiles[ids],
         )
-        return flops.training(run.model.cfg, counts, parts=parts).total
+        return flops.training(run.model.cfg, counts, trained=trained).total
 
     return count
 
@@ -275,7 +278,7 @@ def prepare_reference(
     )
     weights_on_mesh = params()
     steps = [
-        step.build_logps_step(run.model, run.cfg.model, shape, run.mesh)
+        step.build_logps_step(run.model.plain, run.cfg.model, shape, run.mesh)
         for shape in run.shapes
     ]
 

@@ -18,11 +18,15 @@ from mpo_jax import sharding, types
 from mpo_jax.convert import hf
 from mpo_jax.data import packing, pipeline
 from mpo_jax.data.index import Index
+from mpo_jax.models import adapted
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import evaluation, setup, stages
 from mpo_jax.train import loop, optimizer, reference, state, step
 from mpo_jax.utils import metrics as metrics_lib
 from mpo_jax.utils import plots, profiling, progress, runtime
+
+# Fields that decide which arrays a checkpoint holds, or what they mean.
+_FIXED = ("model.lora.", "model.freeze_", "model.train_")
 
 
 def train(
@@ -45,15 +49,15 @@ def train(
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
-    parts = optimizer.trained_parts(cfg.model)
+    trained = adapted.trained(cfg.model)
     moving = cfg.reference.mode == "moving"
     abstract = state.abstract(
         run.model,
         transform=transform,
-        parts=parts,
+        trained=trained,
         moving=moving,
         mesh=run.mesh,
-        param_dtype=jnp.dtype(cfg.model.param_dtype),
+        **state.dtypes(cfg.model),
         offload=cfg.optim.offload,
     )
     checkpoints = checkpoint_lib.Checkpoints(
@@ -66,15 +70,15 @@ def train(
         with jax.set_mesh(run.mesh):
             current = jax.jit(
                 lambda tree: state.create(
-                    tree, transform=transform, parts=parts, moving=moving
+                    tree, transform=transform, trained=trained, moving=moving
                 ),
                 out_shardings=state.shardings_of(abstract),
             )(params)
         weights = ""
         if uses_reference:
-            start = params
+            start = adapted.plain(params)
             if cfg.reference.path:
-                start = setup.initial_params(run, cfg.reference.path)
+                start = setup.reference_params(run, cfg.reference.path)
             weights = reference.fingerprint(start)
             del start
         del params
@@ -85,11 +89,14 @@ def train(
         weights = stored["reference_weights"]
         console.print(f"Resuming {run.workdir} after step {latest}.")
 
+    shared = not cfg.reference.path
+    only_adapters = not adapted.kept_by_reference(abstract.params, trained)
+
     def reference_params() -> params_lib.Params:
         """The reference's weights: the starting point, whatever was trained since."""
-        if latest is None and not cfg.reference.path:
-            return current.params
-        found = setup.initial_params(run, cfg.reference.path)
+        if shared and (latest is None or only_adapters):
+            return adapted.plain(current.params)
+        found = setup.reference_params(run, cfg.reference.path)
         if reference.fingerprint(found) != weights:
             raise ValueError(
                 f"{cfg.reference.path or cfg.model.path} no longer holds the weights "
@@ -108,7 +115,11 @@ def train(
             directory=cfg.reference.cache,
         )
     elif uses_reference and cfg.reference.mode == "online":
-        online = jax.tree.map(jnp.copy, reference_params())
+        found = reference_params()
+        if shared:
+            found = adapted.kept_by_reference(found, trained)
+        online = jax.tree.map(jnp.copy, found)
+        del found
 
     evaluate = None
     if cfg.data.eval_meta:
@@ -257,8 +268,23 @@ def _check_resume(
         pipeline.resume_batch({**stored["position"], "plan": stored["plan"]}, plan)
     except ValueError as error:
         raise ValueError(f"{run.workdir}: {error}") from error
-    before = config_lib.flat(stored["config"])
-    for name, value in config_lib.flat(dataclasses.asdict(run.cfg)).items():
+    # A checkpoint that is older than a field was written with its default.
+    before = config_lib.flat(dataclasses.asdict(config_lib.RunConfig()))
+    before |= config_lib.flat(stored["config"])
+    now = config_lib.flat(dataclasses.asdict(run.cfg))
+    fixed = [
+        f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"
+        for name in now
+        if name.startswith(_FIXED) and before[name] != now[name]
+    ]
+    if fixed:
+        raise ValueError(
+            f"{run.workdir}: the checkpoint's parameters or optimiser are of another "
+            "structure:\n  "
+            + "\n  ".join(fixed)
+            + "\nUse the config of the run that wrote it, or another --workdir."
+        )
+    for name, value in now.items():
         if before.get(name) != value:
             progress.console().print(
                 f"Changed since the checkpoint: {name} {before.get(name)!r} "

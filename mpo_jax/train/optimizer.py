@@ -1,4 +1,4 @@
-"""AdamW as released, its schedule, and which parameters it trains."""
+"""AdamW as released, and its schedule."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import optax
 
 from mpo_jax import config
 from mpo_jax.nn import params as params_lib
-
-PARTS = ("vision", "projector", "language")
 
 
 def schedule(cfg: config.OptimConfig, num_steps: int) -> optax.Schedule:
@@ -27,35 +25,6 @@ def schedule(cfg: config.OptimConfig, num_steps: int) -> optax.Schedule:
         warmup_steps=warmup,
         decay_steps=max(num_steps, warmup + 1),
     )
-
-
-def trained_parts(cfg: config.ModelConfig) -> tuple[str, ...]:
-    """Top-level parameter groups that are not frozen.
-
-    Raises:
-      ValueError: if everything is frozen.
-    """
-    frozen = {
-        "vision": cfg.freeze_vision,
-        "projector": cfg.freeze_projector,
-        "language": cfg.freeze_language,
-    }
-    parts = tuple(part for part in PARTS if not frozen[part])
-    if not parts:
-        raise ValueError(
-            "model.freeze_vision, freeze_projector and freeze_language are all True: "
-            "nothing is left to train"
-        )
-    return parts
-
-
-def partition(
-    params: params_lib.Params, parts: tuple[str, ...]
-) -> tuple[params_lib.Params, params_lib.Params]:
-    """Split parameters into trained and frozen ones."""
-    trained = {key: value for key, value in params.items() if key in parts}
-    frozen = {key: value for key, value in params.items() if key not in parts}
-    return trained, frozen
 
 
 def decay_mask(params: params_lib.Params) -> params_lib.Params:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mpo_jax import sharding
+from mpo_jax import config, sharding
 from mpo_jax.losses import mixture
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
-from mpo_jax.train import optimizer as optimizer_lib
 from mpo_jax.types import pytree
 
 HOST = "pinned_host"
@@ -26,9 +25,10 @@ class TrainState:
     Attributes:
       step: int32 scalar, number of finished updates.
       params: nested dict, ``{vision, projector, language}``.
-      opt_state: optimiser state of the trained parts only.
+      opt_state: optimiser state of what is trained only.
       reward_shift: BCO's running mean of rewards.
-      reference: TR-DPO's moving reference parameters, else None.
+      reference: what TR-DPO's moving reference does not share with the policy: its own
+        copy of all that is trained; else None.
     """
 
     step: Any
@@ -42,17 +42,17 @@ def create(
     params: params_lib.Params,
     *,
     transform: optax.GradientTransformation,
-    parts: tuple[str, ...],
     moving: bool,
+    trained: adapted.Predicate = adapted.everything,
 ) -> TrainState:
     """State at step 0. Pure: works on arrays and under ``eval_shape``."""
-    trained, _ = optimizer_lib.partition(params, parts)
+    ours, _ = adapted.partition(params, trained)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=transform.init(trained),
+        opt_state=transform.init(ours),
         reward_shift=mixture.init_reward_shift(),
-        reference=jax.tree.map(jnp.copy, params) if moving else None,
+        reference=jax.tree.map(jnp.copy, ours) if moving else None,
     )
 
 
@@ -60,10 +60,11 @@ def abstract(
     model: internvl.InternVL,
     *,
     transform: optax.GradientTransformation,
-    parts: tuple[str, ...],
     moving: bool,
     mesh: Mesh,
+    trained: adapted.Predicate = adapted.everything,
     param_dtype: Any = jnp.float32,
+    frozen_dtype: Any = None,
     offload: bool = False,
 ) -> TrainState:
     """Shapes and shardings of the state; nothing is allocated.
@@ -72,18 +73,25 @@ def abstract(
     lose that).
 
     Args:
+      trained: of paths (``models.adapted``).
+      param_dtype, frozen_dtype: of trained and of frozen parameters; None is the same.
       offload: keep the moments in pinned host memory.
     """
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype),
-        model.declared.shapes,
+    frozen_dtype = param_dtype if frozen_dtype is None else frozen_dtype
+    shapes = params_lib.unflatten(
+        {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape, param_dtype if trained(path) else frozen_dtype
+            )
+            for path, leaf in params_lib.flatten(model.declared.shapes)
+        }
     )
     state = jax.eval_shape(
-        lambda tree: create(tree, transform=transform, parts=parts, moving=moving),
+        lambda tree: create(tree, transform=transform, trained=trained, moving=moving),
         shapes,
     )
     param_shardings = sharding.shardings(shapes, model.declared.axes, mesh)
-    trained_shardings, _ = optimizer_lib.partition(param_shardings, parts)
+    trained_shardings, _ = adapted.partition(param_shardings, trained)
     whole = sharding.replicated(mesh)
     opt_shardings = optax.tree.map_params(
         transform,
@@ -97,7 +105,7 @@ def abstract(
         params=param_shardings,
         opt_state=opt_shardings,
         reward_shift=jax.tree.map(lambda _: whole, state.reward_shift),
-        reference=param_shardings if moving else None,
+        reference=trained_shardings if moving else None,
     )
     return jax.tree.map(
         lambda leaf, placed: jax.ShapeDtypeStruct(
@@ -106,6 +114,15 @@ def abstract(
         state,
         placements,
     )
+
+
+def dtypes(cfg: config.ModelConfig) -> dict[str, Any]:
+    """``param_dtype`` and ``frozen_dtype`` of :func:`abstract` for a run."""
+    frozen = cfg.param_dtype if cfg.frozen_dtype == "same" else cfg.frozen_dtype
+    return {
+        "param_dtype": jnp.dtype(cfg.param_dtype),
+        "frozen_dtype": jnp.dtype(frozen),
+    }
 
 
 def shardings_of(state: Any) -> Any:

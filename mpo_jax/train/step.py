@@ -19,7 +19,7 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.losses import logps as logps_lib
 from mpo_jax.losses import mixture
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer as optimizer_lib
 from mpo_jax.train.state import TrainState
@@ -207,7 +207,9 @@ def build_train_step(
 
     Returns:
       ``step(state, batch, key, reference) -> (state, metrics)``; `state` is donated.
-      `reference` is None, or frozen parameters when the reference is computed online.
+      `reference` is None, or, when the reference is computed online, the parameters
+      that it does not share with the policy (``adapted.kept_by_reference``): with
+      adapters alone trained ``{}``, as the reference is the policy without them.
       `key` is the run's key; it is folded with the step number.
 
     Raises:
@@ -216,7 +218,7 @@ def build_train_step(
     if cfg.optim.offload and out_shardings is None:
         raise ValueError("optim.offload needs out_shardings (train.state.shardings_of)")
     compute = compute_of(cfg.model)
-    parts = optimizer_lib.trained_parts(cfg.model)
+    is_trained = adapted.trained(cfg.model)
     num_micro = cfg.optim.accumulation
     moving = cfg.reference.mode == "moving"
     mixture.validate_loss_config(cfg.loss)
@@ -225,11 +227,12 @@ def build_train_step(
         weights: params_lib.Params,
         batch: types.PackedBatch,
         *,
+        of: internvl.InternVL = model,
         drop_path: float = 0.0,
         key: jax.Array | None = None,
     ) -> types.PairLogps:
         return policy_logps(
-            model,
+            of,
             weights,
             batch,
             shape=shape,
@@ -245,7 +248,7 @@ def build_train_step(
     ) -> types.PackedBatch:
         if reference is None:
             return batch
-        found = jax.lax.stop_gradient(logps(reference, batch))
+        found = jax.lax.stop_gradient(logps(reference, batch, of=model.plain))
         pair = jnp.stack([found.chosen, found.rejected], axis=-1)
         return dataclasses.replace(batch, ref_logps=pair)
 
@@ -255,15 +258,17 @@ def build_train_step(
         key: jax.Array,
         reference: params_lib.Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        trained, frozen = optimizer_lib.partition(state.params, parts)
+        trained, frozen = adapted.partition(state.params, is_trained)
         reference = state.reference if moving else reference
+        if reference is not None:
+            reference = adapted.union(adapted.plain(state.params), reference)
         step_key = jax.random.fold_in(key, state.step)
 
         def forward(
             weights: params_lib.Params, micro: types.PackedBatch
         ) -> types.PairLogps:
             return logps(
-                {**weights, **frozen},
+                adapted.union(weights, frozen),
                 micro,
                 drop_path=cfg.model.drop_path,
                 key=step_key,
@@ -299,11 +304,11 @@ def build_train_step(
         if cfg.optim.offload:
             moments = jax.device_put(moments, _on_device(out_shardings.opt_state))
         updates, opt_state = transform.update(gradients, moments, trained)
-        params = {**_apply(trained, updates), **frozen}
+        trained = _apply(trained, updates)
         new_reference = state.reference
         if moving:
             new_reference = move_reference(
-                state.reference, params, state.step + 1, cfg.reference
+                state.reference, trained, state.step + 1, cfg.reference
             )
         one = jnp.ones((), jnp.float32)
         for name, value in optimizer_lib.norms(gradients).items():
@@ -314,7 +319,7 @@ def build_train_step(
         return (
             TrainState(
                 step=state.step + 1,
-                params=params,
+                params=adapted.union(trained, frozen),
                 opt_state=opt_state,
                 reward_shift=shift,
                 reference=new_reference,

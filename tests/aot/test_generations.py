@@ -12,10 +12,9 @@ import json
 import pytest
 
 from mpo_jax import config, recipes
-from mpo_jax.models import family
+from mpo_jax.models import family, flops, internvl
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.plan import estimate, planner, programs
-from mpo_jax.train import optimizer
 from mpo_jax.utils import slices
 
 # With a frozen tower a third of the compilation goes; the backward pass of the whole
@@ -106,7 +105,9 @@ def test_schedule_is_read_whole(compiled, name):
         result,
         model,
         workload=estimate.Workload(pair_prompt=120),
-        parts=optimizer.trained_parts(case.cfg.model),
+        trained=flops.of_run(
+            case.cfg.model, model, internvl.InternVL(model).declared.shapes
+        ),
     )
     # Full remat: forward of the layers once more, at most twice; padding of lengths to
     # the kernels' blocks on top. A loop counted once would halve it.

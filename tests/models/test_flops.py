@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo_jax import types
-from mpo_jax.models import family, flops, internvl, rope
+from mpo_jax.models import adapted, family, flops, internvl, rope
 from mpo_jax.nn import attention
 from mpo_jax.plan import hlo, schedule
 
@@ -40,7 +40,7 @@ def _config():
     )
 
 
-def _scheduled(cfg, parts=flops.ALL_PARTS, *, backward: bool) -> float:
+def _scheduled(cfg, parts=adapted.PARTS, *, backward: bool) -> float:
     """FLOPs of products in a compiled CPU program, loops multiplied out."""
     model = internvl.InternVL(cfg)
     compute = internvl.Compute(dtype=jnp.float32, remat="none", attention="blocks")
@@ -85,7 +85,7 @@ def test_forward_is_what_a_program_computes():
 
 @pytest.mark.parametrize(
     "parts",
-    [flops.ALL_PARTS, ("language",), ("projector",), ("vision", "projector")],
+    [adapted.PARTS, ("language",), ("projector",), ("vision", "projector")],
     ids="+".join,
 )
 def test_training_is_what_a_program_computes(parts):
@@ -93,12 +93,14 @@ def test_training_is_what_a_program_computes(parts):
     budget = flops.of_budget(SHAPE, attention="blocks") * ROWS
     # Attention by pieces computes its scores again on the way back: half of a forward
     # pass, which model FLOPs leave out.
-    once, times = flops.forward(cfg, budget), flops.passes(parts)
+    once, times = flops.forward(cfg, budget), flops.passes(flops.of_parts(*parts))
     again = [
         once.vision_attention * (times.vision_attention > 1) / 2,
         once.language_attention * (times.language_attention > 1) / 2,
     ]
-    expected = flops.training(cfg, budget, parts=parts).total + sum(again)
+    expected = flops.training(cfg, budget, trained=flops.of_parts(*parts)).total + sum(
+        again
+    )
     assert _scheduled(cfg, parts, backward=True) == pytest.approx(expected, rel=0.01)
 
 

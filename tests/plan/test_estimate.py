@@ -108,7 +108,9 @@ def test_useful_flops_by_step_and_frozen_parts():
     assert train.useful < train.budget
     reference = estimated(made(), step="reference")
     assert train.useful == pytest.approx(3 * reference.useful, rel=0.01)
-    assert estimated(made(), parts=("language",)).useful < train.useful
+    assert (
+        estimated(made(), trained=flops_lib.of_parts("language")).useful < train.useful
+    )
 
 
 def test_workload_on_the_recipe_shape():

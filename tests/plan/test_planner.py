@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import pytest
+import rich.console
 from test_compile import released
 
 from mpo_jax.plan import advice, estimate, planner, programs, report
@@ -62,6 +64,37 @@ def test_sft_has_no_reference_program():
     ours, usual = planner.comparison(cfg, cfg.rows.short.build(), WORKLOAD)
     assert ours.reference == usual.reference == 0
     assert ours.tokens == pytest.approx(usual.tokens)
+
+
+def test_adapters_shrink_the_state():
+    """By hand: InternLM2-7B has 4096 wide layers, 8 key heads of 128, 14336 inside."""
+    cfg = released()
+    cfg.model.path = "OpenGVLab/InternVL2-8B"
+    cfg.reference.mode = "online"
+    full = planner.held(cfg)
+    size = sum(count for _, count, _ in full.parts)
+    assert (full.params, full.reference) == (4 * size, 4 * size)
+    assert full.optimiser == pytest.approx(8 * size, rel=1e-6)
+
+    for part in ("vision", "projector", "language"):
+        setattr(cfg.model, f"freeze_{part}", True)
+    cfg.model.frozen_dtype, cfg.model.lora.language_rank = "bfloat16", 16
+    found = planner.held(cfg)
+    wide = {"wqkv": 4096 + 6144, "wo": 8192, "w1, w2, w3": 3 * (4096 + 14336)}
+    adapters = 32 * 16 * sum(wide.values())
+    assert [trained for _, _, trained in found.parts] == [0, 0, adapters]
+    assert found.params == 2 * size + 4 * adapters
+    assert found.optimiser == pytest.approx(8 * adapters, rel=1e-6)
+    assert found.reference == 0
+    table = rich.console.Console(width=200, file=io.StringIO(), record=True)
+    table.print(report.trained({"full": full, "lora": found}))
+    assert f"{adapters:,}" in table.export_text()
+
+    cfg.model.lora.language_rank, cfg.model.train_vision_layers = 0, 2
+    last = planner.held(cfg)
+    assert last.parts[0][2] == pytest.approx(2 * 12.6e6, rel=0.01)  # of 24 layers
+    # Weights, and a copy of what is trained, in float32.
+    assert last.reference == 4 * last.parts[0][2]
 
 
 def test_a_missing_topology_is_named():

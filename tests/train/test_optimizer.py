@@ -14,11 +14,11 @@ import torch
 import transformers
 
 from mpo_jax import config
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer
 
-PARTS = optimizer.PARTS
+PARTS = adapted.PARTS
 
 
 def expected_rates(rate: float, fraction: float, steps: int) -> list[float]:
@@ -204,14 +204,13 @@ def test_decay_mask_of_a_model_spares_what_is_no_matrix():
 
 def test_freezing():
     params = {part: {"w": jnp.ones(1)} for part in PARTS}
-    cfg = config.ModelConfig(freeze_vision=True)
-    parts = optimizer.trained_parts(cfg)
-    assert parts == ("projector", "language")
-    trained, frozen = optimizer.partition(params, parts)
-    assert set(trained) == set(parts) and set(frozen) == {"vision"}
-    assert optimizer.trained_parts(config.ModelConfig()) == PARTS
+    trained = adapted.trained(config.ModelConfig(freeze_vision=True))
+    ours, frozen = adapted.partition(params, trained)
+    assert set(ours) == {"projector", "language"} and set(frozen) == {"vision"}
+    everything = adapted.trained(config.ModelConfig())
+    assert adapted.partition(params, everything) == (params, {})
     all_frozen = config.ModelConfig(
         freeze_vision=True, freeze_projector=True, freeze_language=True
     )
     with pytest.raises(ValueError, match="model.freeze_vision.*nothing is left"):
-        optimizer.trained_parts(all_frozen)
+        adapted.trained(all_frozen)

@@ -14,12 +14,13 @@ import pytest
 
 from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture
-from mpo_jax.models import internvl
+from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state as state_lib
 from mpo_jax.train import step as step_lib
 
-MODEL = internvl.InternVL(packed.tiny_config())
+CONFIG = packed.tiny_config()
+MODEL = internvl.InternVL(CONFIG)
 
 
 def run_config(**changes) -> config.RunConfig:
@@ -58,12 +59,13 @@ def built(text: str, sizes: tuple[int, int, int], shape: types.RowShape):
         data=sizes[0], fsdp=sizes[1], tensor=sizes[2], devices=jax.devices()[:count]
     )
     transform = optax.trace(decay=0.0)  # its state is the gradient, unrounded
-    parts = step_lib.optimizer_lib.trained_parts(cfg.model)
+    trained = adapted.trained(cfg.model)
+    model = internvl.InternVL(CONFIG, adapted.of(cfg.model, CONFIG))
     moving = cfg.reference.mode == "moving"
     abstract = state_lib.abstract(
-        MODEL,
+        model,
         transform=transform,
-        parts=parts,
+        trained=trained,
         moving=moving,
         mesh=mesh,
         offload=cfg.optim.offload,
@@ -72,12 +74,12 @@ def built(text: str, sizes: tuple[int, int, int], shape: types.RowShape):
 
     def start(weights):
         made = state_lib.create(
-            weights, transform=transform, parts=parts, moving=moving
+            weights, transform=transform, trained=trained, moving=moving
         )
         return jax.device_put(made, placed)
 
     step = step_lib.build_train_step(
-        MODEL,
+        model,
         cfg,
         shape,
         transform=transform,
