@@ -33,7 +33,8 @@ def get_config(name: str = "mpo") -> config.RunConfig:
     cfg.topology = "v5e:4x8"
     cfg.model.path = "OpenGVLab/InternVL2-8B"
     cfg.data.meta = "data/M3CoT/meta.json"
-    cfg.rows.row_multiple = 32
+    cfg.rows.row_multiple = 96
+    cfg.optim.accumulation_long = 3  # three rows of 11,264 tokens a chip do not fit
     if name == "mpo":
         return cfg
     if name == "bco+dpo":

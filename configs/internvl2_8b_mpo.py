@@ -15,6 +15,7 @@ def get_config() -> config.RunConfig:
     cfg.name, cfg.topology = "internvl2_8b_mpo", "v5e:4x8"
     cfg.model.path = "OpenGVLab/InternVL2-8B"
     cfg.data.meta = "data/MMPR/meta.json"
-    cfg.rows.row_multiple = 32
+    cfg.rows.row_multiple = 96
+    cfg.optim.accumulation_long = 3  # three rows of 11,264 tokens a chip do not fit
     cfg.optim.learning_rate = 5e-6
     return cfg

@@ -206,6 +206,8 @@ class OptimConfig:
     """Stop after this many steps; 0 runs all epochs. The schedule ends there too."""
     accumulation: int = 1
     """Micro-batches per step; loss and gradients do not depend on it."""
+    accumulation_long: int = 0
+    """The same for batches of long rows, which take more memory; 0: as many."""
     offload: bool = False
     """Keep optimiser moments in host memory between updates (TPU, GPU)."""
 
@@ -321,6 +323,7 @@ class RunConfig:
             *("seed", "model.vision_chunk", "model.logps_chunk", "model.vocab_chunk"),
             *("model.train_vision_layers", "model.lora.language_rank"),
             *("model.lora.vision_rank", "optim.max_steps", "checkpoint.keep_every"),
+            "optim.accumulation_long",
             *("log.eval_every", "rows.rows_per_batch", "data.workers"),
             *("data.prefetch_to_device", "log.profile_steps", "data.index_workers"),
             *("optim.clip_norm", "optim.weight_decay", "optim.learning_rate"),
@@ -368,15 +371,22 @@ class RunConfig:
                     f"rows.{name}.rejected_tokens={shape.rejected_tokens}: mode=mpo "
                     "needs room for rejected responses"
                 )
-        rows, micro = self.rows, self.optim.accumulation
-        if rows.rows_per_batch % micro or (
-            not rows.rows_per_batch and rows.row_multiple % micro
-        ):
+        rows, optim = self.rows, self.optim
+        if optim.accumulation_long and not rows.long.used:
             raise ValueError(
-                f"optim.accumulation={micro} must divide rows.rows_per_batch="
-                f"{rows.rows_per_batch} (or rows.row_multiple={rows.row_multiple} "
-                "where the former is 0)"
+                f"optim.accumulation_long={optim.accumulation_long}: rows.long has no "
+                "budgets; leave it 0"
             )
+        for field in ("accumulation", "accumulation_long"):
+            micro = getattr(optim, field) or 1
+            if rows.rows_per_batch % micro or (
+                not rows.rows_per_batch and rows.row_multiple % micro
+            ):
+                raise ValueError(
+                    f"optim.{field}={micro} must divide rows.rows_per_batch="
+                    f"{rows.rows_per_batch} (or rows.row_multiple={rows.row_multiple} "
+                    "where the former is 0)"
+                )
 
     def _validate_mode(self) -> None:
         if self.mode == types.SFT:

@@ -121,6 +121,7 @@ WRONG: dict[str, tuple] = {
     "optim.epochs": ONE,
     "optim.max_steps": ZERO,
     "optim.accumulation": ONE,
+    "optim.accumulation_long": ZERO,
     "mesh.data": (0, -2),
     "mesh.fsdp": (0, -2),
     "mesh.tensor": (0, -2),
@@ -227,6 +228,14 @@ NO_REJECTED = {f"rows.{name}.rejected_tokens": 0 for name in ("short", "long")}
         (
             {"optim.accumulation": 4, "rows.rows_per_batch": 6, "rows.row_multiple": 4},
             "optim.accumulation=4 must divide rows.rows_per_batch=6",
+        ),
+        (
+            {"optim.accumulation_long": 2, "rows.row_multiple": 3},
+            "optim.accumulation_long=2 must divide.*row_multiple=3",
+        ),
+        (
+            {"optim.accumulation_long": 2, "rows.long": config.RowShapeConfig()},
+            "accumulation_long=2: rows.long has no budgets; leave it 0",
         ),
         ({"log.eval_every": 10}, "log.eval_every=10.*data.eval_meta is empty"),
         ({"loss.delta": "cumulatve"}, "did you mean 'cumulative'"),
@@ -496,10 +505,6 @@ def test_the_reader_of_sources_is_not_fooled():
     }
 
 
-# Read by the planner of TPU slices; take it off this list with the planner's arrival.
-UNREAD: set[tuple[str, str]] = set()
-
-
 def test_every_field_is_read_somewhere(root):
     package = root / "mpo_jax"
     sources = {
@@ -510,4 +515,4 @@ def test_every_field_is_read_somewhere(root):
     fields = {(name, field) for name in CLASSES for field in CLASSES[name]}
     # Row shapes become types.RowShape as a whole, in RowShapeConfig.build.
     fields -= {item for item in fields if item[0] == "RowShapeConfig"}
-    assert fields - _reads(sources) == UNREAD
+    assert fields - _reads(sources) == set()

@@ -52,7 +52,7 @@ def advise(
 
 
 def _fewer_rows(case: programs.Case, *, rest: int, room: int, shards: int) -> list[str]:
-    micro = case.cfg.optim.accumulation
+    micro = case.micro_batches
     rows = case.rows // shards // micro
     if rows <= 1 or not rest:
         return [
@@ -62,9 +62,9 @@ def _fewer_rows(case: programs.Case, *, rest: int, room: int, shards: int) -> li
     fewer = max(1, min(rows - 1, int(rows * room / rest)))
     text = f"--rows_per_chip={fewer} instead of {rows}"
     if case.step == "train" and rows % fewer == 0:
+        field = "accumulation_long" if case.shape == "long" else "accumulation"
         text += (
-            f", with --config.optim.accumulation={micro * rows // fewer} for the same "
-            "batch"
+            f", with --config.optim.{field}={micro * rows // fewer} for the same batch"
         )
     return [text]
 

@@ -400,8 +400,7 @@ def abstract_batch(case: programs.Case, *, image_size: int, mesh: Any) -> Any:
 
     shape = getattr(case.cfg.rows, case.shape).build()
     placed = sharding.batch_sharding(mesh)
-    parts = case.cfg.optim.accumulation if case.step == "train" else 1
-    needed = sharding.data_shards(mesh) * parts
+    needed = sharding.data_shards(mesh) * case.micro_batches
     if case.rows % needed:
         raise ValueError(
             f"{case.rows} rows per batch do not divide over {needed} = devices of the "

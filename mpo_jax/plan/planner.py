@@ -21,6 +21,7 @@ from mpo_jax.models.config import InternVLConfig
 from mpo_jax.plan import advice, estimate, programs
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.train import optimizer, state
+from mpo_jax.train import step as step_lib
 from mpo_jax.utils import slices
 
 
@@ -75,7 +76,7 @@ class Outcome:
     @property
     def rows_per_chip(self) -> float:
         """Rows per data shard and micro-batch."""
-        return self.case.rows / self.shards / self.case.cfg.optim.accumulation
+        return self.case.rows / self.shards / self.case.micro_batches
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -90,7 +91,7 @@ class Outcome:
             "rows": case.rows,
             "rows_per_chip": self.rows_per_chip,
             "remat": case.cfg.model.remat,
-            "accumulation": case.cfg.optim.accumulation,
+            "accumulation": case.micro_batches,
             "quick": case.quick,
             "model": case.cfg.model.path,
             "compiled": dataclasses.asdict(self.compiled),
@@ -179,7 +180,8 @@ def cases(
         if not shape_cfg.used:
             continue
         shape = shape_cfg.build()
-        needed = shards * cfg.optim.accumulation
+        micro = step_lib.micro_batches(cfg, shape)
+        needed = shards * micro
         rows = request.rows_per_chip * needed or default_rows(
             cfg, shape, needed=needed, workload=workload
         )
@@ -189,7 +191,7 @@ def cases(
             # The reference step sees what a micro-batch of training sees.
             some = rows
             if step == "reference":
-                some = max(rows // cfg.optim.accumulation // shards, 1) * shards
+                some = max(rows // micro // shards, 1) * shards
             yield (
                 programs.Case(
                     cfg, topology, request.slices, name, step, some, request.quick

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from mpo_jax import config as config_lib
+from mpo_jax.train import step as step_lib
 
 GIB = 2**30
 FITS, TOO_LARGE, FAILED = "fits", "too large", "failed"
@@ -35,6 +36,14 @@ class Case:
     step: str
     rows: int
     quick: bool = False
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts of the batch that a program takes one after another."""
+        shape = getattr(self.cfg.rows, self.shape).build()
+        if self.step != "train":
+            return 1
+        return step_lib.micro_batches(self.cfg, shape)
 
     def to_json(self) -> str:
         """Inverse of :func:`case_from_json`."""

@@ -186,8 +186,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         if not outcome.fits:
             fits = f"**{outcome.compiled.status}**: {fits}"
         rows = f"{outcome.rows_per_chip:g}"
-        if outcome.case.cfg.optim.accumulation > 1:
-            rows += f" × {outcome.case.cfg.optim.accumulation}"
+        if outcome.case.micro_batches > 1:
+            rows += f" × {outcome.case.micro_batches}"
         remat = outcome.case.cfg.model.remat
         cells = [label(outcome), rows, remat, fits, *times]
         lines.append(f"| {' | '.join(cells)} | {outcome.compiled.seconds:.0f} |")

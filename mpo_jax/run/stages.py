@@ -82,8 +82,8 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
     ]
     lengths = lengths_of(index)
     rows = rows_per_batch(run, index, ids[0])
-    needed = sharding.data_shards(run.mesh) * cfg.optim.accumulation
-    for count in rows:
+    for count, shape in zip(rows, run.shapes, strict=True):
+        needed = sharding.data_shards(run.mesh) * step.micro_batches(cfg, shape)
         if count % needed:
             raise ValueError(
                 f"{count} rows per batch do not divide over {needed} = devices of the "
@@ -176,9 +176,12 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
 
 def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list[int]:
     """Rows of a batch that is only run forward: a micro-batch of training."""
-    shards, parts = sharding.data_shards(run.mesh), run.cfg.optim.accumulation
+    shards = sharding.data_shards(run.mesh)
     rows = rows_per_batch(run, index, record_ids)
-    return [max(count // parts // shards, 1) * shards for count in rows]
+    return [
+        max(count // step.micro_batches(run.cfg, shape) // shards, 1) * shards
+        for count, shape in zip(rows, run.shapes, strict=True)
+    ]
 
 
 def flops_of(

@@ -90,6 +90,14 @@ def move_reference(
     )
 
 
+def micro_batches(cfg: config_lib.RunConfig, shape: types.RowShape) -> int:
+    """Parts in which a step takes a batch of rows of this shape."""
+    long, optim = cfg.rows.long, cfg.optim
+    if optim.accumulation_long and long.used and shape == long.build():
+        return optim.accumulation_long
+    return optim.accumulation
+
+
 def split_rows(batch: Any, parts: int) -> Any:
     """Cut ``[B, ...]`` into micro-batches ``[A, B / A, ...]`` without moving rows.
 
@@ -219,7 +227,7 @@ def build_train_step(
         raise ValueError("optim.offload needs out_shardings (train.state.shardings_of)")
     compute = compute_of(cfg.model)
     is_trained = adapted.trained(cfg.model)
-    num_micro = cfg.optim.accumulation
+    num_micro = micro_batches(cfg, shape)
     moving = cfg.reference.mode == "moving"
     mixture.validate_loss_config(cfg.loss)
 

@@ -48,6 +48,16 @@ def test_accumulation_multiplies_the_rows_of_a_batch():
     assert found == [("short", "reference", 64)]
 
 
+def test_long_rows_may_go_in_more_micro_batches():
+    cfg = released()
+    cfg.optim.accumulation_long = cfg.rows.row_multiple = 3
+    found = {
+        case.shape: (case.rows, case.micro_batches)
+        for case, _ in planner.cases(request(cfg=cfg, rows_per_chip=1), WORKLOAD)
+    }
+    assert found == {"short": (32, 1), "long": (96, 3)}
+
+
 def test_configured_rows_are_taken_as_they_are():
     cfg = released()
     cfg.rows.rows_per_batch = 64

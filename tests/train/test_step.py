@@ -164,14 +164,27 @@ def test_packing_changes_nothing(weights, baseline, layout):
 
 
 @pytest.mark.parametrize(
-    ("delta", "parts"),
-    [("cumulative", 2), ("cumulative", 4), ("previous", 2)],
+    ("delta", "parts", "field"),
+    [
+        ("cumulative", 2, "accumulation"),
+        ("cumulative", 4, "accumulation_long"),
+        ("previous", 2, "accumulation"),
+    ],
 )
-def test_accumulation_is_exact(weights, delta, parts):
+def test_accumulation_is_exact(weights, delta, parts, field, monkeypatch):
     cfg = run_config(loss__delta=delta)
     whole = update(cfg, weights, LAYOUT)
-    cfg.optim.accumulation = parts
+    if field == "accumulation_long":
+        cfg.rows.long = config.RowShapeConfig(*dataclasses.astuple(packed.SHAPE))
+    setattr(cfg.optim, field, parts)
+    asked, split_rows = [], step_lib.split_rows
+    monkeypatch.setattr(
+        step_lib,
+        "split_rows",
+        lambda batch, number: asked.append(number) or split_rows(batch, number),
+    )
     split = update(cfg, weights, LAYOUT)
+    assert set(asked) == {parts}
     assert_same(split[0], whole[0])
     for name in (*METRICS, "pairs"):
         np.testing.assert_allclose(split[1][name], whole[1][name], rtol=1e-5)
