@@ -197,10 +197,14 @@ def _merge_tables(
 ) -> tuple[str, int]:
     """Write the table; returns (hash over the records' hashes, rows)."""
     schema = pa.schema([("source", pa.int32()), *shards.COLUMNS.items()])
-    content, rows, waiting = hashlib.sha256(), 0, schema.empty_table()
+    content, rows = hashlib.sha256(), 0
+    waiting: list[pa.Table] = []
+    held = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for position, base, shard in _numbered(plan, results):
             part = pq.read_table(shard.part_path)
+            if not len(part):  # inside a line that is too long
+                continue
             for value in part["hash"].to_pylist():
                 content.update(value)
             rows += len(part)
@@ -208,11 +212,13 @@ def _merge_tables(
             part = part.set_column(part.column_names.index("line"), "line", line)
             number = pa.array(np.full(len(part), position, np.int32))
             part = part.add_column(0, "source", number)
-            waiting = pa.concat_tables([waiting, part.cast(schema)])
-            if len(waiting) >= _ROW_GROUP:  # one group per part would be slow to read
-                writer.write_table(waiting)
-                waiting = schema.empty_table()
-        writer.write_table(waiting)
+            waiting.append(part.cast(schema))
+            # One group per part would be slow to read.
+            held += len(part)
+            if held >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting, held = [], 0
+        writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
     return content.hexdigest(), rows
 
 

@@ -59,7 +59,11 @@ def both(world, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("good", {"shard_bytes": 1 << 22}), ("good", {"workers": 2}), ("broken", {})],
+    [
+        ("good", {"shard_bytes": 1 << 22}),
+        ("good", {"workers": 2}),
+        ("broken", {"shard_bytes": 1 << 14}),  # one of its lines has 2 MB
+    ],
 )
 def test_the_index_and_its_ledger_are_the_same(both, name, options):
     loose, sharded = both(name, **options)
