@@ -96,7 +96,9 @@ def export(
             )
         if verify:
             with hub.fetching(found, model) as fetch:
-                notes.append(verify_lib.check(partial, fetch, model))
+                notes.append(
+                    verify_lib.check(partial, fetch, model, origin=found.files)
+                )
     text = f"{pathlib.Path(dst)}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
     return "\n".join([text, *(f"note: {note}" for note in notes)])
 
