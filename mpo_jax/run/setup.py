@@ -13,6 +13,7 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hub
 from mpo_jax.data import examples, tokenizer
+from mpo_jax.data import template as template_lib
 from mpo_jax.losses import mixture
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
@@ -77,6 +78,9 @@ def setup(
             f"{model_cfg.language.vocab_size} embeddings; set data.tokenizer to the "
             "model's own"
         )
+    template_lib.check_tokenizer(
+        template_lib.get_template(template), chat, where=str(path)
+    )
     longest = max(
         shape.prompt_tokens + max(shape.chosen_tokens, shape.rejected_tokens)
         for shape in (cfg.rows.short, cfg.rows.long)

@@ -72,6 +72,37 @@ def write_internlm2(path: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.
     return path
 
 
+def write_phi3(path: pathlib.Path, **changes: object) -> pathlib.Path:
+    """A Phi-3 directory: Llama's tokenizer, whose chat tokens swallow white space."""
+    merged = ["th", "he", "the", SPACE + "the", "an", SPACE + "an", SPACE * 2, "答案"]
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz<>|_/ASIMG.,0123答案图" + SPACE))
+    scores = {piece: -float(i) for i, piece in enumerate([*merged, *letters])}
+    model = sentencepiece_model(scores, add_dummy_prefix=True)
+    first = len(sentencepiece_bpe.SentencePieceBPE(model).pieces)
+    path.mkdir()
+    (path / "tokenizer.model").write_bytes(model)
+    chat = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+    names = {0: "<unk>", 1: "<s>", 2: "</s>"} | dict(enumerate(chat, first))
+    stripping = ("</s>", *chat[1:])
+    plain = {"lstrip": False, "normalized": False, "single_word": False}
+    config = {
+        "added_tokens_decoder": {
+            str(i): {"content": content, **plain, "special": content != "</s>"}
+            | {"rstrip": content in stripping}
+            for i, content in names.items()
+        },
+        "bos_token": "<s>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "tokenizer_class": "LlamaTokenizer",
+        **changes,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
 def write_qwen2(path: pathlib.Path) -> pathlib.Path:
     """A Qwen2 directory with byte tokens and a few merges; "!" has id 0."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -112,10 +143,21 @@ def qwen2_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def phi3_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_phi3(tmp_path_factory.mktemp("tokenizers") / "phi3")
+
+
+@pytest.fixture(scope="session")
 def merging_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """InternLM2 with a piece that joins the header's newline to what follows."""
     path = tmp_path_factory.mktemp("tokenizers") / "merging"
     return write_internlm2(path, extra=("th", "\nth"))
+
+
+@pytest.fixture(scope="session")
+def make_phi3():
+    """:func:`write_phi3`, for tests that change its configuration."""
+    return write_phi3
 
 
 @pytest.fixture(scope="session")
