@@ -114,7 +114,9 @@ def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
         assert built.prompt_tokens[number] == len(example.prompt)
         assert built.chosen_labels[number] == example.chosen_mask.sum()
         assert example.chosen_labels[-1] == example.rejected_labels[-1] == end
-    with pytest.raises(ValueError, match="needs the token.*use data.template=phi3-chat"):
+    with pytest.raises(
+        ValueError, match="needs the token.*use data.template=phi3-chat"
+    ):
         build(phi3_dir, tiny_mmpr.POLICY)
     with pytest.raises(ValueError, match="'phi3-chat' needs the token"):
         build(qwen2_dir, policy)
