@@ -23,7 +23,8 @@ SU = {
     },
     "original_max_position_embeddings": 16,
     "sliding_window": 4096,
-    "pad_token_id": 0,  # the class default lies outside a small vocabulary
+    # The class defaults lie outside a small vocabulary.
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 FAMILY = {
     "internlm2": ("InternLM2ForCausalLM", SMALL_VIT, {"bias": False, **DYNAMIC}),
