@@ -8,16 +8,32 @@ becomes visible by a rename: a kill at any moment leaves the last complete one.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from mpo_jax import config
+from mpo_jax.utils import remote
 
 PARAMS = "params"
+
+
+def _place(path: Any) -> Any:
+    """A path, absolute; an address as Orbax's own kind, since pathlib would fold it."""
+    if not remote.is_remote(path):
+        return pathlib.Path(path).absolute()
+    if not str(path).startswith(("gs://", "s3://")):
+        raise ValueError(
+            f"{path}: Orbax checkpoints are read from and written to directories, "
+            "gs:// and s3://"
+        )
+    remote.Folder(str(path))  # names what is not installed
+    return epath.Path(str(path))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -54,7 +70,7 @@ class Checkpoints:
     """Checkpoints of one run, saved in the background, the last few kept."""
 
     def __init__(self, directory: str | pathlib.Path, cfg: config.CheckpointConfig):
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = _place(directory)
         # Typed Any: Orbax's own policies do not satisfy its protocol's annotations.
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
@@ -127,20 +143,21 @@ def save_params(path: str | pathlib.Path, params: Any, *, metadata: dict) -> Non
       metadata: JSON-able description (source, dtype, fingerprint).
     """
     ocp.save_checkpointables(
-        str(pathlib.Path(path).absolute()),
+        str(_place(path)),
         {PARAMS: params},
         overwrite=True,
         custom_metadata=metadata,
     )
 
 
-def params_directory(path: str | pathlib.Path) -> pathlib.Path | None:
+def params_directory(path: str | os.PathLike[str]) -> Any:
     """Where the weights of a converted checkpoint or of a training run lie.
 
     Accepts the directory itself, a converted checkpoint (``<dir>/params``) and a
-    training ``workdir`` (its newest checkpoint); None if it is none of these.
+    training ``workdir`` (its newest checkpoint); None if it is none of these. A
+    ``pathlib.Path``, or for an address (``gs://…``) an ``epath.Path``.
     """
-    root = pathlib.Path(path).absolute()
+    root = _place(path)
     if not root.is_dir():
         return None
     runs = root / "checkpoints" if (root / "checkpoints").is_dir() else root
@@ -154,7 +171,7 @@ def params_directory(path: str | pathlib.Path) -> pathlib.Path | None:
 
 def check_params(path: str | pathlib.Path, abstract: Any) -> None:
     """Check the shapes of stored weights without reading them; raises ValueError."""
-    found = params_directory(path) or pathlib.Path(path)
+    found = params_directory(path) or _place(path)
     stored = ocp.checkpointables_metadata(str(found)).metadata
     _check(PARAMS, abstract, stored[PARAMS], path=found)
 

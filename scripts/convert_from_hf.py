@@ -14,18 +14,30 @@ a run that was killed goes on where it was when it is started again, and `--dst`
 by a rename when all is written. `--dry_run` lists the tensors and writes nothing.
 `--new_tokens='<think>,</think>'` adds tokens to the tokenizer, and rows that are the
 mean of the old ones; train policy and reference from this checkpoint.
+`--src` and `--dst` may be addresses such as gs://bucket/model (with the extra `gcs`).
 `convert_to_hf.py` is the way back; with `--dtype=keep` on both the files are bit equal.
 """
 
 from __future__ import annotations
 
-import pathlib
+import contextlib
 
 from absl import flags
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import command, files, hf, hub, source, stream, table, vocabulary
+from mpo_jax.convert import (
+    command,
+    files,
+    hf,
+    hub,
+    places,
+    source,
+    stream,
+    table,
+    vocabulary,
+)
 from mpo_jax.models import config, internvl
+from mpo_jax.utils import remote
 
 
 def tensor_table(model: internvl.InternVL, dtypes: dict[str, str]) -> str:
@@ -58,24 +70,29 @@ def convert(
     Raises:
       FileNotFoundError, FileExistsError, ValueError: naming what is wrong.
     """
-    directory = hub.resolve(src, revision=revision)
-    model = internvl.InternVL(config.load(directory))
+    found = hub.locate(src, revision=revision)
+    if found.kind != "hf":
+        raise ValueError(f"{src} is a checkpoint already; name a model directory")
+    model = internvl.InternVL(config.load(found.files))
     if dst is None:
-        hf.check_source(directory, model)
-        return tensor_table(model, source.dtypes(directory))
-    addition = vocabulary.plan(directory, tuple(new_tokens))
-    job = {"source": str(directory), "dtype": dtype, "new_tokens": new_tokens}
-    job |= {"of": files.fingerprint(directory)}
-    with (
-        source.opened(directory) as opened,
-        files.resumable_directory(dst, job=job, overwrite=overwrite) as (
-            partial,
-            progress,
-        ),
-    ):
+        hf.check_source(found.weights, model)
+        return tensor_table(model, source.dtypes(found.weights))
+    addition = vocabulary.plan(found.files, tuple(new_tokens))
+    job = {"source": str(found.weights), "dtype": dtype, "new_tokens": new_tokens}
+    job |= {"of": files.fingerprint(found.weights)}
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(source.opened(found.weights))
         source.account(opened, model.cfg)
+        if remote.is_remote(dst):
+            place = places.new_model(dst, job=job, overwrite=overwrite)
+            partial, progress, _ = stack.enter_context(place)
+            params = remote.join(dst, checkpoint.PARAMS)
+        else:
+            place = files.resumable_directory(dst, job=job, overwrite=overwrite)
+            partial, progress = stack.enter_context(place)
+            params = partial / checkpoint.PARAMS
         stream.write(
-            partial / checkpoint.PARAMS,
+            params,
             opened,
             model,
             progress,
@@ -85,12 +102,12 @@ def convert(
         )
         carried = partial / hub.FILES
         carried.mkdir(exist_ok=True)
-        files.copy_carried(directory, carried)
+        files.copy_carried(found.files, carried)
         vocabulary.write_files(carried, model.cfg, addition)
-        source.write_dtypes(carried, source.dtypes(directory))
+        source.write_dtypes(carried, source.dtypes(found.weights))
     larger = vocabulary.extended(model.cfg, addition)
     count = sum(tensor.size for tensor in table.tensors(larger))
-    return f"{pathlib.Path(dst)}: {count:,} parameters, dtype {dtype}"
+    return f"{dst}: {count:,} parameters, dtype {dtype}"
 
 
 if __name__ == "__main__":

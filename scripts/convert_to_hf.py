@@ -28,31 +28,38 @@ Weights pass through memory a tensor at a time. A run that was killed goes on, w
 first file that it had not finished, when it is started again; `--dst` appears by a
 rename when everything is written.
 
+`--src`, `--hf_files` and `--dst` may be addresses such as gs://bucket/model (with the
+extra `gcs`): tensors are fetched one by one, each file is uploaded when it is complete
+(so that much space is needed here), config.json last.
+
 `--dtype=keep` gives every tensor the dtype that it had in the original files.
 `--dry_run` lists the tensors and the files they go to, and writes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import pathlib
 
 import jax.numpy as jnp
 from absl import flags
 
 from mpo_jax.convert import adapter as adapter_lib
-from mpo_jax.convert import command, files, hf, hub, layouts, table, writer
+from mpo_jax.convert import command, files, hf, hub, layouts, places, table, writer
 from mpo_jax.convert import verify as verify_lib
 from mpo_jax.models import config, internvl
+from mpo_jax.utils import remote
 
 
-def listing(model: internvl.InternVL, dtypes: dict[str, str], layout: str) -> str:
+def listing(
+    model: internvl.InternVL, dtypes: dict[str, str], layout: str, max_bytes: int
+) -> str:
     """One line per tensor: file, dtype, bytes, name; then the total."""
     sizes = {
         name: math.prod(shape) * jnp.dtype(dtypes[name]).itemsize
         for name, shape in table.hf_shapes(model.cfg, layout).items()
     }
-    plan = writer.plan_shards(sizes)
+    plan = writer.plan_shards(sizes, max_shard_bytes=max_bytes)
     lines = [
         f"{plan[n]}  {dtypes[n]:8}  {size:>12} bytes  {n}" for n, size in sizes.items()
     ]
@@ -70,6 +77,7 @@ def export(
     verify: bool,
     adapter: bool,
     overwrite: bool,
+    max_shard_bytes: int = writer.SHARD_BYTES,
 ) -> str:
     """Export, or only list where `dst` is None. Returns what to print.
 
@@ -86,34 +94,53 @@ def export(
             )
         if dst is None:
             return "\n".join(adapter_lib.names(found, model, layout=layout))
+        remote.refuse(dst, field="--dst", why="an adapter is small: upload it after")
         count = adapter_lib.save(
             dst, found, model, layout=layout, dtype=dtype, overwrite=overwrite
         )
-        return f"{pathlib.Path(dst)}: PEFT adapter, {count} tensors, {layout} layout"
+        return f"{dst}: PEFT adapter, {count} tensors, {layout} layout"
     described = found.weights if found.kind == "hf" else found.files
     dtypes = hf.target_dtypes(model, dtype=dtype, source_dir=described, layout=layout)
     if dst is None:
-        lines = [listing(model, dtypes, layout), f"weights: {found.weights}"]
+        lines = [listing(model, dtypes, layout, max_shard_bytes)]
+        lines += [f"weights: {found.weights}"]
         if layout == layouts.of_files(found.files):
             carried = ", ".join(file.name for file in files.carried_files(found.files))
             lines.append(f"carried along from {found.files}: {carried}")
         return "\n".join(lines)
     job = {"weights": str(found.weights), "files": str(found.files), "dtype": dtype}
+    job |= {"max_shard_bytes": max_shard_bytes}
     job |= {"of": files.fingerprint(found.weights), "layout": layout}
     job |= {"beside": files.fingerprint(found.files), "template": template}
-    with files.resumable_directory(dst, job=job, overwrite=overwrite) as (partial, _):
+    if verify:
+        remote.refuse(dst, field="--dst", why="--verify reads the export with torch")
+    with contextlib.ExitStack() as stack:
+        store = None
+        if remote.is_remote(dst):
+            place = places.new_model(dst, job=job, overwrite=overwrite)
+            partial, _, store = stack.enter_context(place)
+        else:
+            place = files.resumable_directory(dst, job=job, overwrite=overwrite)
+            partial, _ = stack.enter_context(place)
         notes = layouts.write_files(
             found.files, partial, layout=layout, dtype=dtype, template=template
         )
         with hub.fetching(found, model) as fetch:
-            by_row = found.kind != "hf"
             hf.write_weights(
-                partial, fetch, model, dtypes, layout=layout, by_row=by_row
+                partial,
+                fetch,
+                model,
+                dtypes,
+                layout=layout,
+                by_row=found.kind != "hf",
+                max_bytes=max_shard_bytes,
+                store=store,
             )
         if verify:
             with hub.fetching(found, model) as fetch:
-                notes.append(verify_lib.check(partial, fetch, model))
-    text = f"{pathlib.Path(dst)}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
+                report = verify_lib.check(partial, fetch, model, origin=found.files)
+                notes.append(report)
+    text = f"{dst}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
     return "\n".join([text, *(f"note: {note}" for note in notes)])
 
 
@@ -136,4 +163,16 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "adapter", False, "Write the adapter of a LoRA run for PEFT, not the model."
     )
-    command.run(export, names=("layout", "template", "hf_files", "verify", "adapter"))
+    flags.DEFINE_integer(
+        "max_shard_bytes",
+        writer.SHARD_BYTES,
+        "Limit of a weight file; one tensor is never split.",
+        lower_bound=1,
+    )
+    command.run(
+        export,
+        names=(
+            *("layout", "template", "hf_files", "verify", "adapter"),
+            "max_shard_bytes",
+        ),
+    )

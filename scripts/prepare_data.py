@@ -31,6 +31,7 @@ from absl import app, flags
 from mpo_jax import config
 from mpo_jax.data import examples, index_build, ledger, report
 from mpo_jax.data import index as indexes
+from mpo_jax.utils import remote
 
 _DATA = config.DataConfig()
 META = flags.DEFINE_string(
@@ -128,6 +129,12 @@ def build(out: str, meta: str = "") -> indexes.Index:
     """
     if not TOKENIZER.value:
         raise app.UsageError("--tokenizer is required: a directory")
+    for flag, place in (("meta", META), ("out", None), ("tokenizer", TOKENIZER)):
+        remote.refuse(
+            out if place is None else place.value or "",
+            field=f"--{flag}",
+            why="records and index are read as files, at any place in them",
+        )
     policy = examples.EncodePolicy(
         template=template_name(TOKENIZER.value),
         image_size=IMAGE_SIZE.value,

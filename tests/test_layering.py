@@ -44,6 +44,8 @@ HOMES = {
     "huggingface_hub": {"convert"},
     "ml_collections": {"configs", "scripts"},
     "tensorstore": {"convert.stream"},
+    "fsspec": {"utils.remote"},
+    "etils": {"checkpoint"},
     "torch": {"convert.verify"},
     "tensorflow_datasets": {"data.shard_writer"},
     "apache_beam": {"data.shard_writer"},

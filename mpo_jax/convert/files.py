@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mpo_jax.utils import remote
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = "tensor_dtypes.json"
@@ -28,17 +30,47 @@ _NOT_CARRIED = (
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """Read a JSON object of bounded size; ValueError names the file."""
-    if file.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(
-            f"{file}: {file.stat().st_size} bytes; at most {_MAX_JSON_BYTES} are read"
-        )
+    _check_json_size(file, file.stat().st_size)
+    return _parse(file, file.read_bytes())
+
+
+def read_json_at(place: str | pathlib.Path, name: str) -> dict[str, Any]:
+    """:func:`read_json` of a file in a directory, or behind an address."""
+    if not remote.is_remote(place):
+        return read_json(pathlib.Path(place) / name)
+    folder, where = remote.Folder(str(place)), remote.join(place, name)
+    _check_json_size(where, folder.sizes().get(name, 0))
+    return _parse(where, folder.read(name))
+
+
+def _check_json_size(where: Any, size: int) -> None:
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{where}: {size} bytes; at most {_MAX_JSON_BYTES} are read")
+
+
+def _parse(where: Any, data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(data.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); download it again") from error
+        raise ValueError(f"{where}: not JSON ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: a JSON object is expected")
+        raise ValueError(f"{where}: a JSON object is expected")
     return content
+
+
+def own_files(place: str | pathlib.Path) -> dict[str, int]:
+    """Bytes of every plain file directly in a directory or behind an address."""
+    if remote.is_remote(place):
+        return remote.Folder(str(place)).sizes()
+    path = pathlib.Path(place)
+    if not path.is_dir():
+        return {}
+    return {f.name: f.stat().st_size for f in path.iterdir() if f.is_file()}
+
+
+def is_carried(name: str) -> bool:
+    """Whether a file is neither weights nor what trainers and downloads leave."""
+    return not any(pathlib.PurePath(name).match(p) for p in _NOT_CARRIED)
 
 
 def carried_files(source_dir: str | pathlib.Path) -> list[pathlib.Path]:
@@ -50,7 +82,7 @@ def carried_files(source_dir: str | pathlib.Path) -> list[pathlib.Path]:
     return sorted(
         file
         for file in pathlib.Path(source_dir).iterdir()
-        if file.is_file() and not any(file.match(p) for p in _NOT_CARRIED)
+        if file.is_file() and is_carried(file.name)
     )
 
 
@@ -65,7 +97,15 @@ def _check_target(target: pathlib.Path, *, overwrite: bool) -> None:
         return
     if not target.is_dir():
         raise FileExistsError(f"{target} is a file; give a directory")
-    names = {path.name for path in target.iterdir()}
+    check_names(target, {p.name for p in target.iterdir()}, overwrite=overwrite)
+
+
+def check_names(target: Any, names: set[str], *, overwrite: bool) -> None:
+    """Check that a place that holds `names` may be written to.
+
+    Raises:
+      FileExistsError: if it holds something and `overwrite` is False, or no model.
+    """
     if names and not overwrite:
         raise FileExistsError(
             f"{target} is not empty; give another directory, or allow overwriting"
@@ -76,22 +116,6 @@ def _check_target(target: pathlib.Path, *, overwrite: bool) -> None:
             f"{target} holds no model but {sorted(names)[:3]}; it is not "
             "overwritten, give another directory"
         )
-
-
-def local(directory: str | pathlib.Path) -> pathlib.Path:
-    """A directory as a path.
-
-    Raises:
-      ValueError: if it is an address: safetensors maps local files only, and a bucket
-        cannot rename a directory, which is how a model appears complete or not at all.
-    """
-    if "://" in str(directory):
-        raise ValueError(
-            f"{directory}: models are read from and written to local directories, as "
-            "safetensors maps files and a bucket cannot rename; mount the bucket "
-            "(tpu_setup/README.md), or copy with 'gcloud storage cp --recursive'"
-        )
-    return pathlib.Path(directory).absolute()
 
 
 @contextlib.contextmanager
@@ -106,9 +130,10 @@ def new_directory(
     Raises:
       FileExistsError: if `directory` is a file, or holds something and `overwrite` is
         False, or what it holds is no model.
-      ValueError: see :func:`local`.
+      ValueError: if it is an address, where nothing can be renamed.
     """
-    target = local(directory).resolve()
+    remote.refuse(directory, field="directory", why="a model appears there by a rename")
+    target = pathlib.Path(directory).resolve()
     _check_target(target, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -172,7 +197,8 @@ def resumable_directory(
       FileExistsError, ValueError: as :func:`new_directory`; also FileExistsError if
         another process is at work on `directory`.
     """
-    target = local(directory).resolve()
+    remote.refuse(directory, field="directory", why="a model appears there by a rename")
+    target = pathlib.Path(directory).resolve()
     _check_target(target, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial")
     held = target.with_name(f".{target.name}.lock")
@@ -206,6 +232,8 @@ def resumable_directory(
 
 def fingerprint(directory: str | pathlib.Path) -> list[list[Any]]:
     """Name, size and time of a directory's own files, to notice another source."""
+    if remote.is_remote(directory):
+        return remote.Folder(str(directory)).state()
     found = []
     for file in sorted(pathlib.Path(directory).iterdir()):
         if file.is_file():

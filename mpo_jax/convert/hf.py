@@ -8,8 +8,10 @@ every tensor is used once and every parameter filled, or all that is wrong is na
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import pathlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpo_jax import sharding
-from mpo_jax.convert import files, layouts, source, table, writer
+from mpo_jax.convert import files, layouts, places, source, table, writer
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
+from mpo_jax.utils import remote
 
 Fetch = Callable[[str, int | None], np.ndarray]
 
@@ -313,6 +316,7 @@ def save(
     Call it on every process; the first one writes.
 
     Args:
+      directory: a path, or an address (``gs://…``), where ``config.json`` comes last.
       dtype: ``float32``, ``bfloat16`` or ``float16``; ``keep`` gives every tensor the
         dtype that it had in `source_dir`.
       source_dir: model directory whose other files are carried along, or rewritten
@@ -333,11 +337,27 @@ def save(
         for unit in table.units(model.cfg, layout):
             collections.deque(tensors_of(unit, fetch), maxlen=0)
         return
-    with files.new_directory(directory, overwrite=overwrite) as partial:
+    with contextlib.ExitStack() as stack:
+        store = None
+        if remote.is_remote(directory):
+            # Weights in memory have no name: such a job never goes on.
+            place = places.new_model(
+                str(directory), job={"run": uuid.uuid4().hex}, overwrite=overwrite
+            )
+            partial, _, store = stack.enter_context(place)
+        else:
+            place = files.new_directory(directory, overwrite=overwrite)
+            partial = stack.enter_context(place)
         if source_dir is not None:
             layouts.write_files(source_dir, partial, layout=layout, dtype=dtype)
         write_weights(
-            partial, fetch, model, target, layout=layout, max_bytes=max_shard_bytes
+            partial,
+            fetch,
+            model,
+            target,
+            layout=layout,
+            max_bytes=max_shard_bytes,
+            store=store,
         )
 
 
@@ -350,15 +370,19 @@ def write_weights(
     layout: str,
     max_bytes: int = writer.SHARD_BYTES,
     by_row: bool = False,
+    store: remote.Folder | None = None,
 ) -> None:
     """Write weight files and index; files that are complete already are kept.
 
     Args:
+      store: see ``writer.Writer``.
       by_row: ask for all layers of a parameter in a row, which fills all files at
         once; else in the files' order, which finishes one after another.
     """
     shapes = table.hf_shapes(model.cfg, layout)
-    out = writer.Writer(directory, shapes, dtypes, max_shard_bytes=max_bytes)
+    out = writer.Writer(
+        directory, shapes, dtypes, max_shard_bytes=max_bytes, store=store
+    )
     for unit in table.units(model.cfg, layout, by_row=by_row):
         if out.pending(unit.names):
             for name, tensor in tensors_of(unit, fetch):

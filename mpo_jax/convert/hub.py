@@ -21,11 +21,12 @@ from huggingface_hub import errors as hub_errors
 from mpo_jax import checkpoint
 from mpo_jax import config as config_lib
 from mpo_jax.convert import files as files_lib
-from mpo_jax.convert import hf, stream
+from mpo_jax.convert import hf, places, stream
 from mpo_jax.convert import source as source_lib
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
+from mpo_jax.utils import remote
 
 FILES = "hf"
 """Sub-directory of a converted checkpoint with config.json, tokenizer and so on."""
@@ -39,12 +40,12 @@ class Source:
 
     Attributes:
       kind: ``hf`` (safetensors) or ``orbax``.
-      weights: directory that holds them.
-      files: directory with config.json and what else an export carries along.
+      weights: directory that holds them, or its address.
+      files: local directory with config.json and what else an export carries along.
     """
 
     kind: str
-    weights: pathlib.Path
+    weights: str | pathlib.Path
     files: pathlib.Path
 
 
@@ -60,12 +61,15 @@ def resolve(
 
     Raises:
       FileNotFoundError: if it is neither a directory nor an id that can be had.
-      ValueError: if it is the address of a bucket.
+      ValueError: if it is an address and weights are wanted, since those are not
+        downloaded: :func:`locate` reads them where they are.
     """
     if not str(source):
         raise FileNotFoundError("no model is named; give a directory or a hub id")
+    if remote.is_remote(source) and not weights:
+        return places.mirror(str(source))
+    remote.refuse(source, field="model", why="its weights are wanted on a disk here")
     path = pathlib.Path(source)
-    files_lib.local(source)
     if path.is_dir():
         return path
     if path.exists():
@@ -97,17 +101,24 @@ def locate(
 
     Args:
       source: HF directory or hub id, converted checkpoint (``params`` and ``hf``), or
-        a training workdir, whose newest checkpoint counts.
+        a training workdir, whose newest checkpoint counts; each a path or an address
+        (``gs://…``), where weights are read in place and small files are fetched.
       files: directory with config.json and tokenizer, where `source` names none. A
         training run names the model that it started from.
 
     Raises:
       FileNotFoundError: saying what is missing.
     """
-    directory = resolve(source, revision=revision)
+    directory: str | pathlib.Path
     named = None if files is None else resolve(files, weights=False)
-    if (directory / "config.json").is_file():
-        return Source("hf", directory, named or directory)
+    if remote.is_remote(source):
+        directory = str(source).rstrip("/")
+        if "config.json" in places.check_finished(directory):
+            return Source("hf", directory, named or places.mirror(directory))
+    else:
+        directory = resolve(source, revision=revision)
+        if (directory / "config.json").is_file():
+            return Source("hf", directory, named or directory)
     weights = checkpoint.params_directory(directory)
     if weights is None:
         raise FileNotFoundError(
@@ -115,12 +126,15 @@ def locate(
         )
     if named is None:
         named = _files_of(directory)
+    if remote.is_remote(directory):
+        weights = str(weights)
     return Source("orbax", weights, named)
 
 
-def _files_of(directory: pathlib.Path) -> pathlib.Path:
-    if (directory / FILES / "config.json").is_file():
-        return directory / FILES
+def _files_of(directory: str | pathlib.Path) -> pathlib.Path:
+    beside = remote.join(directory, FILES)
+    if "config.json" in files_lib.own_files(beside):
+        return resolve(beside, weights=False)
     run = checkpoint.load_metadata(directory).get("config") or {}
     start = (run.get("model") or {}).get("path")
     if not start:
@@ -128,10 +142,14 @@ def _files_of(directory: pathlib.Path) -> pathlib.Path:
             f"{directory} has no {FILES}/config.json and names no model that it "
             "started from; name a model directory for config.json and tokenizer"
         )
-    origin = resolve(start, weights=False)
-    for candidate in (origin, origin / FILES):
-        if (candidate / "config.json").is_file():
-            return candidate
+    if remote.is_remote(start):
+        candidates = [start.rstrip("/"), remote.join(start, FILES)]
+    else:
+        origin = resolve(start, weights=False)
+        candidates = [origin, origin / FILES]
+    for candidate in candidates:
+        if "config.json" in files_lib.own_files(candidate):
+            return resolve(candidate, weights=False)
     raise FileNotFoundError(
         f"{directory} was trained from {start}, which has no config.json (any more); "
         "name a model directory for config.json and tokenizer"

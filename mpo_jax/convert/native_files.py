@@ -35,7 +35,7 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
     Raises:
       ValueError: if there is no tokenizer that can be read; names the directory.
     """
-    backend, roles, bos = _backend(source)
+    backend, roles, chat = _backend(source)
     backend.save(str(target / "tokenizer.json"))
     if (source / "tokenizer.model").is_file():
         # Transformers does not read it here; this project does, for exact ids.
@@ -47,7 +47,7 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
         "model_max_length": cfg.language.max_position_embeddings,
         "padding_side": "left",
         "processor_class": "InternVLProcessor",
-        "add_bos_token": bos,
+        "add_bos_token": chat.add_bos,
         **roles,
         "added_tokens_decoder": {
             str(i): {
@@ -62,6 +62,8 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
         },
         "extra_special_tokens": {**IMAGE_ROLES, "video_token": video},
     }
+    if chat.space_not_before is not None:
+        settings[tokenizer.SPACE_NOT_BEFORE] = sorted(chat.space_not_before)
     _write(target / "tokenizer_config.json", settings)
     _write(
         target / "processor_config.json",
@@ -98,6 +100,7 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
         common | {"video_processor_type": "InternVLVideoProcessor"},
     )
     return [
+        *_leading_space(cfg, chat, backend),
         *_chat_template(source, target, cfg, video),
         *_generation(source, target, cfg, backend, roles),
     ]
@@ -110,8 +113,8 @@ def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
 
 def _backend(
     source: pathlib.Path,
-) -> tuple[tokenizers.Tokenizer, dict[str, str], bool]:
-    """The fast tokenizer, its named tokens, and whether texts begin with BOS."""
+) -> tuple[tokenizers.Tokenizer, dict[str, str], tokenizer.ChatTokenizer]:
+    """The fast tokenizer, its named tokens, and ours of the same files."""
     config, special_map = (
         files.read_json(source / name) if (source / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json")
@@ -124,7 +127,7 @@ def _backend(
             roles[role] = value
     chat = tokenizer.load_tokenizer(source)  # says what is wrong with the files
     if (source / "tokenizer.model").is_file():
-        return _sentencepiece(source, chat, roles), roles, chat.add_bos
+        return _sentencepiece(source, chat, roles), roles, chat
     if (source / "tokenizer.json").is_file():
         backend = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
     else:
@@ -137,7 +140,7 @@ def _backend(
     backend.add_special_tokens(
         [tokenizers.AddedToken(token, normalized=False) for token in added]
     )
-    return backend, roles, chat.add_bos
+    return backend, roles, chat
 
 
 def _sentencepiece(
@@ -151,7 +154,7 @@ def _sentencepiece(
     bpe = sentencepiece_bpe.SentencePieceBPE((source / "tokenizer.model").read_bytes())
     added = chat.added_tokens()
     # An added token may stand at the id of a piece, which it replaces.
-    names = {**dict(enumerate(bpe.pieces)), **{i: token for token, i, _ in added}}
+    names = dict(enumerate(bpe.pieces)) | {t.id: t.content for t in added}
     vocab = {names[i]: i for i in range(len(bpe.pieces))}
     merges = [pair for pair in bpe.merges() if {*pair, "".join(pair)} <= vocab.keys()]
     backend = tokenizers.Tokenizer(
@@ -164,6 +167,8 @@ def _sentencepiece(
         )
     )
     scheme = "always" if bpe.dummy_prefix else "never"
+    if chat.space_not_before is not None:
+        scheme = "first"
     backend.pre_tokenizer = pre_tokenizers.Metaspace(
         replacement=sentencepiece_bpe.SPACE, prepend_scheme=scheme, split=False
     )
@@ -172,16 +177,23 @@ def _sentencepiece(
         decoders.ByteFallback(),
         decoders.Fuse(),
     ]
-    if bpe.dummy_prefix:
+    if scheme != "never":
         steps.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(steps)
-    for token, i, special in added:
-        entry = tokenizers.AddedToken(token, normalized=False, special=special)
-        (backend.add_special_tokens if special else backend.add_tokens)([entry])
-        if backend.token_to_id(token) != i:
+    for token in added:
+        entry = tokenizers.AddedToken(
+            token.content,
+            normalized=False,
+            special=token.special,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+        )
+        add = backend.add_special_tokens if token.special else backend.add_tokens
+        add([entry])
+        if backend.token_to_id(token.content) != token.id:
             raise ValueError(
-                f"{source}: added token {token!r} has id {i}; ids must follow on from "
-                f"the vocabulary's {len(vocab)} without a gap"
+                f"{source}: added token {token.content!r} has id {token.id}; ids must "
+                f"follow on from the vocabulary's {len(vocab)} without a gap"
             )
     if chat.add_bos:
         bos = roles["bos_token"]
@@ -191,6 +203,24 @@ def _sentencepiece(
             special_tokens=[(bos, backend.token_to_id(bos))],
         )
     return backend
+
+
+def _leading_space(
+    cfg: InternVLConfig, chat: tokenizer.ChatTokenizer, backend: tokenizers.Tokenizer
+) -> list[str]:
+    """Says so where prompts of the two tokenizers begin otherwise."""
+    known = template.TEMPLATES.get(cfg.template)
+    if known is None:
+        return []
+    found = [chat.encode(known.system, bos=False)]
+    found += [backend.encode(known.system, add_special_tokens=False).ids]
+    if found[0] == found[1]:
+        return []
+    return [
+        f"tokenizer.json begins a prompt with {found[1]}, the original's tokenizer "
+        f"with {found[0]}: its chat tokens are not named as special in "
+        "tokenizer_config.json, so that it puts a space before the first"
+    ]
 
 
 def _chat_template(

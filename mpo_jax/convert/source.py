@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from mpo_jax.convert import files, table
+from mpo_jax.convert import files, ranges, table
 from mpo_jax.models.config import InternVLConfig
+from mpo_jax.utils import remote
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NAMES = {code: name for name, code in CODES.items()}
@@ -27,7 +28,7 @@ class Stored:
 
     handle: Any
     name: str
-    file: pathlib.Path
+    file: str
     shape: tuple[int, ...]
     code: str
 
@@ -40,12 +41,12 @@ class Source:
     """An opened checkpoint.
 
     Attributes:
-      directory: where it lies.
+      directory: where it lies; a path or an address.
       found: its tensors by name.
       layout: of ``table.LAYOUTS``, told from the names.
     """
 
-    directory: pathlib.Path
+    directory: str | pathlib.Path
     found: Mapping[str, Stored]
     layout: str
 
@@ -60,17 +61,22 @@ class Source:
         return unit.row.transform.to_parts(tensors)
 
 
-def _shards(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
-    """Weight files and the names that the index says they hold (None: no index)."""
-    single, index = directory / files.SINGLE, directory / files.INDEX
-    if single.is_file() and index.is_file():
+def _shards(
+    directory: str | pathlib.Path, present: Mapping[str, int]
+) -> dict[str, set[str] | None]:
+    """Weight files and the names that the index says they hold (None: no index).
+
+    Args:
+      present: sizes of the files in the directory, by name.
+    """
+    if files.SINGLE in present and files.INDEX in present:
         raise ValueError(
             f"{directory} holds both {files.SINGLE} and {files.INDEX}; remove one"
         )
-    if single.is_file():
-        return {single: None}
-    if not index.is_file():
-        others = [p.name for p in directory.glob("*.bin")] if directory.is_dir() else []
+    if files.SINGLE in present:
+        return {files.SINGLE: None}
+    if files.INDEX not in present:
+        others = sorted(name for name in present if name.endswith(".bin"))
         hint = (
             f"; it holds {others[0]}: pickled weights are not read, convert them to "
             "safetensors first"
@@ -80,49 +86,66 @@ def _shards(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
         raise FileNotFoundError(
             f"{directory} holds no {files.SINGLE} or {files.INDEX}{hint}"
         )
-    weight_map = files.read_json(index).get("weight_map")
+    index = remote.join(directory, files.INDEX)
+    weight_map = files.read_json_at(directory, files.INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: 'weight_map' must map tensor names to files")
-    shards: dict[pathlib.Path, set[str] | None] = {}
+    shards: dict[str, set[str] | None] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
             raise ValueError(
                 f"{index}: weight_map[{name!r}]={shard!r} must be the name of a file "
                 "beside the index"
             )
-        held = shards.setdefault(directory / shard, set())
+        held = shards.setdefault(shard, set())
         assert held is not None
         held.add(name)
-    absent = sorted(file.name for file in shards if not file.is_file())
+    absent = sorted(shards.keys() - present.keys())
     if absent:
         raise FileNotFoundError(
             f"{index} names files that are absent: {', '.join(absent)}; download them"
         )
-    stray = sorted(set(directory.glob("*.safetensors")) - shards.keys())
+    weights = {name for name in present if name.endswith(".safetensors")}
+    stray = sorted(weights - shards.keys())
     if stray:
         raise ValueError(
-            f"{stray[0]}: not named by {files.INDEX}; remove it, or a stale index"
+            f"{remote.join(directory, stray[0])}: not named by {files.INDEX}; remove "
+            "it, or a stale index"
         )
     return shards
 
 
-def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
-    """Read the headers of all weight files; the tensors stay on disk.
+def _tensors(
+    directory: str | pathlib.Path, name: str, size: int, stack: contextlib.ExitStack
+) -> Any:
+    """The opened file, with the interface of ``safetensors.safe_open``."""
+    if remote.is_remote(directory):
+        return ranges.Tensors(remote.Folder(str(directory)), name, size)
+    file = pathlib.Path(directory) / name
+    try:
+        return stack.enter_context(
+            safetensors.safe_open(file, framework="np")  # type: ignore[no-untyped-call]
+        )
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file}: not a complete safetensors file ({error}); download it again"
+        ) from error
+
+
+def _open(
+    directory: str | pathlib.Path, stack: contextlib.ExitStack
+) -> dict[str, Stored]:
+    """Read the headers of all weight files; the tensors stay where they are.
 
     Raises:
       FileNotFoundError, ValueError: naming the file; index and headers must agree.
     """
     found: dict[str, Stored] = {}
     wrong = []
-    for file, listed in _shards(directory).items():
-        try:
-            handle = stack.enter_context(
-                safetensors.safe_open(file, framework="np")  # type: ignore[no-untyped-call]
-            )
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{file}: not a complete safetensors file ({error}); download it again"
-            ) from error
+    present = files.own_files(directory)
+    for shard, listed in _shards(directory, present).items():
+        handle = _tensors(directory, shard, present[shard], stack)
+        file = remote.join(directory, shard)
         names = set(handle.keys())
         if listed is not None:
             for name in sorted(listed - names):
@@ -133,11 +156,11 @@ def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Sto
                 )
         for name in sorted(names):
             if name in found:
-                wrong.append(f"{file}: {name} stands in {found[name].file.name} too")
+                wrong.append(f"{file}: {name} stands in {found[name].file} too")
                 continue
             view = handle.get_slice(name)
             shape = tuple(int(size) for size in view.get_shape())
-            found[name] = Stored(handle, name, file, shape, view.get_dtype())
+            found[name] = Stored(handle, name, shard, shape, view.get_dtype())
     if wrong:
         raise ValueError("inconsistent checkpoint:\n  " + "\n  ".join(wrong))
     return found
@@ -145,14 +168,17 @@ def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Sto
 
 @contextlib.contextmanager
 def opened(directory: str | pathlib.Path) -> Iterator[Source]:
-    """Read the headers of a checkpoint's files; tensors stay on disk until read.
+    """Read the headers of a checkpoint's files; tensors stay there until read.
+
+    Args:
+      directory: a path, or an address, whose tensors are fetched one by one.
 
     Raises:
       FileNotFoundError, ValueError: naming the file; index and headers must agree.
     """
     with contextlib.ExitStack() as stack:
-        found = _open(pathlib.Path(directory), stack)
-        yield Source(pathlib.Path(directory), found, table.detect(found.keys()))
+        found = _open(directory, stack)
+        yield Source(directory, found, table.detect(found.keys()))
 
 
 def account(source: Source, cfg: InternVLConfig) -> None:
@@ -168,7 +194,7 @@ def account(source: Source, cfg: InternVLConfig) -> None:
         if name not in source.found
     ]
     for name, stored in source.found.items():
-        where = f"{name} in {stored.file.name}"
+        where = f"{name} in {stored.file}"
         if name not in wanted:
             wrong.append(f"surplus {where} {stored.shape}")
         elif stored.shape != wanted[name]:
@@ -197,12 +223,9 @@ def dtypes(directory: str | pathlib.Path) -> dict[str, str]:
     Raises:
       FileNotFoundError: if there is neither.
     """
-    directory = pathlib.Path(directory)
-    if (directory / files.DTYPES).is_file():
-        return {
-            name: str(dtype)
-            for name, dtype in files.read_json(directory / files.DTYPES).items()
-        }
+    if files.DTYPES in files.own_files(directory):
+        recorded = files.read_json_at(directory, files.DTYPES)
+        return {name: str(dtype) for name, dtype in recorded.items()}
     with opened(directory) as source:
         return {n: NAMES.get(s.code, s.code) for n, s in source.found.items()}
 

@@ -22,17 +22,19 @@ from mpo_jax.convert import files, source, table, vocabulary
 from mpo_jax.models import internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
+from mpo_jax.utils import remote
 
 _CHUNK_BYTES = 256 * 2**20
 
 
-def _spec(directory: pathlib.Path, path: str) -> dict[str, Any]:
-    base = (directory / checkpoint.PARAMS).absolute().as_uri() + "/"
+def _spec(directory: str | pathlib.Path, path: str) -> dict[str, Any]:
+    place = remote.join(directory, checkpoint.PARAMS)
+    base = place if isinstance(place, str) else place.absolute().as_uri()
     return {
         "driver": "zarr3",
         "kvstore": {
             "driver": "ocdbt",
-            "base": base,
+            "base": base + "/",
             "path": path.replace("/", ".") + "/",
         },
     }
@@ -56,7 +58,7 @@ class Sink:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: str | pathlib.Path,
         model: internvl.InternVL,
         dtypes: Mapping[str, np.dtype],
         *,
@@ -105,7 +107,7 @@ class Sink:
 
 
 def write(
-    directory: pathlib.Path,
+    directory: str | pathlib.Path,
     opened: source.Source,
     model: internvl.InternVL,
     progress: files.Progress,
@@ -117,7 +119,7 @@ def write(
     """Stream released files into a checkpoint, going on where `progress` says.
 
     Args:
-      directory: of the checkpoint.
+      directory: of the checkpoint; a path or a ``gs://`` address.
       opened: files that fit the model (``source.account``).
       dtype: as for ``hf.load``.
       addition: tokens that get new rows.
@@ -151,7 +153,7 @@ class Reader:
 
     _KEPT = 3  # query, key and value stand in one tensor
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: str | pathlib.Path):
         self._directory = directory
         self._stores: dict[str, Any] = {}
         self._whole: dict[str, np.ndarray] = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpo_jax.convert import files, hf, source, table
 from mpo_jax.data import tokenizer
-from mpo_jax.models import internvl, native_config
+from mpo_jax.models import config, internvl, native_config
 
 RELATIVE = 1e-4
 """Bound on the difference of float32 logits, relative to the largest logit.
@@ -60,6 +60,114 @@ def compare_tensors(
     return entries
 
 
+def compare_config(
+    directory: str | pathlib.Path,
+    model: internvl.InternVL,
+    *,
+    origin: str | pathlib.Path | None = None,
+) -> list[str]:
+    """Fields of the written ``config.json`` that describe another model than ours.
+
+    Args:
+      origin: directory of the configuration that was meant. With it, a scaling rule
+        is compared as it is written too: ``dynamic`` is the plain rule to us, but its
+        factor counts in other programs.
+
+    Returns:
+      One line per field, with its name in the file, the value read and ours.
+
+    Raises:
+      ValueError: if the file is malformed or names something that is not supported.
+    """
+    directory = pathlib.Path(directory)
+    raw = files.read_json(directory / "config.json")
+    native = native_config.is_native(raw)
+    stated, meant = config.load(directory).fields(), model.cfg.fields()
+    differ = [name for name, ours in meant.items() if stated[name] != ours]
+    if "template" in differ and not meant["template"]:
+        # A model of the native layout names none; an export may gain one.
+        differ.remove("template")
+    wrong = []
+    if "language.rope" in differ:
+        # Computed from several fields: the rule itself is wrong if those agree.
+        differ.remove("language.rope")
+        inputs = ("rope_theta", "head_dim", "max_position_embeddings")
+        if not {f"language.{name}" for name in inputs} & set(differ):
+            field = _written_name("language.rope", native=native)
+            wrong = [f"config.json: {field} gives other rotary frequencies than ours"]
+    wrong += [
+        f"config.json: {_written_name(name, native=native)} is {stated[name]!r}, "
+        f"ours is {meant[name]!r}"
+        for name in differ
+    ]
+    if origin is not None:
+        rules = [
+            _rope_scaling(files.read_json(pathlib.Path(place) / "config.json"))
+            for place in (directory, origin)
+        ]
+        if rules[0] != rules[1]:
+            field = _written_name("language.rope", native=native)
+            wrong.append(f"config.json: {field} is {rules[0]}, ours is {rules[1]}")
+    if native:
+        token = files.special_token_id(directory, tokenizer.IMG_CONTEXT)
+        wanted = {
+            "image_token_id": token,
+            "image_seq_length": model.cfg.tokens_per_tile,
+        }
+        wanted |= {"tie_word_embeddings": False}
+        wrong += [
+            f"config.json: {name} is {raw.get(name)!r}, must be {value!r}"
+            for name, value in wanted.items()
+            if raw.get(name) != value
+        ]
+    return wrong
+
+
+def _rope_scaling(raw: dict[str, Any]) -> dict[str, Any]:
+    """The scaling rule of a ``config.json``, whichever way it is spelt."""
+    if native_config.is_native(raw):
+        raw = native_config.to_original(raw)
+    llm = raw["llm_config"]
+    scaling = llm.get("rope_scaling") or llm.get("rope_parameters") or {}
+    rule = native_config.scaling_rule(scaling)
+    return {} if rule["type"] in ("default", None) else rule
+
+
+# Fields whose name in the file is another one: (ours, original, native). A section
+# alone stands for all of its fields of the same name.
+_WRITTEN = {
+    "vision": ("vision_config", "vision_config"),
+    "vision.qkv_bias": ("vision_config.qkv_bias", "vision_config.attention_bias"),
+    "vision.qk_normalization": (
+        "vision_config.qk_normalization",
+        "vision_config.use_qk_norm",
+    ),
+    "vision.initializer_factor": (
+        "vision_config.initializer_factor",
+        "vision_config.layer_scale_init_value",
+    ),
+    "language": ("llm_config", "text_config"),
+    "language.kind": ("llm_config.architectures", "text_config.model_type"),
+    "language.qk_norm": ("llm_config.architectures", "text_config.model_type"),
+    "language.qkv_bias": ("llm_config.attention_bias", "text_config.attention_bias"),
+    "language.out_bias": ("llm_config.attention_bias", "text_config.attention_bias"),
+    "language.rope": ("llm_config.rope_scaling", "text_config.rope_scaling"),
+    "image_size": ("force_image_size", "image_seq_length"),
+    "select_layer": ("select_layer", "vision_feature_layer"),
+    "min_tiles": ("min_dynamic_patch", f"{native_config.KEPT}.min_dynamic_patch"),
+    "max_tiles": ("max_dynamic_patch", f"{native_config.KEPT}.max_dynamic_patch"),
+    "use_thumbnail": ("use_thumbnail", f"{native_config.KEPT}.use_thumbnail"),
+    "template": ("template", f"{native_config.KEPT}.template"),
+}
+
+
+def _written_name(name: str, *, native: bool) -> str:
+    if name in _WRITTEN:
+        return _WRITTEN[name][native]
+    section, _, rest = name.rpartition(".")
+    return f"{_WRITTEN[section][native]}.{rest}" if section else name
+
+
 def example(model: internvl.InternVL, token: int, *, seed: int = 0):
     """Ids ``[1, s]`` and normalised tiles ``[2, S, S, 3]`` of one made-up question."""
     rng = np.random.default_rng(seed)
@@ -74,8 +182,8 @@ def example(model: internvl.InternVL, token: int, *, seed: int = 0):
     return ids, rng.standard_normal((count, side, side, 3)).astype(np.float32)
 
 
-def torch_model(directory: str | pathlib.Path, model: internvl.InternVL, token: int):
-    """The export in transformers' own class, float32.
+def torch_model(directory: str | pathlib.Path, token: int):
+    """The export in transformers' own class, float32, built from its ``config.json``.
 
     Raises:
       ValueError: if it misses a tensor, or does not know or not fit one; names them.
@@ -89,6 +197,8 @@ def torch_model(directory: str | pathlib.Path, model: internvl.InternVL, token: 
         ) from error
     directory = pathlib.Path(directory)
     raw = files.read_json(directory / "config.json")
+    # What the export says, not what it was made from: a wrong field must show.
+    stated = internvl.InternVL(config.load(directory))
     kind = transformers.InternVLForConditionalGeneration
     if native_config.is_native(raw):
         loaded, info = kind.from_pretrained(  # type: ignore[misc]
@@ -102,15 +212,15 @@ def torch_model(directory: str | pathlib.Path, model: internvl.InternVL, token: 
             raise ValueError(f"{directory}: transformers reports {wrong}")
         return loaded.eval()
     native = native_config.from_original(
-        raw, model.cfg, image_token_id=token, dtype="float32"
+        raw, stated.cfg, image_token_id=token, dtype="float32"
     )
     native.pop(native_config.KEPT)
     built: Any = kind(transformers.InternVLConfig(**native)).eval()
     with source.opened(directory) as opened:
-        fetch = hf.fetch_source(opened, model)
+        fetch = hf.fetch_source(opened, stated)
         state = {
             name: torch.from_numpy(np.array(tensor, np.float32))
-            for unit in table.units(model.cfg, table.NATIVE_NEW)
+            for unit in table.units(stated.cfg, table.NATIVE_NEW)
             for name, tensor in hf.tensors_of(unit, fetch)
         }
     missing, unknown = built.load_state_dict(state, strict=False, assign=True)
@@ -138,7 +248,7 @@ def compare_outputs(
         raise ValueError(
             f"{directory}: no tokenizer that knows {tokenizer.IMG_CONTEXT}"
         )
-    reference = torch_model(directory, model, token)
+    reference = torch_model(directory, token)
     import torch
 
     ids, tiles = example(model, token)
@@ -176,13 +286,24 @@ def compare_outputs(
 
 
 def check(
-    directory: str | pathlib.Path, fetch: hf.Fetch, model: internvl.InternVL
+    directory: str | pathlib.Path,
+    fetch: hf.Fetch,
+    model: internvl.InternVL,
+    *,
+    origin: str | pathlib.Path | None = None,
 ) -> str:
     """All of it. Returns a report to print.
 
+    Args:
+      origin: see :func:`compare_config`.
+
     Raises:
-      ValueError: with the report, if anything differs.
+      ValueError: with the report, if anything differs. A wrong ``config.json`` ends it
+        before weights are read.
     """
+    wrong = compare_config(directory, model, origin=origin)
+    if wrong:
+        raise ValueError("\n".join(["verification failed:", *wrong]))
     entries = compare_tensors(directory, fetch, model)
     width = max(len(entry.name) for entry in entries)
     lines = [

@@ -49,7 +49,7 @@ def plan(directory: str | pathlib.Path, tokens: tuple[str, ...]) -> Addition:
     if not tokens:
         return Addition()
     chat = tokenizer.load_tokenizer(directory)
-    known = {token for token, _, _ in chat.added_tokens()}
+    known = {token.content for token in chat.added_tokens()}
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1 or token in known:
             raise ValueError(
@@ -129,7 +129,7 @@ def write_files(
         _write(file, content)
     chat = tokenizer.load_tokenizer(directory)
     for token, i in ids.items():
-        found = chat.encode(token, bos=False)
+        found = chat.encode(token, bos=False, start=False)
         if found != [i]:
             raise ValueError(
                 f"{directory}: new token {token!r} should be {i}, but the tokenizer "

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpo_jax.convert import files
 from mpo_jax.convert.source import CODES
+from mpo_jax.utils import remote
 
 SHARD_BYTES = 5 * 10**9  # the released files' limit
 
@@ -63,6 +64,7 @@ class Writer:
         dtypes: Mapping[str, str],
         *,
         max_shard_bytes: int = SHARD_BYTES,
+        store: remote.Folder | None = None,
     ):
         """Plan the files.
 
@@ -71,7 +73,11 @@ class Writer:
           shapes: of every tensor, in the order that decides how files are cut.
           dtypes: ``float32``, ``bfloat16`` or ``float16``, by name.
           max_shard_bytes: limit of a file; one tensor is never split.
+          store: where files go when they are complete; `directory` then holds only
+            those being written.
         """
+        self._store = store
+        self._stored = {} if store is None else store.sizes()
         self._directory = pathlib.Path(directory)
         self._shapes, self._dtypes = dict(shapes), dict(dtypes)
         sizes = {
@@ -82,6 +88,7 @@ class Writer:
         self.plan = plan_shards(sizes, max_shard_bytes=max_shard_bytes)
         self._offsets: dict[str, int] = {}
         self._headers: dict[str, bytes] = {}
+        self._bytes: dict[str, int] = {}
         self._missing: dict[str, set[str]] = {}
         for file in dict.fromkeys(self.plan.values()):
             names = [name for name in self.plan if self.plan[name] == file]
@@ -104,12 +111,18 @@ class Writer:
             }
             self._offsets[name] = start
             start += sizes[name]
+        self._bytes[self.plan[names[0]]] = start
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
     def _complete(self, file: str) -> bool:
         path, header = self._directory / file, self._headers[file]
+        if self._store is not None:
+            return (
+                self._stored.get(file) == len(header) + self._bytes[file]
+                and self._store.read(file, 0, len(header)) == header
+            )
         if not path.is_file():
             return False
         with path.open("rb") as stream:
@@ -145,7 +158,11 @@ class Writer:
             stream.flush()
             os.fsync(stream.fileno())
             stream.close()
-            partial.rename(self._directory / file)
+            if self._store is None:
+                partial.rename(self._directory / file)
+            else:
+                self._store.upload(partial, file)
+                partial.unlink()
 
     def close(self) -> None:
         """Write the index.

@@ -28,7 +28,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mpo_jax.data import array_records, examples, index_build, ledger, records, shards
+from mpo_jax.data import (
+    array_records,
+    examples,
+    index_build,
+    ledger,
+    records,
+    shards,
+    template,
+)
 from mpo_jax.data import store as stores
 from mpo_jax.data import tokenizer as tokenizers
 from mpo_jax.types import PreferenceRecord
@@ -303,9 +311,13 @@ def build_index(
         raise ValueError(
             f"retry: unknown reasons {sorted(unknown)}; known: {list(ledger.REASONS)}"
         )
+    chat = tokenizers.load_tokenizer(os.fspath(tokenizer_path))
+    template.check_tokenizer(
+        template.get_template(policy.template), chat, where=os.fspath(tokenizer_path)
+    )
     store, sources = stores.open_data(meta_path, reroot=reroot)
     encoding = shards.Encoding(
-        tokenizer=tokenizers.load_tokenizer(os.fspath(tokenizer_path)),
+        tokenizer=chat,
         policy=policy,
         max_text_bytes=max_text_bytes,
         store=store,

@@ -82,8 +82,12 @@ class SentencePieceBPE:
       pieces: the piece of every id, ``len(pieces)`` ids.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, *, dummy_prefix: bool | None = None):
         """Parse `model`, the content of a ``tokenizer.model`` file.
+
+        Args:
+          model: the file.
+          dummy_prefix: put a space before every text; None is what the file says.
 
         Raises:
           ValueError: it is no such file, or needs something that is not built: a
@@ -109,7 +113,9 @@ class SentencePieceBPE:
             why = ", ".join(reason for reason, hit in refused.items() if hit)
             raise ValueError(f"sentencepiece model not supported: {why}")
         self._model = model
-        self._dummy_prefix = bool(proto.normalizer.add_dummy_prefix)
+        if dummy_prefix is None:
+            dummy_prefix = bool(proto.normalizer.add_dummy_prefix)
+        self._dummy_prefix = dummy_prefix
         self.pieces: list[str] = [piece.piece for piece in proto.pieces]
         self._types = types
         self._ids = {piece: i for i, piece in enumerate(self.pieces)}
@@ -138,7 +144,8 @@ class SentencePieceBPE:
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def __reduce__(self):
-        return type(self), (self._model,)
+        again = functools.partial(type(self), dummy_prefix=self._dummy_prefix)
+        return again, (self._model,)
 
     @property
     def model(self) -> bytes:

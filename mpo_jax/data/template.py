@@ -39,6 +39,8 @@ class Template:
       count_response: (joint) True counts the response by tokenising it alone, which
         notices text that merges across the header; False counts up to its end.
       system, user, assistant: headers of the messages.
+      markers: chat tokens, which a tokenizer must have as single tokens.
+      never_trained: tokens whose label is -100 wherever they stand.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Template:
     system: str = "<|im_start|>system\n"
     user: str = "<|im_start|>user\n"
     assistant: str = "<|im_start|>assistant\n"
+    markers: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+    never_trained: tuple[str, ...] = ()
 
     @property
     def stop(self) -> str:
@@ -84,6 +88,17 @@ TEMPLATES = {
             joint=True,
         ),
         Template(
+            name="phi3-chat",
+            system_message=_SYSTEM_2,
+            separator="<|end|>",
+            joint=True,
+            system="<|system|>\n",
+            user="<|user|>\n",
+            assistant="<|assistant|>\n",
+            markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+            never_trained=("<|endoftext|>",),
+        ),
+        Template(
             name="internvl2_5",
             system_message=_SYSTEM_2_5,
             separator="<|im_end|>\n",
@@ -111,6 +126,30 @@ def get_template(name: str) -> Template:
         f"unknown template {name!r} (data.template, or template in config.json); "
         f"{hint}known: {', '.join(TEMPLATES)}"
     )
+
+
+def check_tokenizer(template: Template, tokenizer: ChatTokenizer, where: str) -> None:
+    """Check that every chat token of a template is one token of a tokenizer.
+
+    Args:
+      where: the tokenizer's place, for the message.
+
+    Raises:
+      ValueError: naming template, token and the templates that would fit.
+    """
+    for token in template.markers:
+        if tokenizer.id_of(token) is None:
+            fits = [
+                other.name
+                for other in TEMPLATES.values()
+                if all(tokenizer.id_of(t) is not None for t in other.markers)
+            ]
+            hint = f"use data.template={' or '.join(fits)}" if fits else "no one fits"
+            raise ValueError(
+                f"template {template.name!r} needs the token {token!r}, which the "
+                f"tokenizer of {where} does not have; {hint}, or set data.tokenizer to "
+                "the model's own"
+            )
 
 
 def add_placeholder(question: str) -> str:
@@ -184,8 +223,9 @@ def encode_side(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and labels of one question with one response, as upstream trains on them.
 
-    The sources are upstream's ``preprocess_internlm``, ``preprocess_mpt`` and
-    ``preprocess_internvl2_5``. Trained are the response and ``<|im_end|>``. Where a
+    The sources are upstream's ``preprocess_internlm``, ``preprocess_mpt``,
+    ``preprocess_phi3`` and ``preprocess_internvl2_5``. Trained are the response and
+    the token that ends it. Where a
     joint template cannot align text and tokens (the counts differ), every label is
     -100, as upstream; so it is for an empty response in a joint template, which
     upstream renders as a bare header. Examples of either kind must not be trained.
@@ -216,6 +256,8 @@ def encode_side(
     id_array = np.asarray(ids, np.int32)
     labels = np.full_like(id_array, IGNORED)
     labels[start:end] = id_array[start:end]
+    for token in template.never_trained:
+        labels[id_array == tokenizer.id_of(token)] = IGNORED
     return id_array, labels
 
 
@@ -304,7 +346,7 @@ def _encode_images(
             ids.append(tokenizer.img_start_id)
             ids.extend([tokenizer.img_context_id] * counts[number - 1])
             ids.append(tokenizer.img_end_id)
-        ids.extend(tokenizer.encode(part, bos=False))
+        ids.extend(tokenizer.encode(part, bos=False, start=not number))
     if bos is None:
         bos = tokenizer.add_bos
     if bos:

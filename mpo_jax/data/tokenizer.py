@@ -1,13 +1,15 @@
 """Tokenizers of the released checkpoints, loaded from a directory without its code.
 
-Two layouts are read: InternLM2's sentencepiece model with added tokens, and byte-level
-BPE (Qwen2, Qwen2.5 and their like) through transformers. Both give a
-:class:`ChatTokenizer`, which knows the chat and image tokens by name and pickles, so
-that spawned workers can have it.
+Two layouts are read: a sentencepiece model with added tokens (InternLM2, and Llama's
+tokenizer, which Phi-3 has), and byte-level BPE (Qwen2, Qwen2.5 and their like) through
+transformers. Both give a :class:`ChatTokenizer`, which knows the image tokens by name
+and pickles, so that spawned workers can have it. Which chat tokens there must be is the
+template's matter (``template.check_tokenizer``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -37,7 +39,29 @@ ADDED_TOKENS = IMAGE_TOKENS + (
 )
 """Tokens that upstream adds to a bare language model's tokenizer, in this order."""
 
+SPACE_NOT_BEFORE = "space_not_before"
+"""Key of a native export's tokenizer_config.json: Llama's newer rule about the space
+before a text holds for ``tokenizer.model``, with these exceptions."""
+
 _CONFIG = "tokenizer_config.json"
+_AFTER = IMG_END + "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that text is split at before it is tokenised.
+
+    Attributes:
+      content, id: its text and id.
+      special: whether decoding may leave it out.
+      lstrip, rstrip: whether white space before and after it is lost.
+    """
+
+    content: str
+    id: int
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 class _Backend(Protocol):
@@ -46,10 +70,10 @@ class _Backend(Protocol):
     def id_of(self, token: str) -> int | None: ...
     def token(self, i: int) -> str: ...
     def size(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, start: bool) -> list[int]: ...
     def decode(self, ids: list[int], skip_special: bool) -> str: ...
     def identity(self) -> bytes: ...
-    def added(self) -> list[tuple[str, int, bool]]: ...
+    def added(self) -> list[AddedToken]: ...
 
 
 class ChatTokenizer:
@@ -59,7 +83,6 @@ class ChatTokenizer:
       vocab_size: number of embedding rows that the ids need (highest id + 1).
       bos_id: id of the begin-of-sequence token, None where there is none.
       pad_id: id that upstream pads with; upstream counts it as "no token".
-      im_start_id, im_end_id: ids of ``<|im_start|>`` and ``<|im_end|>``.
       img_start_id, img_end_id, img_context_id: ids of :data:`IMAGE_TOKENS`.
       add_bos: whether upstream's tokenizer puts BOS before every text.
     """
@@ -78,11 +101,16 @@ class ChatTokenizer:
         if pad is None:
             raise ValueError(f"{_CONFIG} names no pad_token; add one")
         self.pad_id = self._named(pad)
-        self.im_start_id = self._named("<|im_start|>")
-        self.im_end_id = self._named("<|im_end|>")
         self.img_start_id = self._named(IMG_START)
         self.img_end_id = self._named(IMG_END)
         self.img_context_id = self._named(IMG_CONTEXT)
+        for token in backend.added():
+            # Texts are cut at image tokens and encoded in parts.
+            if token.content in IMAGE_TOKENS and (token.lstrip or token.rstrip):
+                raise ValueError(
+                    f"image token {token.content!r} has lstrip or rstrip, which is not "
+                    f"supported; set both to false in {_CONFIG}"
+                )
         if add_bos and self.bos_id is None:
             raise ValueError(f"{_CONFIG}: add_bos_token is true without a bos_token")
         self.add_bos = add_bos
@@ -96,19 +124,26 @@ class ChatTokenizer:
             )
         return found
 
-    def encode(self, text: str, *, bos: bool) -> list[int]:
+    def id_of(self, token: str) -> int | None:
+        """Id of the text that is one token by itself, None if it is not."""
+        ids = self.encode(token, bos=False, start=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def encode(self, text: str, *, bos: bool, start: bool = True) -> list[int]:
         """Ids of `text`; the strings of special tokens in it become those tokens.
 
         Args:
           text: any text; it is never truncated.
           bos: put the begin-of-sequence token first.
+          start: False where `text` goes on after a special token; Llama's tokenizer
+            puts a space before a text, but not there.
 
         Raises:
           ValueError: `bos` without such a token, or text with a lone surrogate
             (a ``UnicodeEncodeError``, which is a ``ValueError``).
         """
         text.encode("utf-8")  # one error for both back ends
-        ids = self._backend.encode(text)
+        ids = self._backend.encode(text, start)
         if not bos:
             return ids
         if self.bos_id is None:
@@ -135,9 +170,17 @@ class ChatTokenizer:
             raise IndexError(f"token id {i} is outside [0, {self.vocab_size})")
         return self._backend.token(i)
 
-    def added_tokens(self) -> list[tuple[str, int, bool]]:
-        """Tokens that text is split at first: (token, id, special), by id."""
-        return sorted(self._backend.added(), key=lambda token: token[1])
+    def added_tokens(self) -> list[AddedToken]:
+        """Tokens that text is split at first, by id."""
+        return sorted(self._backend.added(), key=lambda token: token.id)
+
+    @property
+    def space_not_before(self) -> frozenset[str] | None:
+        """Tokens that a text may begin with without getting a space in front.
+
+        None where texts get no space, or each part of them gets one.
+        """
+        return getattr(self._backend, "spaced", None)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -149,18 +192,27 @@ class ChatTokenizer:
 
 
 class _SentencePieceBackend:
-    """Upstream's slow tokenizer: text is split at added tokens, the rest is encoded."""
+    """Upstream's slow tokenizers: text is split at added tokens, the rest is encoded.
+
+    Attributes:
+      spaced: tokens of Llama's newer rule (``legacy`` false): a text gets one space in
+        front, which goes where one of these comes first. None puts none; then it is
+        the model file that says whether every part gets one.
+    """
 
     def __init__(
         self,
         bpe: sentencepiece_bpe.SentencePieceBPE,
-        added: Mapping[str, int],
-        special: frozenset[str],
+        added: Mapping[str, AddedToken],
+        *,
+        spaced: frozenset[str] | None = None,
     ):
         self._bpe = bpe
-        self._added = dict(added)
-        self._special_ids = {added[token] for token in special}
-        self._tokens = {i: token for token, i in added.items()}
+        self._entries = dict(added)
+        self.spaced = spaced
+        self._added = {token: entry.id for token, entry in added.items()}
+        self._special_ids = {e.id for e in added.values() if e.special}
+        self._tokens = {i: token for token, i in self._added.items()}
         # Longest first, as upstream's trie finds them.
         names = sorted(added, key=lambda token: (-len(token), token))
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")")
@@ -175,9 +227,21 @@ class _SentencePieceBackend:
     def size(self) -> int:
         return max(len(self._bpe.pieces), *(i + 1 for i in self._tokens))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, start: bool) -> list[int]:
+        if self.spaced is not None:  # what tokens swallow includes written spaces
+            text = text.replace(sentencepiece_bpe.SPACE, " ")
+        parts = self._split.split(text)
+        if start and text and self.spaced is not None:
+            alone = not parts[0] and len(parts) > 1 and parts[1] in self.spaced
+            parts[0] = parts[0] if alone else " " + parts[0]
+        for number in range(1, len(parts), 2):
+            entry = self._entries[parts[number]]
+            if entry.lstrip:
+                parts[number - 1] = parts[number - 1].rstrip()
+            if entry.rstrip:
+                parts[number + 1] = parts[number + 1].lstrip()
         ids: list[int] = []
-        for number, part in enumerate(self._split.split(text)):
+        for number, part in enumerate(parts):
             if number % 2:
                 ids.append(self._added[part])
             elif part:
@@ -196,20 +260,31 @@ class _SentencePieceBackend:
             if not (skip_special and i in self._special_ids):
                 text.append(self._tokens[i])
         text.append(self._bpe.decode(run))
-        return "".join(text)
+        whole = "".join(text)
+        if self.spaced is not None and ids and ids[0] not in self._tokens:
+            return whole.removeprefix(" ")
+        return whole
 
-    def added(self) -> list[tuple[str, int, bool]]:
-        return [(t, i, i in self._special_ids) for t, i in self._added.items()]
+    def added(self) -> list[AddedToken]:
+        return list(self._entries.values())
 
     def identity(self) -> bytes:
-        return self._bpe.model + json.dumps(sorted(self._added.items())).encode()
+        parts: list[Any] = [sorted(self._added.items())]
+        strips = [(e.id, e.lstrip, e.rstrip) for e in self._entries.values()]
+        parts += [sorted(s)] if (s := [x for x in strips if x[1] or x[2]]) else []
+        parts += [] if self.spaced is None else [sorted(self.spaced)]
+        described = json.dumps(parts[0] if len(parts) == 1 else parts)
+        return self._bpe.model + described.encode()
 
 
-class _ByteLevelBackend:
-    """Byte-level BPE of the ``tokenizers`` library."""
+class _FastBackend:
+    """A tokenizer of the ``tokenizers`` library, mostly byte-level BPE."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self._backend = backend
+        # Some put a space before a text: then one that goes on needs a token before it.
+        probe = [backend.encode(t, add_special_tokens=False).ids for t in ("a", _AFTER)]
+        self._anchored = probe[0] != probe[1][1:]
 
     def id_of(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -223,15 +298,20 @@ class _ByteLevelBackend:
     def size(self) -> int:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, start: bool) -> list[int]:
+        if self._anchored and not start:
+            text = IMG_END + text
+            return self._backend.encode(text, add_special_tokens=False).ids[1:]
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special)
 
-    def added(self) -> list[tuple[str, int, bool]]:
-        decoder = self._backend.get_added_tokens_decoder()
-        return [(token.content, i, token.special) for i, token in decoder.items()]
+    def added(self) -> list[AddedToken]:
+        return [
+            AddedToken(token.content, i, token.special, token.lstrip, token.rstrip)
+            for i, token in self._backend.get_added_tokens_decoder().items()
+        ]
 
     def identity(self) -> bytes:
         return self._backend.to_str().encode()
@@ -240,10 +320,10 @@ class _ByteLevelBackend:
 def load_tokenizer(path: str | pathlib.Path) -> ChatTokenizer:
     """Load the tokenizer of a checkpoint directory; code in it is never run.
 
-    The layouts, first match wins: ``tokenizer.model`` (InternLM2, the ids of the
-    slow tokenizer that upstream trains with), ``tokenizer.json`` (taken as it is),
-    ``vocab.json`` + ``merges.txt`` (Qwen2). Image tokens that are missing are added
-    behind the last id in upstream's order, :data:`ADDED_TOKENS`.
+    The layouts, first match wins: ``tokenizer.model`` (InternLM2, Llama and Phi-3: the
+    ids of the slow tokenizers that upstream trains with), ``tokenizer.json`` (taken as
+    it is), ``vocab.json`` + ``merges.txt`` (Qwen2). Image tokens that are missing are
+    added behind the last id in upstream's order, :data:`ADDED_TOKENS`.
 
     One known difference: upstream's slow Qwen2 tokenizer normalises (NFC) before it
     looks for special tokens, here it is after, so that a combining character behind
@@ -258,11 +338,11 @@ def load_tokenizer(path: str | pathlib.Path) -> ChatTokenizer:
     if (path / "tokenizer.json").is_file() or all(
         (path / name).is_file() for name in ("vocab.json", "merges.txt")
     ):
-        return _load_byte_level(path)
+        return _load_fast(path)
     raise ValueError(
-        f"no tokenizer in {str(path)!r}: looked for tokenizer.model (InternLM2), "
-        "tokenizer.json, or vocab.json with merges.txt (Qwen2); set data.tokenizer "
-        "to a directory that holds one"
+        f"no tokenizer in {str(path)!r}: looked for tokenizer.model (InternLM2, "
+        "Phi-3), tokenizer.json, or vocab.json with merges.txt (Qwen2); set "
+        "data.tokenizer to a directory that holds one"
     )
 
 
@@ -275,21 +355,27 @@ def _load_sentencepiece(path: pathlib.Path) -> ChatTokenizer:
     config = _read_json(path / _CONFIG)
     special_map = _read_json(path / "special_tokens_map.json")
 
-    def named(key: str) -> str | None:
-        value = config.get(key, special_map.get(key))
+    def text_of(value: Any) -> Any:
         return value.get("content") if isinstance(value, dict) else value
 
+    def named(key: str) -> str | None:
+        return text_of(config.get(key, special_map.get(key)))
+
     added: dict[str, int] = dict(_read_json(path / "added_tokens.json"))
-    special = {*config.get("additional_special_tokens", ()), *ADDED_TOKENS}
+    strips: dict[str, dict[str, bool]] = {}
+    # Upstream's loader looks at special_tokens_map.json where the decoder is absent.
+    holder = config if "added_tokens_decoder" in config else special_map | config
+    listed = holder.get("additional_special_tokens") or ()
+    named_special = {text_of(token) for token in listed}
+    special = {*named_special, *ADDED_TOKENS}
     for i, entry in config.get("added_tokens_decoder", {}).items():
         content = entry["content"]
-        # These change the text around a token, which no InternLM2 release does.
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if entry.get(flag):
-                raise ValueError(
-                    f"{path / _CONFIG}: token {content!r} has {flag}=true, which is "
-                    "not supported"
-                )
+        if entry.get("single_word"):
+            raise ValueError(
+                f"{path / _CONFIG}: token {content!r} has single_word=true, which is "
+                "not supported"
+            )
+        strips[content] = {k: bool(entry.get(k)) for k in ("lstrip", "rstrip")}
         if added.setdefault(content, int(i)) != int(i):
             raise ValueError(
                 f"{path}: token {content!r} has id {added[content]} in "
@@ -302,16 +388,25 @@ def _load_sentencepiece(path: pathlib.Path) -> ChatTokenizer:
         found = None if token is None else bpe.id_of(token)
         if token is not None:
             special.add(token)
+            named_special.add(token)
             if found is not None:
                 added.setdefault(token, found)
     after = max(len(bpe.pieces), *(i + 1 for i in added.values()))
     for token in ADDED_TOKENS:
         if token not in added:
             added[token] = after
+            named_special.add(token)
             after += 1
     if len(set(added.values())) != len(added):
         raise ValueError(f"{path}: two added tokens share an id: {added}")
-    backend = _SentencePieceBackend(bpe, added, frozenset(special & added.keys()))
+    entries = {
+        token: AddedToken(token, i, token in special, **strips.get(token, {}))
+        for token, i in added.items()
+    }
+    spaced = _spaced(path, config, named_special & added.keys())
+    if spaced is not None:
+        bpe = sentencepiece_bpe.SentencePieceBPE(bpe.model, dummy_prefix=False)
+    backend = _SentencePieceBackend(bpe, entries, spaced=spaced)
     bos = named("bos_token")
     try:
         return ChatTokenizer(
@@ -325,7 +420,28 @@ def _load_sentencepiece(path: pathlib.Path) -> ChatTokenizer:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load_byte_level(path: pathlib.Path) -> ChatTokenizer:
+def _spaced(
+    path: pathlib.Path, config: Mapping[str, Any], named: set[str]
+) -> frozenset[str] | None:
+    """Llama's newer rule about the space before a text, where that is the rule.
+
+    Args:
+      named: special tokens that have a role or are named as special.
+    """
+    if SPACE_NOT_BEFORE in config:
+        return frozenset(config[SPACE_NOT_BEFORE])
+    name = str(config.get("tokenizer_class", ""))
+    if not name.startswith("Llama") or config.get("legacy", True):
+        return None  # the model file says it
+    if not config.get("add_prefix_space", True):
+        raise ValueError(
+            f"{path / _CONFIG}: add_prefix_space=false is not supported for {name}; "
+            "remove it if the model was not trained with it"
+        )
+    return frozenset(named)
+
+
+def _load_fast(path: pathlib.Path) -> ChatTokenizer:
     import transformers  # takes seconds; workers get a pickled tokenizer instead
 
     if (path / "tokenizer.json").is_file():
@@ -352,7 +468,7 @@ def _load_byte_level(path: pathlib.Path) -> ChatTokenizer:
     )
     try:
         return ChatTokenizer(
-            _ByteLevelBackend(backend),
+            _FastBackend(backend),
             bos=loaded.bos_token,
             pad=loaded.pad_token,
             add_bos=bool(getattr(loaded, "add_bos_token", False)),

@@ -136,6 +136,18 @@ class InternVLConfig:
     max_tiles: int
     use_thumbnail: bool
 
+    def fields(self) -> dict[str, Any]:
+        """Every field by its path, e.g. ``{"language.rope_theta": 1e6}``."""
+        out: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if dataclasses.is_dataclass(value):
+                inner = dataclasses.fields(value)
+                out |= {f"{field.name}.{f.name}": getattr(value, f.name) for f in inner}
+            else:
+                out[field.name] = value
+        return out
+
     @property
     def tokens_per_tile(self) -> int:
         """``I``: language tokens per tile (256 at 448 pixels)."""

@@ -181,14 +181,14 @@ def _overlay(base: dict[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and isinstance(base.get(name), dict):
             if name != "rope_scaling":
                 _overlay(base[name], value)
-            elif _rule(base[name]) != _rule(value):
+            elif scaling_rule(base[name]) != scaling_rule(value):
                 base[name] = dict(value)
         else:
             base[name] = value
     return base
 
 
-def _rule(scaling: Mapping[str, Any]) -> dict[str, Any]:
+def scaling_rule(scaling: Mapping[str, Any]) -> dict[str, Any]:
     """A scaling rule without its synonyms and without what stands elsewhere too."""
     out = {k: v for k, v in scaling.items() if k not in _SYNONYMS}
     rule = scaling.get("rope_type", scaling.get("type"))

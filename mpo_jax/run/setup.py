@@ -12,12 +12,13 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hub
 from mpo_jax.data import examples, tokenizer
+from mpo_jax.data import template as template_lib
 from mpo_jax.losses import mixture
 from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state
-from mpo_jax.utils import progress, slices
+from mpo_jax.utils import progress, remote, slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ def setup(
       ValueError: if config, model and tokenizer do not fit together; says what to do.
     """
     cfg.validate()
+    _check_places(cfg, workdir)
     mixture.validate_loss_config(cfg.loss)
     if cfg.mode == types.MPO and mixture.needs_reference(cfg.loss):
         if cfg.reference.mode == "none":
@@ -69,7 +71,11 @@ def setup(
         raise ValueError(
             f"{source.files}/config.json names no template; set data.template"
         )
-    path = pathlib.Path(cfg.data.tokenizer or source.files)
+    path = source.files
+    if cfg.data.tokenizer:
+        path = pathlib.Path(cfg.data.tokenizer)
+        if remote.is_remote(cfg.data.tokenizer):
+            path = hub.resolve(cfg.data.tokenizer, weights=False)
     chat = tokenizer.load_tokenizer(path)
     if chat.vocab_size > model_cfg.language.vocab_size:
         raise ValueError(
@@ -77,6 +83,9 @@ def setup(
             f"{model_cfg.language.vocab_size} embeddings; set data.tokenizer to the "
             "model's own"
         )
+    template_lib.check_tokenizer(
+        template_lib.get_template(template), chat, where=str(path)
+    )
     longest = max(
         shape.prompt_tokens + max(shape.chosen_tokens, shape.rejected_tokens)
         for shape in (cfg.rows.short, cfg.rows.long)
@@ -103,11 +112,6 @@ def setup(
         tensor=cfg.mesh.tensor,
         devices=devices,
     )
-    if "://" in str(workdir):
-        raise ValueError(
-            f"workdir={workdir}: write to a directory; mount a bucket "
-            "(tpu_setup/README.md) instead of naming its address"
-        )
     if cfg.topology:
         _check_topology(cfg.topology, mesh)
     workdir = pathlib.Path(workdir)
@@ -122,6 +126,21 @@ def setup(
         policy=policy,
         img_context_id=chat.img_context_id,
     )
+
+
+def _check_places(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
+    """Refuse an address where a directory is needed; models may have one."""
+    logs = "metrics are appended to, and results appear by a rename"
+    read = "annotations and images are read as files, at any place in them"
+    parts = "its parts appear by a rename"
+    for field, place, why in (
+        ("workdir", str(workdir), logs),
+        ("data.meta", cfg.data.meta, read),
+        ("data.eval_meta", cfg.data.eval_meta, read),
+        ("data.cache_dir", cfg.data.cache_dir, parts),
+        ("reference.cache", cfg.reference.cache, parts),
+    ):
+        remote.refuse(place, field=field, why=why)
 
 
 def _check_topology(name: str, mesh: Any) -> None:

@@ -204,11 +204,11 @@ def train(
     return {"before": before, "after": after, "params": final.params}
 
 
-def _compile_cache(run: setup.Setup) -> pathlib.Path | None:
+def _compile_cache(run: setup.Setup) -> str | pathlib.Path | None:
     name = run.cfg.compile_cache
     if name == "none":
         return None
-    return pathlib.Path(name) if name else run.workdir / "compile_cache"
+    return name if name else run.workdir / "compile_cache"
 
 
 def _eval_names(values: dict[str, float]) -> dict[str, float]:

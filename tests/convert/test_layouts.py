@@ -10,35 +10,14 @@ import json
 import pathlib
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_family
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax.convert import files, hf, hub, layouts, table, verify
 from mpo_jax.demo import tiny_model
 from mpo_jax.models import config, internvl, native_config
-
-SMALL_VIT = {"qkv_bias": True, "qk_normalization": False, "norm_type": "layer_norm"}
-DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
-SU = {
-    "rope_scaling": {
-        "type": "su",
-        "short_factor": [1.0, 1.5],
-        "long_factor": [1.0, 4.0],
-    },
-    "original_max_position_embeddings": 16,
-    "sliding_window": 4096,
-    "pad_token_id": 0,  # the class default lies outside a small vocabulary
-}
-FAMILY = {
-    "internlm2": ("InternLM2ForCausalLM", SMALL_VIT, {"bias": False, **DYNAMIC}),
-    "internlm2-bias": ("InternLM2ForCausalLM", {}, {"bias": True}),
-    "qwen2": ("Qwen2ForCausalLM", SMALL_VIT, {"rope_theta": 1e6, **DYNAMIC}),
-    "qwen3": ("Qwen3ForCausalLM", SMALL_VIT, {"head_dim": 8}),
-    "llama": ("LlamaForCausalLM", {}, {}),
-    "phi3": ("Phi3ForCausalLM", SMALL_VIT, SU),
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +26,14 @@ def tokenizer_files(tmp_path_factory) -> pathlib.Path:
     return tiny_model.write_tiny_model(path, corpus=["a b c"], vocab_size=256)
 
 
-def original(directory: pathlib.Path, name: str, tokenizer_files: pathlib.Path):
-    """An original-layout directory with random weights."""
-    architecture, vision, language = FAMILY[name]
-    shutil.copytree(tokenizer_files, directory)
-    raw = json.loads((directory / "config.json").read_text())
-    vocab = raw["llm_config"]["vocab_size"]
-    raw["vision_config"] = {
-        **{"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 16},
-        **{"num_hidden_layers": 2, "patch_size": 14, "image_size": 56},
-        **vision,
-    }
-    raw["llm_config"] = {
-        **{"architectures": [architecture], "vocab_size": vocab, "hidden_size": 16},
-        **{"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},
-        **{"num_key_value_heads": 2, "max_position_embeddings": 512},
-        **language,
-    }
-    raw["force_image_size"] = 56
-    (directory / "config.json").write_text(json.dumps(raw))
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for tensor in table.tensors(config.from_hf(raw)):
-        noise = rng.standard_normal(tensor.shape)
-        noise = 1 + 0.3 * noise if "norm" in tensor.name else 0.2 * noise
-        tensors[tensor.name] = noise.astype(jnp.bfloat16)
-    safetensors_numpy.save_file(tensors, directory / files.SINGLE)
-    return tensors
-
-
 def model_of(directory: pathlib.Path) -> internvl.InternVL:
     return internvl.InternVL(config.load(directory))
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", small_family.FAMILY)
 def test_round_trip_and_torch(tmp_path, tokenizer_files, name):
     """original -> ours -> native -> ours -> original: the same bits; torch agrees."""
-    tensors = original(tmp_path / "start", name, tokenizer_files)
+    tensors = small_family.original(tmp_path / "start", name, tokenizer_files)
     model = model_of(tmp_path / "start")
     params = hf.load(tmp_path / "start", model, dtype="keep")
     native = tmp_path / "native"
@@ -133,28 +83,6 @@ def test_round_trip_and_torch(tmp_path, tokenizer_files, name):
     for section in ("vision_config", "llm_config"):
         for key, value in start[section].items():
             assert end[section][key] == value, key
-
-
-def test_verify_of_the_original_layout(tmp_path, tokenizer_files):
-    """Through the table in memory; and a wrong tensor, or wrong files, are found."""
-    original(tmp_path / "model", "internlm2", tokenizer_files)
-    model = model_of(tmp_path / "model")
-    params = hf.load(tmp_path / "model", model)
-    fetch = hf.fetch_params(params, model)
-    report = verify.check(tmp_path / "model", fetch, model)
-    assert report.endswith("verified: 55 tensors")
-
-    name = "language_model.model.layers.1.attention.wqkv.weight"
-    tensors = safetensors_numpy.load_file(tmp_path / "model" / files.SINGLE)
-    wrong = tensors[name].copy()
-    wrong[3, 5] += 1
-    safetensors_numpy.save_file(
-        tensors | {name: wrong}, tmp_path / "model" / files.SINGLE
-    )
-    with pytest.raises(ValueError, match="verification failed") as error:
-        verify.check(tmp_path / "model", fetch, model)
-    last = str(error.value).splitlines()[-1]
-    assert last.startswith(f"{name} differs by ")
 
 
 def native_raw(**fields) -> dict:
@@ -226,7 +154,7 @@ def test_no_native_form():
 
 def test_native_model_without_a_past(tmp_path, tokenizer_files):
     """A downloaded '-hf' model: no kept original, no template, no remote code."""
-    original(tmp_path / "start", "qwen2", tokenizer_files)
+    small_family.original(tmp_path / "start", "qwen2", tokenizer_files)
     model = model_of(tmp_path / "start")
     params = hf.load(tmp_path / "start", model)
     hf.save(
@@ -286,7 +214,7 @@ def test_native_tensors_are_accounted(tmp_path, damage):
 @pytest.mark.parametrize("name", ["internlm2-bias", "phi3"])
 def test_files_to_files(tmp_path, tokenizer_files, name):
     """From layout to layout without a model in memory, in several files; and back."""
-    tensors = original(tmp_path / "start", name, tokenizer_files)
+    tensors = small_family.original(tmp_path / "start", name, tokenizer_files)
     model = model_of(tmp_path / "start")
     here = tmp_path / "start"
     for number, layout in enumerate((table.NATIVE, table.ORIGINAL)):

@@ -143,10 +143,12 @@ def test_another_job_does_not_go_on(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bucket_is_explained(tmp_path):
-    with pytest.raises(ValueError, match="gcloud storage cp"):
-        with files.new_directory("gs://bucket/model"):
-            pass
+def test_a_bucket_is_no_directory():
+    for make in (files.new_directory, files.resumable_directory):
+        options = {"job": {}} if make is files.resumable_directory else {}
+        with pytest.raises(ValueError, match="by a rename.*mount the bucket"):
+            with make("gs://bucket/model", **options):
+                pass
 
 
 def test_written_files_are_not_written_again(tmp_path):

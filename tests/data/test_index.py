@@ -89,6 +89,39 @@ def test_rows_are_the_examples_measures(build, tokenizer_path, tmp_path):
             assert getattr(built, name).dtype == (np.int64 if wide else np.int32)
 
 
+def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
+    """And a template that the tokenizer has no tokens for is refused by name."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    policy = dataclasses.replace(tiny_mmpr.POLICY, template="phi3-chat")
+
+    def build(tokenizer_path, policy):
+        return index.build_index(
+            meta,
+            tmp_path / "out",
+            tokenizer_path=tokenizer_path,
+            policy=policy,
+            workers=1,
+        )
+
+    built = build(phi3_dir, policy)
+    assert len(built) == 55 and built.ledger() == []
+    tokenizer = tokenizers.load_tokenizer(phi3_dir)
+    end = tokenizer.id_of("<|end|>")
+    for number in range(len(built)):
+        example = examples.build_example(
+            built.record(number), tokenizer, policy=policy, with_tiles=False
+        )
+        assert built.prompt_tokens[number] == len(example.prompt)
+        assert built.chosen_labels[number] == example.chosen_mask.sum()
+        assert example.chosen_labels[-1] == example.rejected_labels[-1] == end
+    with pytest.raises(
+        ValueError, match="needs the token.*use data.template=phi3-chat"
+    ):
+        build(phi3_dir, tiny_mmpr.POLICY)
+    with pytest.raises(ValueError, match="'phi3-chat' needs the token"):
+        build(qwen2_dir, policy)
+
+
 @pytest.mark.parametrize("shard_bytes", [40_000, 1 << 22], ids=["small", "one"])
 def test_broken_records_make_exactly_this_ledger(build, tmp_path, shard_bytes):
     meta, expected = tiny_mmpr.write_broken(tmp_path)

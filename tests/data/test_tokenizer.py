@@ -22,9 +22,9 @@ RELEASED = {
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@pytest.fixture(scope="module", params=["internlm2", "qwen2"])
-def tiny(request, internlm2_dir, qwen2_dir) -> tokenizer_lib.ChatTokenizer:
-    path = internlm2_dir if request.param == "internlm2" else qwen2_dir
+@pytest.fixture(scope="module", params=["internlm2", "qwen2", "phi3"])
+def tiny(request) -> tokenizer_lib.ChatTokenizer:
+    path = request.getfixturevalue(f"{request.param}_dir")
     return tokenizer_lib.load_tokenizer(path)
 
 
@@ -44,7 +44,7 @@ def test_released_ids(released):
         assert tokenizer.encode(token, bos=False) == [i]
         assert tokenizer.token(i) == token
     assert tokenizer.img_context_id == golden["special"]["<IMG_CONTEXT>"]
-    assert tokenizer.im_end_id == golden["special"]["<|im_end|>"]
+    assert tokenizer.id_of("<|im_end|>") == golden["special"]["<|im_end|>"]
     expected = (1, 2, True) if name == "internvl2_2b" else (None, 151643, False)
     assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.add_bos) == expected
     zero = "<unk>" if name == "internvl2_2b" else "!"
@@ -85,16 +85,17 @@ def test_text_comes_back(tiny, text):
 
 @given(
     left=st.text("the an\n!é", max_size=12),
-    token=st.sampled_from((*tokenizer_lib.ADDED_TOKENS, "<|im_start|>", "<|im_end|>")),
+    token=st.sampled_from(tokenizer_lib.ADDED_TOKENS),
     right=st.text("the an\n!é", max_size=12),
 )
 def test_special_tokens_split_text(tiny, left, token, right):
     """Templates rely on it: parts may be encoded for themselves."""
     whole = tiny.encode(left + token + right, bos=False)
-    parts = [tiny.encode(text, bos=False) for text in (left, token, right)]
+    parts = [tiny.encode(left, bos=False)]
+    parts += [tiny.encode(text, bos=False, start=False) for text in (token, right)]
     assert len(parts[1]) == 1
     assert whole == sum(parts, [])
-    assert tiny.decode(whole) == tiny.decode(parts[0]) + tiny.decode(parts[2])
+    assert tiny.decode(whole) == left + right
 
 
 def test_decode_ignores_padded_rows(tiny):
@@ -193,8 +194,8 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
 
     config = json.loads((internlm2_dir / "tokenizer_config.json").read_text())
     decoder = config["added_tokens_decoder"]
-    stripping = {k: v | {"rstrip": True} for k, v in decoder.items()}
-    unnamed = {k: v for k, v in decoder.items() if "im_end" not in v["content"]}
+    single = {k: v | {"single_word": True} for k, v in decoder.items()}
+    image = {"9999": {"content": "<img>", "special": True, "rstrip": True}}
     for source, name, text, why in (
         (internlm2_dir, "tokenizer.model", "nonsense", "tokenizer.model"),
         (internlm2_dir, "tokenizer_config.json", "{", "not JSON"),
@@ -203,13 +204,17 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
         (internlm2_dir, "added_tokens.json", '{"<img>": 2}', "share an id"),
         (qwen2_dir, "vocab.json", "nonsense", "cannot load"),
         (qwen2_dir, "tokenizer_config.json", '{"tokenizer_class": "X"}', "'X'"),
-        (qwen2_dir, "tokenizer_config.json", "{}", "im_start"),
     ):
         with pytest.raises(ValueError, match=why):
             tokenizer_lib.load_tokenizer(broken(source, name, text))
     for change, why in (
-        ({"added_tokens_decoder": stripping}, "rstrip"),
-        ({"added_tokens_decoder": unnamed}, "im_end"),
+        ({"added_tokens_decoder": single}, "single_word"),
+        ({"added_tokens_decoder": decoder | image}, "'<img>' has lstrip or rstrip"),
+        (
+            {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+            | {"add_prefix_space": False},
+            "add_prefix_space",
+        ),
         ({"pad_token": None}, "pad_token"),
         ({"bos_token": None, "add_bos_token": True}, "bos_token"),
     ):
@@ -218,3 +223,40 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
             tokenizer_lib.load_tokenizer(
                 broken(internlm2_dir, "tokenizer_config.json", text)
             )
+
+
+def test_chat_tokens_that_swallow_white_space(phi3_dir, make_phi3, tmp_path):
+    """Phi-3's; and the fingerprint covers it."""
+    tokenizer = tokenizer_lib.load_tokenizer(phi3_dir)
+    plain = tokenizer.encode("<|user|>the", bos=False)
+    assert tokenizer.encode("<|user|> \n\tthe", bos=False) == plain
+    assert tokenizer.encode("<ref> the", bos=False)[-1] != plain[-1]
+    config = json.loads((phi3_dir / "tokenizer_config.json").read_text())
+    for entry in config["added_tokens_decoder"].values():
+        entry["rstrip"] = False
+    decoder = {"added_tokens_decoder": config["added_tokens_decoder"]}
+    other = tokenizer_lib.load_tokenizer(make_phi3(tmp_path / "keeps", **decoder))
+    assert other.encode("<|user|> the", bos=False) != plain
+    legacy = tokenizer_lib.load_tokenizer(make_phi3(tmp_path / "old", legacy=True))
+    found = {t.fingerprint for t in (tokenizer, other, legacy)}
+    assert len(found) == 3
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("the<|user|> the", bos=False) == tokenizer.encode(
+        "the<|user|> the", bos=False
+    )
+
+
+def test_a_fast_tokenizer_with_a_leading_space_goes_on_without_it(phi3_dir, tmp_path):
+    """A tokenizer.json of Llama's kind: parts of a text get no space of their own."""
+    from mpo_jax.convert import native_files
+
+    backend, _, chat = native_files._backend(phi3_dir)
+    (tmp_path / "fast").mkdir()
+    backend.save(str(tmp_path / "fast" / "tokenizer.json"))
+    config = {"pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizer"}
+    (tmp_path / "fast" / "tokenizer_config.json").write_text(json.dumps(config))
+    fast = tokenizer_lib.load_tokenizer(tmp_path / "fast")
+    for text in ("the an", "the<|user|> the", "é答案  x"):
+        for start in (True, False):
+            ids = fast.encode(text, bos=False, start=start)
+            assert ids == chat.encode(text, bos=False, start=start), (text, start)

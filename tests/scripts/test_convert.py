@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 from types import ModuleType
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import api, checkpoint, config
@@ -187,31 +189,64 @@ def test_overwriting(forward, source, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"source", "ckpt"}
 
 
-def run(root: pathlib.Path, name: str, *arguments: str):
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(
-        [sys.executable, str(root / "scripts" / f"{name}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=root,
-        timeout=300,
-    )
+@pytest.fixture
+def run(root, monkeypatch, capsys):
+    """A program's exit status and output, as a user's call gives them.
+
+    In this process, as the program itself runs: its flags are parsed, and forgotten
+    afterwards.
+    """
+
+    def call(name: str, *arguments: str) -> tuple[object, str]:
+        path = str(root / "scripts" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        before, parsed = set(flags.FLAGS), flags.FLAGS.is_parsed()
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(path, run_name="__main__")
+        finally:
+            for flag in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, flag)
+            if parsed:
+                flags.FLAGS.mark_as_parsed()
+        told = capsys.readouterr()
+        return ended.value.code, " ".join((told.out + told.err).split())
+
+    return call
 
 
-def test_command_lines(root, source, tmp_path):
-    """As a user runs them: help, a conversion, an error in one line."""
-    text = run(root, "convert_from_hf", "--help").stdout
+def test_command_lines(root, run, source, tmp_path):
+    """Help, a conversion and back, what is missing, an error in one line."""
+    _, text = run("convert_from_hf", "--help")
     for word in ("hub id", "params/", "hf/", "--dry_run", "--dtype=keep", "--src"):
         assert word in text
-    done = run(root, "convert_from_hf", f"--src={source}", f"--dst={tmp_path}/ckpt")
-    assert done.returncode == 0, done.stderr
-    assert "dtype keep" in done.stdout
-    done = run(
-        root, "convert_to_hf", f"--src={tmp_path}/ckpt", f"--dst={tmp_path}/ckpt"
+    code, text = run("convert_from_hf", f"--src={source}", f"--dst={tmp_path}/ckpt")
+    assert not code and "dtype keep" in text
+    code, text = run("convert_to_hf", f"--src={tmp_path}/ckpt", "--dry_run")
+    assert not code and "mlp1.3.bias" in text
+    arguments = (f"--src={tmp_path}/ckpt", f"--dst={tmp_path}/back", "--dtype=keep")
+    code, text = run("convert_to_hf", *arguments)
+    assert not code and "original layout" in text
+    assert_same_files(tmp_path / "back", source)
+    code, text = run("convert_to_hf", f"--src={tmp_path}/ckpt")
+    assert code == 1 and "--dst is missing" in text
+    code, text = run("convert_to_hf", *arguments, "--dytpe=keep")
+    assert code == 1 and "--dytpe" not in str(sorted(flags.FLAGS))
+    code, text = run("convert_from_hf", *arguments[:2], "and", "more")
+    assert code == 1 and "unexpected arguments" in text
+
+    arguments = (f"--src={tmp_path}/ckpt", f"--dst={tmp_path}/ckpt")
+    program = str(root / "scripts" / "convert_to_hf.py")
+    done = subprocess.run(
+        [sys.executable, program, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=root,
+        timeout=300,
     )
     assert done.returncode == 1
     error = " ".join((done.stdout + done.stderr).split())
     assert "convert_to_hf.py:" in error and "not empty" in error
     assert "Traceback" not in done.stderr
-    assert run(root, "convert_to_hf", f"--src={tmp_path}/ckpt").returncode == 1

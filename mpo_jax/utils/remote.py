@@ -1,0 +1,178 @@
+"""Folders of a bucket or another store, named by an address such as ``gs://b/model``.
+
+The only user of fsspec, which knows the schemes; ``gs://`` needs gcsfs (the extra
+``gcs``), others their own package. A store has no folders and cannot rename: what is
+written in several objects is whole only when its last one is there, and callers choose
+which that is.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import posixpath
+import re
+from typing import Any
+
+import fsspec
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BLOCK = 64 * 2**20
+_EXTRAS = {"gs": "pip install 'mpo-jax[gcs]'", "gcs": "pip install 'mpo-jax[gcs]'"}
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is an address (``scheme://…``) rather than a path."""
+    return _ADDRESS.match(str(place)) is not None
+
+
+def join(place: str | pathlib.Path, *names: str) -> str | pathlib.Path:
+    """A place inside another one; pathlib would fold the slashes of an address."""
+    if isinstance(place, str) and is_remote(place):
+        return posixpath.join(place.rstrip("/"), *names)
+    return pathlib.Path(place, *names)
+
+
+def refuse(place: str | os.PathLike[str], *, field: str, why: str) -> None:
+    """Raise ValueError if `place` is an address, where only a directory will do.
+
+    Args:
+      field: name of the option, for the message.
+      why: what is done with it that a store cannot do.
+    """
+    if is_remote(place):
+        raise ValueError(
+            f"{field}={str(place)}: {why}; name a directory, or mount the bucket "
+            "(tpu_setup/README.md) and name it there"
+        )
+
+
+class Folder:
+    """Objects directly behind an address.
+
+    Attributes:
+      address: without a slash at its end.
+    """
+
+    def __init__(self, address: str):
+        """Connect.
+
+        Raises:
+          ValueError: if nothing is installed for the scheme, or it is unknown.
+        """
+        self.address = address.rstrip("/")
+        scheme = address.split("://")[0]
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(self.address)
+        except ImportError as error:
+            remedy = _EXTRAS.get(scheme, str(error))
+            raise ValueError(
+                f"{address}: nothing is installed for {scheme}:// ({error}); {remedy}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{address}: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"Folder({self.address!r})"
+
+    def folder(self, name: str) -> Folder:
+        """The folder `name` in this one."""
+        return Folder(f"{self.address}/{name}")
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    def _entries(self) -> list[dict[str, Any]]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path, detail=True)
+        except FileNotFoundError:
+            return []
+        here = self._path.rstrip("/")
+        return [entry for entry in found if entry["name"].rstrip("/") != here]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object directly in the folder, by name; empty if absent."""
+        return {
+            posixpath.basename(entry["name"]): int(entry["size"])
+            for entry in self._entries()
+            if entry["type"] == "file"
+        }
+
+    def folders(self) -> set[str]:
+        """Names of the folders in it."""
+        return {
+            posixpath.basename(entry["name"].rstrip("/"))
+            for entry in self._entries()
+            if entry["type"] == "directory"
+        }
+
+    def state(self) -> list[list[Any]]:
+        """Name, size and version of every object, to notice another content."""
+        keys = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
+        return sorted(
+            [
+                posixpath.basename(entry["name"]),
+                int(entry["size"]),
+                [str(entry[key]) for key in keys if entry.get(key)],
+            ]
+            for entry in self._entries()
+            if entry["type"] == "file"
+        )
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``[start, stop)`` of an object; None is its end."""
+        return self._fs.cat_file(self._at(name), start=start, end=stop)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `start` on, some megabytes at a time.
+
+        Raises:
+          ValueError: if the object ends before.
+        """
+        for at in range(0, len(buffer), _BLOCK):
+            stop = min(at + _BLOCK, len(buffer))
+            part = self.read(name, start + at, start + stop)
+            if len(part) != stop - at:
+                raise ValueError(
+                    f"{self.address}/{name}: bytes {start + at} to {start + stop} were "
+                    f"asked for, {len(part)} came; upload it again"
+                )
+            buffer[at:stop] = part
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small object, replacing one of this name."""
+        self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+        self._fs.pipe_file(self._at(name), data)
+
+    def upload(self, file: pathlib.Path, name: str) -> None:
+        """Write an object from a file.
+
+        Raises:
+          OSError: if the store has another size afterwards.
+        """
+        self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+        self._fs.put_file(str(file), self._at(name))
+        self._fs.invalidate_cache()
+        size, wanted = self._fs.size(self._at(name)), file.stat().st_size
+        if size != wanted:
+            raise OSError(
+                f"{self.address}/{name}: {size} bytes arrived of {wanted}; run it again"
+            )
+
+    def download(self, name: str, file: pathlib.Path) -> None:
+        """Read a whole object into a file."""
+        self._fs.get_file(self._at(name), str(file))
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if it is there."""
+        self._fs.invalidate_cache()
+        if self._fs.exists(self._at(name)):
+            self._fs.rm_file(self._at(name))
+
+    def clear(self, *, keep: str = "") -> None:
+        """Delete everything behind the address but the object `keep`."""
+        for entry in self._entries():
+            if posixpath.basename(entry["name"].rstrip("/")) != keep:
+                self._fs.rm(entry["name"], recursive=True)
+        self._fs.invalidate_cache()
