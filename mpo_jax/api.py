@@ -70,7 +70,8 @@ class InternVL:
 
         Args:
           source: HF directory (either layout), hub id, checkpoint of
-            ``scripts/convert_from_hf.py``, or workdir of a training run.
+            ``scripts/convert_from_hf.py``, or workdir of a training run; directories
+            also by address (``gs://…``).
           dtype: ``float32`` or ``bfloat16``, of parameters and computation.
           img_context_token_id: needed only where the directory has no tokenizer.
           revision: branch, tag or commit of a hub id.

@@ -48,7 +48,8 @@ class ModelConfig:
     """Which weights, and how they are computed with."""
 
     path: str = ""
-    """Checkpoint to start from: a HF directory, a converted Orbax one, or a hub id."""
+    """Checkpoint to start from: a HF directory, a converted Orbax one, the address of
+    either (``gs://…``), or a hub id."""
     init: str = "pretrained"
     """``pretrained`` reads weights from `path`; ``random`` reads only config.json."""
     dtype: str = "bfloat16"
@@ -97,7 +98,7 @@ class DataConfig:
     cache_dir: str = ""
     """Where index, ledger and reference cache live; empty is ``<workdir>/data``."""
     tokenizer: str = ""
-    """Directory of the tokenizer; empty is the model's."""
+    """Directory or address of the tokenizer; empty is the model's."""
     template: str = ""
     """Chat template; empty is the one that the model's config.json names."""
     min_tiles: int = 1

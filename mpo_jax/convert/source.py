@@ -123,13 +123,44 @@ def _tensors(
         return ranges.Tensors(remote.Folder(str(directory)), name, size)
     file = pathlib.Path(directory) / name
     try:
-        return stack.enter_context(
-            safetensors.safe_open(file, framework="np")  # type: ignore[no-untyped-call]
-        )
+        return stack.enter_context(_File(file))
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{file}: not a complete safetensors file ({error}); download it again"
         ) from error
+
+
+class _File:
+    """A local file, mapped anew for every tensor.
+
+    One mapping for all would hold each page that was ever read, so that the resident
+    memory grew to the size of the model.
+    """
+
+    def __init__(self, file: pathlib.Path):
+        self._file = file
+
+    def _open(self) -> Any:
+        return safetensors.safe_open(  # type: ignore[no-untyped-call]
+            self._file, framework="np"
+        )
+
+    def __enter__(self) -> Any:
+        self._headers = self._open()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._headers.__exit__(*error)
+
+    def keys(self) -> list[str]:
+        return list(self._headers.keys())
+
+    def get_slice(self, name: str) -> Any:
+        return self._headers.get_slice(name)
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        with self._open() as opened:
+            return opened.get_tensor(name)
 
 
 def _open(

@@ -9,8 +9,10 @@ that.
 
 from __future__ import annotations
 
+import itertools
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 from mpo_jax.utils import remote
 
-_CHUNK_BYTES = 256 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 
 
 def _spec(directory: str | pathlib.Path, path: str) -> dict[str, Any]:
@@ -40,17 +42,26 @@ def _spec(directory: str | pathlib.Path, path: str) -> dict[str, Any]:
     }
 
 
-def _chunk(shape: tuple[int, ...], itemsize: int) -> list[int]:
-    """One layer (or the whole of what is not stacked), in pieces of bounded size."""
-    chunk = [1, *shape[1:]] if len(shape) > 1 else list(shape)
-    axis = 1
-    while np.prod(chunk, dtype=np.int64) * itemsize > _CHUNK_BYTES and axis < len(
-        chunk
-    ):
-        others = int(np.prod(chunk, dtype=np.int64)) // chunk[axis]
-        chunk[axis] = max(1, _CHUNK_BYTES // (others * itemsize))
-        axis += 1
+def _chunk(shape: tuple[int, ...], itemsize: int, *, stacked: bool) -> list[int]:
+    """One layer of what is `stacked`, the whole of what is not; in bounded pieces."""
+    chunk = [1, *shape[1:]] if stacked else list(shape)
+    for axis in range(int(stacked), len(chunk)):
+        size = math.prod(chunk) * itemsize
+        if size > _CHUNK_BYTES:
+            others = size // chunk[axis]
+            chunk[axis] = max(1, _CHUNK_BYTES // others)
     return chunk
+
+
+def _pieces(
+    shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut an array of `shape` along the borders of its chunks."""
+    ranges = [
+        [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
+        for whole, size in zip(shape, sizes, strict=True)
+    ]
+    return itertools.product(*ranges)
 
 
 class Sink:
@@ -78,9 +89,12 @@ class Sink:
             checkpoint.save_params(
                 directory, params_lib.unflatten(placeholders), metadata=metadata
             )
+        groups = [group for group in table.groups(model.cfg) if group.layers]
+        stacked = {p for group in groups for row in group.rows for p in row.paths}
         for path, leaf in flat.items():
             shape, dtype = tuple(leaf.shape), np.dtype(dtypes[path])
-            layout = tensorstore.ChunkLayout(chunk_shape=_chunk(shape, dtype.itemsize))
+            chunk = _chunk(shape, dtype.itemsize, stacked=path in stacked)
+            layout = tensorstore.ChunkLayout(chunk_shape=chunk)
             self._stores[path] = tensorstore.open(
                 _spec(directory, path),
                 create=not resume,
@@ -100,10 +114,14 @@ class Sink:
     def put(self, path: str, layer: int | None, part: np.ndarray) -> None:
         """Write a layer (None: all) of a parameter; on disk when this returns."""
         store = self._stores[path]
-        target = store if layer is None else store[layer]
-        target.write(
-            np.ascontiguousarray(part).astype(store.dtype.numpy_dtype)
-        ).result()
+        sizes = store.chunk_layout.write_chunk.shape
+        target, sizes = (store, sizes) if layer is None else (store[layer], sizes[1:])
+        # A chunk at a time, since a copy of it is made.
+        for index in _pieces(part.shape, sizes):
+            piece = np.ascontiguousarray(part[index])
+            target[index].write(
+                piece.astype(store.dtype.numpy_dtype, copy=False)
+            ).result()
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks import (
     clock,
+    convert,
     count,
     device,
     flops,
@@ -290,3 +292,48 @@ def test_plot_takes_the_ratios_of_all_files(tmp_path):
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no ratios"):
         plot.ratios([{"layers": 1}])
+
+
+def test_converter_sizes_and_lines(tmp_path):
+    """The size that is asked for, peaks of this process, a line through them."""
+    for gigabytes in (1.5, 4, 20):
+        raw = convert.config_of(gigabytes)
+        cfg = model_config.from_hf(raw)
+        found = 2 * sum(t.size for t in convert.table.tensors(cfg)) / 1e9
+        assert abs(found - gigabytes) < 0.25  # half a decoder layer of the larger
+    peak = convert.Peak(interval=0.001)
+    held = np.ones(40 * 2**20, np.uint8)
+    time.sleep(0.05)
+    found = peak.stop()
+    assert held.nbytes <= found["anonymous"] <= found["resident"] + 2**20
+    rows = [
+        {"job": convert.JOBS[0], "bytes": size, "anonymous": 3 + 2 * size}
+        for size in (10, 30)
+    ]
+    rows.append({"job": convert.JOBS[1], "bytes": 10, "anonymous": 3})
+    further = convert.extrapolate(rows, 100)
+    assert list(further) == [convert.JOBS[0]]
+    assert further[convert.JOBS[0]] == pytest.approx(203)
+
+
+def test_converter_jobs(tmp_path):
+    """Each job runs on a small checkpoint in small files, and is measured."""
+    raw = sizes.released("1b", num_hidden_layers=1, vocab_size=300)
+    raw["vision_config"] |= {"num_hidden_layers": 1, "hidden_size": 64}
+    raw["vision_config"] |= {"num_attention_heads": 4, "intermediate_size": 64}
+    total = convert.make(tmp_path / "model", raw, shard_bytes=2**23)
+    held = convert.largest(tmp_path / "model")
+    assert held["tensor"] <= held["file"] < total
+    places = ("model", "checkpoint", "out", "native")
+    model, checkpoint, out, native = (str(tmp_path / place) for place in places)
+    for job, src, dst in (
+        (convert.JOBS[0], model, checkpoint),
+        (convert.JOBS[1], checkpoint, out),
+        (convert.JOBS[2], model, native),
+    ):
+        done = convert.work(job, src, dst, shard_bytes=2**23)
+        row = {"job": job, "bytes": total, "largest": held, **done}
+        assert done["seconds"] > 0 and done["anonymous"] >= 0
+        assert f"| {job} | " in convert.table_of([row])
+    for file in (tmp_path / "model").glob("*.safetensors"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()

@@ -90,6 +90,38 @@ def test_orbax_reads_what_is_streamed(origin, tmp_path):
             np.testing.assert_array_equal(again(path, layer), part.astype(np.float32))
 
 
+def test_chunks_are_layers_in_bounded_pieces(monkeypatch):
+    """Tables without layers are not cut row by row."""
+    monkeypatch.setattr(stream, "_CHUNK_BYTES", 1000)
+    for shape, stacked, expected in (
+        ((3, 10, 20), True, [1, 10, 20]),
+        ((3, 100, 20), True, [1, 12, 20]),
+        ((3, 2, 2000), True, [1, 1, 250]),
+        ((3, 5), True, [1, 5]),
+        ((5000,), False, [250]),
+        ((40, 5), False, [40, 5]),
+        ((500, 5), False, [50, 5]),
+        ((20, 500), False, [1, 250]),
+    ):
+        chunk = stream._chunk(shape, 4, stacked=stacked)
+        assert chunk == expected
+        mark = np.zeros(shape, int)
+        pieces = list(stream._pieces(shape, tuple(chunk)))
+        for index in pieces:
+            assert mark[index].size * 4 <= 1000
+            mark[index] += 1
+        assert (mark == 1).all()
+
+
+def test_vocabularies_are_few_chunks(origin, tmp_path):
+    convert(origin, tmp_path / "out")
+    reader = stream.Reader(tmp_path / "out" / "params")
+    for path in ("language/embedding/table", "language/lm_head/kernel"):
+        assert tuple(reader._store(path).chunk_layout.read_chunk.shape) == (
+            reader.shape(path)
+        )
+
+
 def test_a_killed_conversion_goes_on(origin, tmp_path, monkeypatch):
     convert(origin, tmp_path / "whole")
     put, calls = stream.Sink.put, []
