@@ -75,8 +75,8 @@ def export(
     template: str,
     hf_files: str | None,
     verify: bool,
-    adapter: bool,
     overwrite: bool,
+    adapter: bool = False,
     max_shard_bytes: int = writer.SHARD_BYTES,
 ) -> str:
     """Export, or only list where `dst` is None. Returns what to print.

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+import small_family
 import torch
 from safetensors import numpy as safetensors_numpy
-from test_layouts import original, tokenizer_files  # noqa: F401  (a fixture)
 
 from mpo_jax import checkpoint, config
 from mpo_jax.convert import adapter, hf, hub, table, transforms, verify
@@ -105,22 +105,22 @@ def torch_logits(model, ids, tiles):
 def test_merged_model_and_peft_adapter_compute_the_same(
     name,
     tmp_path,
-    tokenizer_files,  # noqa: F811
+    tokenizer_files,
     script,
 ):
     source = tmp_path / "source"
-    original(source, name, tokenizer_files)
+    small_family.original(source, name, tokenizer_files)
     cfg = run_config(source, language_rank=3, vision_rank=2, scale=1.5)
     run, weights = write_run(tmp_path / "run", source, cfg)
     expected, ids, tiles, token = our_logits(run, weights, source)
     bound = 1e-5 * np.abs(expected).max()
 
     script(tmp_path / "run", tmp_path / "merged", layout="native")
-    merged = verify.torch_model(tmp_path / "merged", run.base, token)
+    merged = verify.torch_model(tmp_path / "merged", token)
     np.testing.assert_allclose(torch_logits(merged, ids, tiles), expected, atol=bound)
 
     script(source, tmp_path / "base", layout="native")
-    base = verify.torch_model(tmp_path / "base", run.base, token)
+    base = verify.torch_model(tmp_path / "base", token)
     before = torch_logits(base, ids, tiles)
     assert np.abs(before - expected).max() > 100 * bound
     said = script(tmp_path / "run", tmp_path / "peft", layout="native", adapter=True)
@@ -166,11 +166,11 @@ def _check_original(tmp_path, source, run):
 
 def test_a_run_of_last_layers_and_head_is_exported_whole(
     tmp_path,
-    tokenizer_files,  # noqa: F811
+    tokenizer_files,
     script,
 ):
     source = tmp_path / "source"
-    original(source, "qwen2", tokenizer_files)
+    small_family.original(source, "qwen2", tokenizer_files)
     cfg = run_config(source, train_vision_layers=1, train_head=True)
     write_run(tmp_path / "run", source, cfg)
     script(tmp_path / "run", tmp_path / "out", layout="original")
@@ -185,11 +185,11 @@ def test_a_run_of_last_layers_and_head_is_exported_whole(
 
 def test_an_adapter_is_refused_where_more_was_trained(
     tmp_path,
-    tokenizer_files,  # noqa: F811
+    tokenizer_files,
     script,
 ):
     source = tmp_path / "source"
-    original(source, "qwen2", tokenizer_files)
+    small_family.original(source, "qwen2", tokenizer_files)
     cfg = run_config(source, language_rank=2, freeze_projector=False)
     write_run(tmp_path / "run", source, cfg)
     with pytest.raises(ValueError, match="projector was trained besides"):

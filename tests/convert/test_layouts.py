@@ -16,14 +16,7 @@ import small_family
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax.convert import files, hf, hub, layouts, table, verify
-from mpo_jax.demo import tiny_model
 from mpo_jax.models import config, internvl, native_config
-
-
-@pytest.fixture(scope="module")
-def tokenizer_files(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    return tiny_model.write_tiny_model(path, corpus=["a b c"], vocab_size=256)
 
 
 def model_of(directory: pathlib.Path) -> internvl.InternVL:
