@@ -65,12 +65,16 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):
-            self._most = {n: max(v, self._most[n]) for n, v in self._now().items()}
+            self._look()
+
+    def _look(self) -> None:
+        self._most = {n: max(v, self._most[n]) for n, v in self._now().items()}
 
     def stop(self) -> dict[str, int]:
         """Peaks above the start."""
         self._stop.set()
         self._thread.join()
+        self._look()
         return {name: self._most[name] - self.before[name] for name in self._most}
 
 

@@ -95,12 +95,12 @@ def run_ours(
     """Warm steps of the true training step on one device."""
     import jax
 
-    from benchmarks import flops, ours
+    from benchmarks import ours
     from mpo_jax import config as config_lib
     from mpo_jax import sharding, types
     from mpo_jax.data import assembly
     from mpo_jax.models import config as model_config
-    from mpo_jax.models import internvl
+    from mpo_jax.models import flops, internvl
     from mpo_jax.train import optimizer, state, step
 
     cfg = config_lib.RunConfig()
@@ -159,11 +159,8 @@ def run_ours(
             losses.append(float(total) / float(weight))
     stats = device.memory_stats() or {}
     pairs = sum(len(row) for row in rows)
-    used = sum(
-        flops.two_sequences(  # one sequence: unique tokens of a pair, causal
-            model.cfg, tokens=p + c + r, tiles=m, labels=2 * (c + r)
-        ).total
-        / 2
+    useful = sum(
+        flops.training(model.cfg, flops.of_pairs(p, c, r, tiles=m)).total
         for row in work["rows"]
         for p, c, r, m in row
     )
@@ -171,7 +168,7 @@ def run_ours(
         **watch.result(),
         "loss": losses,
         "pairs": pairs,
-        "useful_flops": 3 * used,
+        "useful_flops": useful,
         "peak_mib": stats.get("peak_bytes_in_use", 0) / 2**20 or clock.peak_mib(),
         "device": device.device_kind,
         "versions": {"jax": jax.__version__},

@@ -84,8 +84,9 @@ def duplicated_per_pair(raw: dict[str, Any], *, tiles: int) -> float:
         responses = [len(pair.response_ids(side)) for side in ("chosen", "rejected")]
         width = len(pair.prompt_ids(cfg.tokens_per_tile)) + max(responses)
         one = flops.two_sequences(cfg, tokens=width, tiles=tiles)
-        scores = one.attention * 2 * width / (width + 1)  # not halved for causality
-        total += 4 * (one.vision + one.language + one.head + scores)
+        # Scores are not halved for causality; four units: forward, backward, reference.
+        hidden = one.language_attention * (width - 1) / (width + 1)
+        total += 4 * (one.total + hidden)
     return total / len(drawn)
 
 

@@ -44,7 +44,7 @@ def small(world, stage: str = "mpo") -> config.RunConfig:
     cfg.optim.epochs = 1
     cfg.optim.learning_rate = 1e-2
     cfg.checkpoint.every_steps = 2
-    cfg.log.tensorboard = False
+    cfg.log.tensorboard = cfg.log.plots = False
     return cfg
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from mpo_jax.convert.source import CODES
 from mpo_jax.utils import remote
 
 SHARD_BYTES = 5 * 10**9  # the released files' limit
+_BLOCK_BYTES = 32 * 2**20
 
 
 def plan_shards(
@@ -149,8 +150,9 @@ class Writer:
             self._open[file].write(self._headers[file])
         stream = self._open[file]
         stream.seek(len(self._headers[file]) + self._offsets[name])
-        cast = np.ascontiguousarray(_cast(name, tensor, self._dtypes[name]))
-        stream.write(cast.reshape(-1).view(np.uint8).data)
+        for block in _blocks(tensor):
+            cast = np.ascontiguousarray(_cast(name, block, self._dtypes[name]))
+            stream.write(cast.reshape(-1).view(np.uint8).data)
         self._missing[file].remove(name)
         if not self._missing[file]:
             del self._missing[file]
@@ -178,6 +180,16 @@ class Writer:
         index = {"metadata": {"total_size": self.total}, "weight_map": self.plan}
         text = json.dumps(index, indent=2, sort_keys=True)
         (self._directory / files.INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _blocks(tensor: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in turn, since a transposed tensor is copied to be written."""
+    if tensor.ndim < 2:
+        yield tensor
+        return
+    rows = max(1, _BLOCK_BYTES // max(1, tensor[:1].nbytes))
+    for start in range(0, len(tensor), rows):
+        yield tensor[start : start + rows]
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:

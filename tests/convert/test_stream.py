@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +217,29 @@ def test_written_files_are_not_written_again(tmp_path):
         # The library's own reader agrees on shapes, dtypes and offsets.
         found = safetensors_numpy.load_file(tmp_path / file)[name]
         np.testing.assert_array_equal(found, tensors[name].astype(kinds[name]))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100_000, 1 << 25])
+def test_tensors_are_written_by_blocks_of_rows(tmp_path, monkeypatch, block_bytes):
+    """A transposed tensor is cast and copied a block at a time."""
+    monkeypatch.setattr(writer, "_BLOCK_BYTES", block_bytes)
+    source = np.random.default_rng(0).standard_normal((1000, 300)).astype(np.float32)
+    tensors = {"a": source.T, "b": source, "c": source[0], "d": source[:0]}
+    kinds = dict.fromkeys(tensors, "bfloat16")
+    out = writer.Writer(tmp_path, {n: t.shape for n, t in tensors.items()}, kinds)
+    tracemalloc.start()
+    for name, tensor in tensors.items():
+        out.put(name, tensor)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    out.close()
+    # In 16 bits, once cast and once in order, and the file's own buffer.
+    assert peak < 2 * source.nbytes // 2 + 30_000
+    if block_bytes < source.nbytes:
+        assert peak < block_bytes + 60_000
+    found = safetensors_numpy.load_file(tmp_path / files.SINGLE)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 5])

@@ -16,8 +16,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_processes_change_nothing(world, root, tmp_path, processes, devices):
+@pytest.fixture(scope="module")
+def one(world, root, tmp_path_factory):
+    """Config file and losses of the run that all others must equal."""
+    tmp_path = tmp_path_factory.mktemp("one")
     cfg = helpers.small(world)
     cfg.rows.row_multiple = 4
     cfg.rows.pairs_per_batch = 8
@@ -26,17 +28,21 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     cfg.checkpoint.every_steps, cfg.checkpoint.keep_last = 2, 2
     cfg.data.cache_dir = str(tmp_path / "data")
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
-    one = helpers.start_training(root, world, path, tmp_path / "one", devices=1)
-    output = helpers.output_of(one)
-    assert one.returncode == 0, output
+    process = helpers.start_training(root, world, path, tmp_path / "one")
+    output = helpers.output_of(process)
+    assert process.returncode == 0, output
+    return path, helpers.losses(tmp_path / "one")
 
+
+def train_with(processes, root, world, path, workdir, *, devices):
+    """Run to the end with several processes of `devices` fake devices each."""
     address = f"localhost:{free_port()}"
     started = [
         helpers.start_training(
             root,
             world,
             path,
-            tmp_path / "many",
+            workdir,
             devices=devices,
             MPO_COORDINATOR=address,
             MPO_NUM_PROCESSES=str(processes),
@@ -47,20 +53,29 @@ def test_processes_change_nothing(world, root, tmp_path, processes, devices):
     try:
         outputs = [helpers.output_of(process) for process in started]
     finally:
-        for process in started:  # one that failed leaves the other waiting
+        for process in started:  # one that failed leaves the others waiting
             process.kill()
     assert [process.returncode for process in started] == [0] * processes, outputs
-    # The same run as if it had been stopped after step 2, gone on with by one process.
-    shutil.copytree(tmp_path / "many", tmp_path / "fewer")
-    shutil.rmtree(tmp_path / "fewer/checkpoints/3")
-    fewer = helpers.start_training(root, world, path, tmp_path / "fewer", devices=2)
+    assert (workdir / "hf/model.safetensors").is_file()
+
+
+def test_four_processes_change_nothing(world, root, one, tmp_path):
+    path, expected = one
+    train_with(4, root, world, path, tmp_path / "many", devices=1)
+    assert_close(helpers.losses(tmp_path / "many"), expected)
+
+
+def test_two_processes_change_nothing_and_one_goes_on(world, root, one, tmp_path):
+    path, expected = one
+    train_with(2, root, world, path, tmp_path / "many", devices=2)
+    assert_close(helpers.losses(tmp_path / "many"), expected)
+    # The same run as if it had been stopped after step 2.
+    shutil.rmtree(tmp_path / "many/checkpoints/3")
+    fewer = helpers.start_training(root, world, path, tmp_path / "many", devices=2)
     output = helpers.output_of(fewer)
     assert fewer.returncode == 0, output
-    assert "after step 2" in output
-    expected = helpers.losses(tmp_path / "one")
+    assert "after step 2" in output and (tmp_path / "many/checkpoints/3").is_dir()
     assert_close(helpers.losses(tmp_path / "many"), expected)
-    assert_close(helpers.losses(tmp_path / "fewer"), expected)
-    assert (tmp_path / "many/hf/model.safetensors").is_file()
 
 
 def assert_close(found, expected):

@@ -67,7 +67,7 @@ def test_adapters_learn_and_their_reference_is_the_cached_one(done, world, tmp_p
     assert lines[6]["loss"] < lines[1]["loss"]
     cfg = adapters_alone(world)
     cfg.reference.mode = "cache"
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     train.train(cfg, tmp_path, devices=ONE)
     cached = helpers.losses(tmp_path)
     for step in range(1, 7):
@@ -95,7 +95,7 @@ def test_the_export_of_adapters_is_the_merged_model(done):
 
 def test_a_killed_run_of_adapters_resumes_to_the_same_bits(world, root, tmp_path):
     cfg = adapters_alone(world)
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     whole = helpers.start_training(root, world, path, tmp_path / "whole")
     output = helpers.output_of(whole, timeout=500)
@@ -124,7 +124,7 @@ def test_a_run_of_last_layers_and_head_resumes_to_the_same_bits(world, tmp_path)
     cfg = last_layers(world)
     cfg.checkpoint.keep_last = 5
     cfg.model.drop_path = 0.2
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     result = train.train(cfg, tmp_path / "whole", devices=ONE)
     expected = helpers.losses(tmp_path / "whole")
     assert resumed(tmp_path / "whole", tmp_path / "again", cfg) == expected

@@ -34,9 +34,8 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
                 run.shapes[plan.batch(n)[0]],
                 tokens_per_tile=run.policy.tokens_per_tile,
             )
-            want = flops.training(
-                run.model.cfg, counts, parts=("projector", "language")
-            ).total
+            trained = flops.of_parts("projector", "language")
+            want = flops.training(run.model.cfg, counts, trained=trained).total
             np.testing.assert_allclose(flops_of(n), want, rtol=1e-12)
             seen.append(want)
         assert len(seen) == plan.num_batches and len(set(seen)) > 1
@@ -66,7 +65,7 @@ def test_a_run_on_shards_is_the_run_on_files(world, tmp_path, every_program_is_c
         cfg = helpers.small(world)
         cfg.data.meta, cfg.data.prefetch_to_device = str(meta), depth
         cfg.optim.max_steps = 3
-        cfg.checkpoint.export_hf = cfg.log.plots = False
+        cfg.checkpoint.export_hf = False
         cfg.data.workers = depth // 2
         cfg.compile_cache = "none" if depth else str(tmp_path / "compiled")
         cfg.log.gate = False  # the thread, not this one, starts the workers

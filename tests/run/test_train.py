@@ -29,7 +29,7 @@ def done(world, tmp_path_factory):
     cfg = helpers.small(world)
     cfg.data.eval_meta = str(world["eval_meta"])
     cfg.log.eval_every = 4
-    cfg.log.tensorboard = True
+    cfg.log.tensorboard = cfg.log.plots = True
     return workdir, train.train(cfg, workdir, devices=ONE)
 
 
@@ -112,7 +112,7 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
 def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
     cfg = helpers.small(world)
     cfg.reference.mode = "online"
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     train.train(cfg, tmp_path, devices=ONE)
     cached, online = helpers.losses(done[0]), helpers.losses(tmp_path)
     names = ("loss", "loss/sigmoid", "loss/bco_pair", "rewards/margins", "grad_norm")
@@ -149,7 +149,7 @@ def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
 def test_a_reference_cache_of_other_weights_is_refused(world, tmp_path):
     cfg = helpers.small(world)
     cfg.optim.max_steps = 1
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     cfg.data.cache_dir = str(tmp_path / "data")
     cfg.reference.cache = str(tmp_path / "reference")
     train.train(cfg, tmp_path / "one", devices=ONE)
@@ -176,7 +176,7 @@ def broken_run(world, tmp_path_factory):
     cfg.data.max_image_pixels = 1_000_000
     cfg.rows.short = config.RowShapeConfig(512, 400, 400, 4, 4)
     cfg.rows.rows_per_batch, cfg.optim.max_steps = 1, 1
-    cfg.checkpoint.export_hf = cfg.log.plots = False
+    cfg.checkpoint.export_hf = False
     workdir = folder / "run"
     train.train(cfg, workdir, devices=ONE)
     return workdir, expected

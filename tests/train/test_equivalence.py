@@ -8,6 +8,7 @@ unpacked forward pass, with shifted labels. Real records and vocabulary (InternL
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -24,6 +25,11 @@ from mpo_jax.train import step as step_lib
 
 SHAPE = types.RowShape(600, 700, 700, 12, 6)
 COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
+# A real vocabulary takes longer to compute than to compile.
+OPTIMISED = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+}
 PAIRS = (0, 3, 40, 77, 120, 215)
 
 
@@ -142,7 +148,7 @@ def test_packed_equals_two_sequences(real):
         pairs = jnp.stack([found.chosen, found.rejected], -1)[real_pairs]
         return jnp.sum(pairs * cotangents), pairs
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
     def apart(w, inputs, cotangent):
         def fn(w):
             pairs = two_sequences(model, w, inputs)
@@ -150,7 +156,8 @@ def test_packed_equals_two_sequences(real):
 
         return jax.value_and_grad(fn, has_aux=True)(w)
 
-    (_, found), grads = jax.jit(jax.value_and_grad(packed, has_aux=True))(weights)
+    both = jax.value_and_grad(packed, has_aux=True)
+    (_, found), grads = jax.jit(both, compiler_options=OPTIMISED)(weights)
     expected, total = [], None
     for example, cotangent in zip(made, cotangents, strict=True):
         (_, pairs), part = apart(weights, sequences(example, img), cotangent)

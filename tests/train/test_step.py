@@ -72,11 +72,14 @@ def built(text: str, sizes: tuple[int, int, int], shape: types.RowShape):
     )
     placed = state_lib.shardings_of(abstract)
 
-    def start(weights):
-        made = state_lib.create(
+    @jax.jit
+    def create(weights):
+        return state_lib.create(
             weights, transform=transform, trained=trained, moving=moving
         )
-        return jax.device_put(made, placed)
+
+    def start(weights):
+        return jax.device_put(create(weights), placed)
 
     step = step_lib.build_train_step(
         model,
