@@ -27,7 +27,7 @@ quickstart: $(VENV)/.base
 	$(BIN)/python scripts/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
