@@ -248,18 +248,19 @@ def to_hf(
     """
     fetch = fetch_params(params, model)
     return (
-        item
+        (name, np.ascontiguousarray(tensor))
         for unit in table.units(model.cfg, layout)
-        for item in tensors_of(unit, fetch)
+        for name, tensor in tensors_of(unit, fetch)
     )
 
 
 def tensors_of(unit: table.Unit, fetch: Fetch) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield ``(name, tensor)`` of a unit, from the parameters that it holds."""
+    """Yield ``(name, tensor)`` of a unit, from the parameters that it holds.
+
+    A tensor may be a transposed view: a contiguous copy of a vocabulary is large.
+    """
     parts = tuple(fetch(path, unit.layer) for path in unit.row.paths)
-    tensors = unit.row.transform.to_hf(parts)
-    for name, tensor in zip(unit.names, tensors, strict=True):
-        yield name, np.ascontiguousarray(tensor)
+    yield from zip(unit.names, unit.row.transform.to_hf(parts), strict=True)
 
 
 def target_dtypes(

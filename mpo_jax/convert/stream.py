@@ -64,6 +64,14 @@ def _pieces(
     return itertools.product(*ranges)
 
 
+def _read(store: Any) -> np.ndarray:
+    """A whole array, a chunk at a time: each is held compressed and decoded, too."""
+    out = np.empty(store.shape, store.dtype.numpy_dtype)
+    for index in _pieces(store.shape, store.chunk_layout.read_chunk.shape):
+        out[index] = store[index].read().result()
+    return out
+
+
 class Sink:
     """A checkpoint of weights that is filled part by part; see ``save_params``."""
 
@@ -190,12 +198,12 @@ class Reader:
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         store = self._store(path)
         if layer is None:
-            return store.read().result()
+            return _read(store)
         if store.chunk_layout.read_chunk.shape[0] == 1:
             return store[layer].read().result()
         if path not in self._whole:
             large = [name for name in self._whole if not lora.is_adapter(name)]
             if not lora.is_adapter(path) and len(large) >= self._KEPT:
                 del self._whole[large[0]]
-            self._whole[path] = store.read().result()
+            self._whole[path] = _read(store)
         return self._whole[path][layer]

@@ -35,6 +35,10 @@ def contract(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
     The kernel's gradient is computed with the smaller of its two operands on the left:
     XLA on a CPU writes that one out transposed, which takes time for wide layers.
     """
+    return _product(x, kernel, num_in)
+
+
+def _product(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
     left = tuple(range(x.ndim - num_in, x.ndim))
     return _dot(x, kernel, left, tuple(range(num_in)))
 
@@ -48,7 +52,8 @@ def _dot(a: jax.Array, b: jax.Array, left: Any, right: Any) -> jax.Array:
 def _contract_forward(
     x: jax.Array, kernel: jax.Array, num_in: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return contract(x, kernel, num_in), (x, kernel)
+    # Not `contract` itself: rematerialisation by "dots" must see a product.
+    return _product(x, kernel, num_in), (x, kernel)
 
 
 def _contract_backward(
