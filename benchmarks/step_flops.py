@@ -25,6 +25,9 @@ from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
 from mpo_jax.train import optimizer, state, step
 
+WORK = {1: (8, 2), 7: (2, 1), 13: (1, 1)}
+"""By tiles per pair: pairs, and rows of the recipe's mean slack that hold them."""
+
 
 def ours_per_pair(
     raw: dict[str, Any], *, tiles: int, fill: dict[str, float], remat: str = "none"
@@ -35,7 +38,7 @@ def ours_per_pair(
     cfg.model.dtype, cfg.model.remat, cfg.model.drop_path = "float32", remat, 0.0
     cfg.loss.delta = "zero"
     transform, schedule = optimizer.build(cfg.optim, 1000)
-    pairs, rows = step_vs_trl.WORK[tiles]
+    pairs, rows = WORK[tiles]
     examples = [
         ours.example(
             pair, np.zeros((tiles, 448, 448, 3), np.uint8), tokens_per_tile=256
@@ -77,9 +80,7 @@ def duplicated_per_pair(raw: dict[str, Any], *, tiles: int) -> float:
     """FLOPs of policy forward and backward and of the reference forward."""
     cfg = model_config.from_hf(raw)
     total = 0.0
-    drawn = workload.draw(
-        pairs=step_vs_trl.WORK[tiles][0], tiles=tiles, vocab_size=1000
-    )
+    drawn = workload.draw(pairs=WORK[tiles][0], tiles=tiles, vocab_size=1000)
     for pair in drawn:
         responses = [len(pair.response_ids(side)) for side in ("chosen", "rejected")]
         width = len(pair.prompt_ids(cfg.tokens_per_tile)) + max(responses)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     result, rows = {}, []
     for name, raw in models.items():
-        for tiles in step_vs_trl.WORK:
+        for tiles in WORK:
             mine = ours_per_pair(raw, tiles=tiles, fill=fill)
             theirs = duplicated_per_pair(raw, tiles=tiles)
             entry = mine | {

@@ -104,7 +104,7 @@ def export(
     if dst is None:
         lines = [listing(model, dtypes, layout, max_shard_bytes)]
         lines += [f"weights: {found.weights}"]
-        if layout == layouts.of_files(found.files):
+        if layouts.same_files(found.files, layout):
             carried = ", ".join(file.name for file in files.carried_files(found.files))
             lines.append(f"carried along from {found.files}: {carried}")
         return "\n".join(lines)
@@ -151,7 +151,11 @@ if __name__ == "__main__":
         dtype_help="Written dtype; keep is that of the original files.",
     )
     flags.DEFINE_enum(
-        "layout", None, layouts.CHOICES, "Written layout; default is the source's."
+        "layout",
+        None,
+        layouts.CHOICES,
+        "Written layout; default is the source's. native_new has the tensor names that "
+        "transformers has in memory.",
     )
     flags.DEFINE_string(
         "template", "", "Chat template, where a native source names none."

@@ -41,7 +41,7 @@ def save(
 
     Args:
       model: as released.
-      layout: ``original`` or ``native``, which names the modules.
+      layout: names the modules; both native ones name them as in memory.
       dtype: of the tensors; ``keep`` is the one that they were trained in.
 
     Raises:

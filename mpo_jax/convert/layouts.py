@@ -10,7 +10,7 @@ from mpo_jax.convert import files, native_files, table
 from mpo_jax.data import tokenizer
 from mpo_jax.models import config, native_config
 
-CHOICES = (table.ORIGINAL, table.NATIVE)
+CHOICES = table.LAYOUTS
 KEPT_DIRECTORY = "original"
 """Sub-directory of a native export with the files of the original that it came from."""
 
@@ -24,7 +24,10 @@ _SHARED = (
 
 
 def of_files(directory: str | pathlib.Path) -> str:
-    """Layout of a model directory, by its ``config.json``."""
+    """Layout of a model directory, by its ``config.json``.
+
+    Both native ones have the same: ``native``, whose names every version reads.
+    """
     raw = files.read_json(pathlib.Path(directory) / "config.json")
     return table.NATIVE if native_config.is_native(raw) else table.ORIGINAL
 
@@ -42,6 +45,11 @@ def choose(layout: str | None, source_dir: str | pathlib.Path | None) -> str:
     if source_dir is None or not (pathlib.Path(source_dir) / "config.json").is_file():
         return table.ORIGINAL
     return of_files(source_dir)
+
+
+def same_files(directory: str | pathlib.Path, layout: str) -> bool:
+    """Whether the files beside the weights of a directory are those of `layout`."""
+    return (of_files(directory) == table.ORIGINAL) == (layout == table.ORIGINAL)
 
 
 def write_files(
@@ -68,7 +76,7 @@ def write_files(
     """
     source, target = pathlib.Path(source_dir), pathlib.Path(target)
     file = source / "config.json"
-    if not file.is_file() or of_files(source) == layout:
+    if not file.is_file() or same_files(source, layout):
         files.copy_carried(source, target)
         if (source / KEPT_DIRECTORY).is_dir():
             shutil.copytree(
@@ -77,9 +85,9 @@ def write_files(
         return []
     raw = files.read_json(file)
     try:
-        if layout == table.NATIVE:
-            return _to_native(source, target, raw, dtype=dtype)
-        return _to_original(source, target, raw, template=template)
+        if layout == table.ORIGINAL:
+            return _to_original(source, target, raw, template=template)
+        return _to_native(source, target, raw, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

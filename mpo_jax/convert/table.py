@@ -413,7 +413,7 @@ def check(cfg: InternVLConfig, shapes: Mapping[str, Any]) -> None:
     """
     declared = {path: tuple(leaf.shape) for path, leaf in params.flatten(shapes)}
     wrong = []
-    for layout in (ORIGINAL, NATIVE):
+    for layout in LAYOUTS:
         filled: dict[str, Shape] = {}
         for group in groups(cfg, layout):
             lead = () if group.layers is None else (group.layers,)

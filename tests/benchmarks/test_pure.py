@@ -23,6 +23,7 @@ from benchmarks import (
     packing,
     plot,
     sizes,
+    step_flops,
     step_vs_trl,
     workload,
 )
@@ -99,6 +100,18 @@ def test_jaxpr_count_agrees_with_the_formula():
 
     expected = flops.row(cfg, packed.SHAPE, block=packed.SHAPE.tokens)
     assert count.of(forward, weights) == pytest.approx(expected.total, rel=0.01)
+
+
+def test_flops_of_a_step_by_what_is_recomputed():
+    """The step of the benchmark's slice, counted, against the duplicated layout."""
+    raw = sizes.slice_of("1b", layers=2)
+    full = dict.fromkeys(step_vs_trl.recipe_fill(), 1.0)
+    found = {
+        remat: step_flops.ours_per_pair(raw, tiles=1, fill=full, remat=remat)["step"]
+        for remat in ("none", "dots", "full")
+    }
+    assert found["none"] < found["dots"] < found["full"]
+    assert 2 < step_flops.duplicated_per_pair(raw, tiles=1) / found["none"] < 2.7
 
 
 def test_count_unrolls_scans_and_counts_rematerialised_work():

@@ -12,11 +12,13 @@ import pytest
 import small_family
 import small_tokenizers
 from PIL import Image
+from safetensors import numpy as safetensors_numpy
 
-from mpo_jax.convert import hf, layouts
+from mpo_jax.convert import files, hf, layouts
 from mpo_jax.data import template, tokenizer
 from mpo_jax.demo import tiny_model
 from mpo_jax.models import config, internvl
+from mpo_jax.nn import params as params_lib
 
 QUESTION = "the an?\nthe"
 # Decoder, tokenizer and template as in InternVL3-8B, 2-8B and 2-4B.
@@ -138,6 +140,33 @@ def test_transformers_loads_and_generates(native, caplog):
     for sentence in (QUESTION, "the<ref>an</ref>  é答案", "<|end|> the"):
         ours = chat.encode(sentence, bos=chat.add_bos)
         assert words(sentence)["input_ids"] == ours
+
+
+def test_names_as_in_memory(native, tmp_path):
+    """The other native layout: the same model under transformers' own names."""
+    import torch
+    import transformers
+
+    model, new = internvl.InternVL(config.load(native)), tmp_path / "new"
+    params = hf.load(native, model, dtype="keep")
+    hf.save(new, params, model, dtype="keep", source_dir=native, layout="native_new")
+    kind = transformers.InternVLForConditionalGeneration
+    loaded, info = kind.from_pretrained(
+        new, output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    state = loaded.state_dict()
+    assert state.keys() == safetensors_numpy.load_file(new / files.SINGLE).keys()
+    expected = kind.from_pretrained(native, dtype=torch.float32).state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+    assert layouts.of_files(new) == "native"
+    for (path, found), (_, want) in zip(
+        params_lib.flatten(hf.load(new, model, dtype="keep")),
+        params_lib.flatten(params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, want, err_msg=path)
 
 
 def test_auto_processor(native):

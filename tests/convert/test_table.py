@@ -135,7 +135,7 @@ def test_check_names_what_differs():
     with pytest.raises(ValueError, match="disagree") as error:
         table.check(cfg, params.unflatten(flat))
     lines = str(error.value).splitlines()[1:]
-    assert len(lines) == 2 * 3  # in both layouts
+    assert len(lines) == 3 * 3  # in every layout
     for path in ("vision/new/kernel", "projector/fc2/bias", "language/norm/scale"):
         assert path in str(error.value)
 
