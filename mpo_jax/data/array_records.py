@@ -31,7 +31,7 @@ from mpo_jax.data import ledger, records
 from mpo_jax.types import PreferenceRecord
 
 MANIFEST = "shards.json"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a file of the shards changes its meaning."""
 
 LINES, IMAGES = "lines", "images"
@@ -55,8 +55,8 @@ class ShardStore:
 
     Attributes:
       fingerprint: hash over the contents of all shards.
-      held: root and annotation that the sources had, by name; they make the paths
-        that records and ledger name.
+      held: places that the sources had, by name; they make the paths that records
+        and ledger name.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ShardStore:
             )
         self.max_text_bytes: int = manifest["max_text_bytes"]
         self.held = {
-            entry["name"]: (entry["root"], entry["annotation"])
+            entry["name"]: records.Place(*(entry[key] for key in records.Place._fields))
             for entry in manifest["sources"]
         }
         self._ranges = {
@@ -114,7 +114,7 @@ class ShardStore:
 
     def _range(self, source: records.Source) -> tuple[int, int, int]:
         # By paths, not by name: two entries of meta.json may name one source.
-        return self._ranges[self._names[source.root, source.annotation]]
+        return self._ranges[self._names[source.place]]
 
     def digest(self, source: records.Source) -> str:
         first, lines, _ = self._range(source)

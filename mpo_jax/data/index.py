@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from absl import logging
 
 from mpo_jax.data import (
     array_records,
@@ -50,11 +51,13 @@ class SourceCounts:
       lines: records in the annotation (blank lines not counted).
       kept: rows in the index.
       left_out: number of records by ledger reason.
+      unread: number of records by field that is neither read nor known.
     """
 
     lines: int
     kept: int
     left_out: Mapping[str, int]
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def _column(name: str) -> functools.cached_property[np.ndarray]:
@@ -211,7 +214,7 @@ class Index:
 
 
 def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
-    """Open an index that :func:`build_index` has made.
+    """Open an index that :func:`build_index` has made; warns of unread fields.
 
     Args:
       directory: folder of the index.
@@ -221,7 +224,12 @@ def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
       FileNotFoundError: there is none.
       ValueError: it was made by another version.
     """
-    return Index(directory, shards=shards)
+    index = Index(directory, shards=shards)
+    for source, counts in zip(index.sources, index.counts, strict=True):
+        if counts.unread:
+            fields = ", ".join(f"{k!r} ({n} records)" for k, n in counts.unread.items())
+            logging.warning("source %r: fields not used: %s", source.name, fields)
+    return index
 
 
 def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from absl import logging
 
 from mpo_jax.data import ledger, records, shards
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a file of the index changes its meaning."""
 
 _ROW_GROUP = 1 << 17
@@ -52,8 +52,7 @@ def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> d
     entries = []
     for source in sources:
         own = {
-            "root": source.root,
-            "annotation": source.annotation,
+            **source.place._asdict(),
             "max_tiles": source.max_tiles,
             "content": encoding.store.digest(source),
         }
@@ -150,11 +149,20 @@ def merge(
     counts = []
     for source, row in zip(sources, plan, strict=True):
         left_out: collections.Counter[str] = collections.Counter()
+        unread = collections.Counter[str]()
         for shard in row:
             left_out.update(results[shard].left_out)
+            unread.update(results[shard].unread)
         kept = sum(results[shard].kept for shard in row)
         lines = kept + left_out.total()
-        counts.append({"lines": lines, "kept": kept, "left_out": dict(left_out)})
+        counts.append(
+            {
+                "lines": lines,
+                "kept": kept,
+                "left_out": dict(left_out),
+                "unread": dict(unread),
+            }
+        )
         if source.length not in (None, lines):
             logging.warning(
                 "source %r: meta.json declares length %d, %s holds %d records",

@@ -176,10 +176,7 @@ def write_shards(
         [
             array_records.FORMAT,
             max_text_bytes,
-            *(
-                [s.name, s.root, s.annotation, records.file_digest(s.annotation)]
-                for s in sources
-            ),
+            *([s.name, *s.place, records.file_digest(s.annotation)] for s in sources),
         ]
     )
     if target.exists():
@@ -254,8 +251,7 @@ def _write_lists(work: Work) -> list[dict[str, Any]]:
             described.append(
                 {
                     "name": source.name,
-                    "root": source.root,
-                    "annotation": source.annotation,
+                    **source.place._asdict(),
                     "first": first,
                     "lines": number - first,
                     "bytes": os.path.getsize(source.annotation),

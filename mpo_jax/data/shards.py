@@ -105,6 +105,7 @@ class ShardResult:
       lines: lines that begin in the shard, blank ones included.
       kept: rows of the part.
       left_out: number of records by ledger reason.
+      unread: number of kept records by field that is neither read nor known.
       part_bytes, ledger_bytes: sizes of the two files, to tell them from torn ones.
     """
 
@@ -113,6 +114,7 @@ class ShardResult:
     left_out: Mapping[str, int]
     part_bytes: int
     ledger_bytes: int
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def cut(
@@ -147,6 +149,7 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
     """
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     entries: list[ledger.Entry] = []
+    unread = collections.Counter[str]()
     source, limit, number = shard.source, encoding.max_text_bytes, 0
     for offset, number, line, files in encoding.store.lines(
         source, start=shard.start, stop=shard.stop, max_bytes=limit
@@ -160,6 +163,7 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
                 line_number=number,
                 max_bytes=limit,
                 chosen_only=encoding.policy.chosen_only,
+                unread=unread,
             )
             read = encoding.store.reader(files, record)
             example = examples.build_example(
@@ -197,13 +201,14 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
         }
         for name, value in row.items():
             columns[name].append(value)
-    return _store(shard, columns, entries, lines=number)
+    return _store(shard, columns, entries, unread, lines=number)
 
 
 def _store(
     shard: Shard,
     columns: Mapping[str, list],
     entries: list[ledger.Entry],
+    unread: Mapping[str, int],
     *,
     lines: int,
 ) -> ShardResult:
@@ -216,6 +221,7 @@ def _store(
         left_out=dict(collections.Counter(entry.reason for entry in entries)),
         part_bytes=shard.part_path.stat().st_size,
         ledger_bytes=shard.ledger_path.stat().st_size,
+        unread=unread,
     )
     text = json.dumps(dataclasses.asdict(result))
     write_whole(shard.result_path, lambda path: _write_text(path, text))

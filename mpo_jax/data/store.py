@@ -131,16 +131,18 @@ def open_data(
       FileNotFoundError, ValueError: as :func:`records.load_meta` and
         :class:`array_records.ShardStore`; `reroot` with shards.
     """
-    path = pathlib.Path(meta)
+    path = pathlib.Path(meta).expanduser()
     folder = path if path.is_dir() else path.parent
     if not (folder / array_records.MANIFEST).is_file():
+        if path.is_dir() and not (path / "mmpr").is_dir():
+            raise FileNotFoundError(_no_data(path))
         if path.is_dir():
             raise FileNotFoundError(
                 f"no shards in {str(meta)!r} ({array_records.MANIFEST} is absent): "
                 "writing them was not finished; run scripts/prepare_data.py --shards "
                 "again, or name a meta.json"
             )
-        return LooseStore(), records.load_meta(meta, reroot=reroot)
+        return LooseStore(), records.load_meta(path, reroot=reroot)
     if reroot:
         raise ValueError(
             f"data.reroot={reroot!r}: {str(meta)!r} holds shards, which name no path "
@@ -149,6 +151,17 @@ def open_data(
     store = array_records.ShardStore(folder)
     meta_path = folder / "meta.json" if path.is_dir() else path
     return store, records.load_meta(meta_path, held=store.held)
+
+
+def _no_data(folder: pathlib.Path) -> str:
+    """What to name instead of a folder that holds no shards."""
+    found = sorted(folder.glob("meta*.json"))
+    if not found:
+        return f"the folder {str(folder)!r} holds neither shards nor a meta.json"
+    return (
+        f"{str(folder)!r} is a folder without shards; name the file in it: "
+        f"--meta={found[0]} (--config.data.meta={found[0]} of train.py)"
+    )
 
 
 def open_indexed(

@@ -108,6 +108,14 @@ TEMPLATES = {
 }
 """Templates by the name that config.json gives them."""
 
+_MARKERS = tuple(
+    dict.fromkeys(
+        marker
+        for template in TEMPLATES.values()
+        for marker in (*template.markers, *template.never_trained)
+    )
+)
+
 
 def get_template(name: str) -> Template:
     """The template called `name`.
@@ -163,6 +171,18 @@ def find_image_token(text: str) -> str | None:
     Such text would take an image slot away from an image; upstream lets it through.
     """
     return next((t for t in tokenizer_lib.IMAGE_TOKENS if t in text), None)
+
+
+def find_chat_marker(text: str, tokenizer: ChatTokenizer) -> str | None:
+    """The first chat token in `text`, of any template or of `tokenizer`, or None.
+
+    Such text has been rendered already: its end token would be trained twice, or a turn
+    would open inside a response. Another template's tokens are letters to the model,
+    which should not learn them either.
+    """
+    own = (tokenizer.bos_id, tokenizer.pad_id)
+    ends = tuple(tokenizer.token(i) for i in own if i is not None)
+    return next((marker for marker in (*_MARKERS, *ends) if marker in text), None)
 
 
 def render_prompt(

@@ -355,7 +355,7 @@ def test_stale_and_foreign_files_are_named(build, tmp_path):
         index.load_index(tmp_path)
     manifest = built.directory / "manifest.json"
     manifest.write_text(json.dumps({"format": index_build.FORMAT + 1}))
-    with pytest.raises(ValueError, match="format 2, this version reads 1"):
+    with pytest.raises(ValueError, match="format 3, this version reads 2"):
         index.load_index(built.directory)
 
 
