@@ -39,8 +39,10 @@ def check(path: str, where: str) -> None:
 
 def is_record(value: Any) -> bool:
     """Whether a JSON value looks like a line of an annotation."""
-    keys = {"question", "chosen", "rejected", "conversations", "messages", "prompt"}
-    return isinstance(value, dict) and bool(keys & value.keys())
+    names = ("question", "chosen", "rejected", "conversations", "messages", "prompt")
+    return isinstance(value, dict) and any(
+        name in value and not isinstance(value[name], dict) for name in names
+    )
 
 
 def first_value(head: bytes) -> Any:

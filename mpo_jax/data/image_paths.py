@@ -23,10 +23,12 @@ MAX_PATH = 4096
 
 _MAGIC_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_\-\s]{60,}")
-_FILES = (
+FILES = (
     "image data belongs in a file of its own, and its path in the record; "
     "scripts/import_data.py writes both"
 )
+"""What to do about image data in a record."""
+
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".parquet")
 
 
@@ -50,7 +52,7 @@ def resolve(value: Any, source: meta.Source) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(
         isinstance(name, str) and name for name in names
     ):
-        hint = f"; {_FILES}" if isinstance(value, dict) or _has_dict(value) else ""
+        hint = f"; {FILES}" if isinstance(value, dict) or _has_dict(value) else ""
         raise ledger.BadRecord(
             "bad_field",
             f"image must be a path or a list of paths, got {ledger.short(value)}{hint}",
@@ -59,6 +61,12 @@ def resolve(value: Any, source: meta.Source) -> tuple[str, ...]:
         detail = f"image lists {len(names)} files, the limit is {MAX_IMAGES}"
         raise ledger.BadRecord("bad_field", detail)
     return tuple(_below_root(name, source) for name in names)
+
+
+def holds_base64(line: bytes) -> bool:
+    """Whether a line seems to have image data in a text."""
+    starts = [f'"{magic}' for magic in (*_MAGIC_BASE64, "data:image/")]
+    return any(start.encode() in line for start in starts)
 
 
 def _has_dict(value: Any) -> bool:
@@ -99,7 +107,7 @@ def _no_path(name: str) -> str | None:
     """Why a text can be no path, None where it can."""
     is_data = name.startswith(_MAGIC_BASE64) and _BASE64.fullmatch(name[:4096])
     if name.startswith("data:") or is_data:
-        return f"holds {len(name)} characters of base64, {name[:24]!r}...; {_FILES}"
+        return f"holds {len(name)} characters of base64, {name[:24]!r}...; {FILES}"
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError as error:
@@ -109,7 +117,7 @@ def _no_path(name: str) -> str | None:
     if size > MAX_PATH:
         return (
             f"has {size} bytes, no path is longer than {MAX_PATH}: "
-            f"{ledger.short(name)}; {_FILES}"
+            f"{ledger.short(name)}; {FILES}"
         )
     listed = re.fullmatch(r"\s*\[\s*(['\"]).*\1\s*\]\s*", name, re.DOTALL)
     if listed:

@@ -18,7 +18,7 @@ REASONS = {
     "image_too_large": "the image has more pixels than data.max_image_pixels",
     "image_count": "the number of <image> placeholders and images differ",
     "smuggled_token": "the text holds a special image token such as <IMG_CONTEXT>",
-    "chat_marker": "the text holds a token of a chat template such as <|im_end|>",
+    "chat_marker": "the text holds a chat or control token such as <|im_end|>",
     "identical": "chosen and rejected are the same",
     "no_labels": "a response has no trained token",
     "tokenisation": "text and tokens of a response cannot be aligned",

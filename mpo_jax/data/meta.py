@@ -127,10 +127,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     if path.suffix == ".jsonl" or annotations.is_record(annotations.first_value(head)):
-        raise ValueError(
-            f"{path} is an annotation (JSON lines of records), not a meta.json. Write "
-            f"one beside it and name that: {_example(path.name)}"
-        )
+        raise ValueError(_is_annotation(path))
     kind = file_kinds.of_text(head)
     if kind is not None:
         raise ValueError(f"{path} is {kind.name}, not a meta.json; {kind.remedy}")
@@ -149,12 +146,21 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {problem}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if annotations.is_record(meta):
+        raise ValueError(_is_annotation(path))
     if not isinstance(meta, dict) or not meta:
         raise ValueError(
             f"{path} must be a JSON object with one entry per source, such as "
             f"{_example('a.jsonl')}"
         )
     return meta
+
+
+def _is_annotation(path: pathlib.Path) -> str:
+    return (
+        f"{path} is an annotation (JSON lines of records), not a meta.json. Write one "
+        f"beside it and name that: {_example(path.name)}"
+    )
 
 
 def _example(annotation: str) -> str:
@@ -319,7 +325,10 @@ def _source(
     where: str, name: str, entry: Any, places: _Finder | Mapping[str, Place]
 ) -> Source:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: must be an object, got {ledger.short(entry)}")
+        raise ValueError(
+            f"{where}: must be an object, got {ledger.short(entry)}; meta.json reads "
+            f"{_example('a.jsonl')}"
+        )
     for key in entry.keys() - set(_FIELDS):
         near = difflib.get_close_matches(key, _FIELDS, n=1)
         if near:

@@ -159,10 +159,11 @@ def parse_record(
         ``image_missing`` (a path that leaves the root) or ``unsupported``.
     """
     if len(line) > max_bytes:
+        remedy = f"raise {ledger.option('max_text_bytes')}"
+        if paths.holds_base64(line):
+            remedy = f"it holds base64: {paths.FILES}"
         raise ledger.BadRecord(
-            "line_too_long",
-            f"the line has more than {max_bytes} bytes; raise "
-            f"{ledger.option('max_text_bytes')}",
+            "line_too_long", f"the line has more than {max_bytes} bytes; {remedy}"
         )
     try:
         record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Object)

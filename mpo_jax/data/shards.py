@@ -105,7 +105,7 @@ class ShardResult:
       lines: lines that begin in the shard, blank ones included.
       kept: rows of the part.
       left_out: number of records by ledger reason.
-      unread: number of kept records by field that is neither read nor known.
+      unread: number of records by field that is neither read nor known.
       part_bytes, ledger_bytes: sizes of the two files, to tell them from torn ones.
     """
 
@@ -221,7 +221,7 @@ def _store(
         left_out=dict(collections.Counter(entry.reason for entry in entries)),
         part_bytes=shard.part_path.stat().st_size,
         ledger_bytes=shard.ledger_path.stat().st_size,
-        unread=unread,
+        unread=dict(unread),
     )
     text = json.dumps(dataclasses.asdict(result))
     write_whole(shard.result_path, lambda path: _write_text(path, text))

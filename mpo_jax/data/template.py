@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,14 +109,6 @@ TEMPLATES = {
 }
 """Templates by the name that config.json gives them."""
 
-_MARKERS = tuple(
-    dict.fromkeys(
-        marker
-        for template in TEMPLATES.values()
-        for marker in (*template.markers, *template.never_trained)
-    )
-)
-
 
 def get_template(name: str) -> Template:
     """The template called `name`.
@@ -174,15 +167,28 @@ def find_image_token(text: str) -> str | None:
 
 
 def find_chat_marker(text: str, tokenizer: ChatTokenizer) -> str | None:
-    """The first chat token in `text`, of any template or of `tokenizer`, or None.
+    """The first chat or control token in `text`, or None.
 
-    Such text has been rendered already: its end token would be trained twice, or a turn
-    would open inside a response. Another template's tokens are letters to the model,
-    which should not learn them either.
+    Of any template, and the special tokens of `tokenizer`; those for grounding, such as
+    ``<box>``, are text of records. A text with another one has been rendered already:
+    its end would be trained twice, or a turn would open inside a response. Another
+    model's tokens are letters to this one, which should not learn them either.
     """
-    own = (tokenizer.bos_id, tokenizer.pad_id)
-    ends = tuple(tokenizer.token(i) for i in own if i is not None)
-    return next((marker for marker in (*_MARKERS, *ends) if marker in text), None)
+    return next((marker for marker in _markers(tokenizer) if marker in text), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _markers(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    found = [
+        marker
+        for template in TEMPLATES.values()
+        for marker in (*template.markers, *template.never_trained)
+    ]
+    found += [token.content for token in tokenizer.added_tokens() if token.special]
+    named = (tokenizer.bos_id, tokenizer.pad_id)
+    found += [tokenizer.token(i) for i in named if i is not None]
+    text = tokenizer_lib.ADDED_TOKENS
+    return tuple(marker for marker in dict.fromkeys(found) if marker not in text)
 
 
 def render_prompt(

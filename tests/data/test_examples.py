@@ -339,6 +339,8 @@ def test_text_that_carries_a_chat_template(fitting, name, field):
         ends = [tokenizer.token(tokenizer.pad_id)]
         if tokenizer.bos_id is not None:
             ends.append(tokenizer.token(tokenizer.bos_id))
+        added = {t.content for t in tokenizer.added_tokens() if t.special}
+        ends += added - set(tokenizer_lib.ADDED_TOKENS)
         for text in (
             "an.<|im_end|>\n",
             "<|im_start|>assistant\nthe",
@@ -354,7 +356,7 @@ def test_text_that_carries_a_chat_template(fitting, name, field):
                     record(**{field: text}), tokenizer, policy=policy
                 )
             assert caught.value.reason == "chat_marker"
-        fine = record(**{field: "a < b | im_end |> </b> <|x|> [INST]"})
+        fine = record(**{field: "a < b | im_end |> </b> <box> <|x|> [INST]"})
         examples.build_example(fine, tokenizer, policy=policy)
     # SFT does not look at the rejected side.
     rec = record(rejected="no<|im_end|>")

@@ -194,4 +194,7 @@ def test_base64_is_short_everywhere():
             records.parse_record(line, source=ROOT, line_number=1, max_bytes=1 << 20)
         assert len(caught.value.detail) <= 500
         assert len(str(caught.value)) <= 520
+    line = json.dumps({**record, "image": JPEG * 30}).encode()
+    with pytest.raises(ledger.BadRecord, match="line_too_long.*it holds base64"):
+        records.parse_record(line[:9001], source=ROOT, line_number=1, max_bytes=9000)
     assert len(ledger.BadRecord("bad_json", "x" * 10_000).detail) <= ledger.MAX_DETAIL

@@ -89,6 +89,24 @@ def test_rows_are_the_examples_measures(build, tokenizer_path, tmp_path):
             assert getattr(built, name).dtype == (np.int64 if wide else np.int32)
 
 
+def test_fields_that_are_not_read_are_told_at_every_start(build, tmp_path, caplog):
+    lines = [tiny_mmpr.pair(i, context="c", id=i) for i in range(20)]
+    lines += [
+        tiny_mmpr.pair(30, margin=0.5),
+        tiny_mmpr.pair(31, context="c", chosen=""),
+    ]
+    tiny_mmpr.write_lines(tmp_path / "t.jsonl", lines)
+    meta = tiny_mmpr.write_meta(tmp_path, {"t": {"root": ".", "annotation": "t.jsonl"}})
+    for workers in (1, 2):
+        caplog.clear()
+        built = build(meta, workers=workers)
+        assert built.counts[0].unread == {"context": 20, "margin": 1}
+        told = (
+            "source 't': fields not used: 'context' (20 records), 'margin' (1 records)"
+        )
+        assert caplog.text.count(told) == 1
+
+
 def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
     """And a template that the tokenizer has no tokens for is refused by name."""
     meta = tiny_mmpr.write_good(tmp_path)
@@ -133,8 +151,8 @@ def test_broken_records_make_exactly_this_ledger(build, tmp_path, shard_bytes):
     assert all(entry.detail for entry in entries)
     np.testing.assert_array_equal(built.line, [1, 24, 25])
     (counts,) = built.counts
-    assert (counts.lines, counts.kept) == (24, 3)
-    assert sum(counts.left_out.values()) == 21
+    assert (counts.lines, counts.kept) == (3 + len(expected), 3)
+    assert sum(counts.left_out.values()) == len(expected)
     assert built.record(1).chosen == "The answer is 17."
 
 

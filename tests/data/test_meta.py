@@ -132,6 +132,9 @@ def test_bad_meta_fields(tmp_path, change, message):
         ("[]", "one entry per source"),
         ("{}", "one entry per source"),
         ('{"a": []}', "source 'a': must be an object"),
+        ('{"root": "i", "annotation": "a"}', 'must be an object.*reads {"name": {"'),
+        ('{\n"question": "Q?",\n"chosen": "y"}', "is an annotation .JSON lines"),
+        ('{"prompt": {}}', "source 'prompt': root must be a path"),
         ('{"a": {}, "a": {}}', r"repeated keys \['a'\]"),
     ],
 )

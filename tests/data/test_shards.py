@@ -278,6 +278,24 @@ def test_limits_that_shards_cannot_serve(world, tmp_path):
         build(world, world[0] / "good-shards", tmp_path / "out", reroot="a=b")
 
 
+def test_shards_know_where_images_were_looked_for(world, tmp_path):
+    """Absolute paths, an empty root and reroot give the same as the loose files."""
+    image = tiny_mmpr.write_image(tmp_path / "images" / "a.png")
+    lines = [tiny_mmpr.pair(0, image=str(image)), tiny_mmpr.pair(1, image="/mnt/a.png")]
+    tiny_mmpr.write_lines(tmp_path / "a.jsonl", lines)
+    roots = {"any": "", "top": "/", "images": "images", "other": "/mnt"}
+    sources = {key: {"root": r, "annotation": "a.jsonl"} for key, r in roots.items()}
+    meta = tiny_mmpr.write_meta(tmp_path, sources)
+    rule = "/mnt=images"
+    loose = build(world, meta, tmp_path / "loose", reroot=rule)
+    assert [counts.kept for counts in loose.counts] == [2, 2, 2, 2]
+    shard_writer.write_shards(meta, tmp_path / "shards", reroot=rule)
+    image.unlink()
+    sharded = build(world, tmp_path / "shards", tmp_path / "out")
+    assert sharded.content_hash == loose.content_hash
+    assert sharded.record(0) == loose.record(0)
+
+
 def test_text_only_data_has_no_images(world, tmp_path):
     tiny_mmpr.write_lines(tmp_path / "t.jsonl", [tiny_mmpr.pair(i) for i in range(9)])
     meta = tiny_mmpr.write_meta(tmp_path, {"t": {"root": ".", "annotation": "t.jsonl"}})
