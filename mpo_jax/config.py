@@ -94,7 +94,8 @@ class DataConfig:
     eval_meta: str = ""
     """MMPR meta.json of held-out pairs, scored every `log.eval_every` steps."""
     reroot: str = ""
-    """``OLD=NEW``: replace the prefix OLD of every root and annotation path."""
+    """``OLD=NEW``: replace the leading path OLD of roots, annotations and absolute
+    image paths."""
     cache_dir: str = ""
     """Where index, ledger and reference cache live; empty is ``<workdir>/data``."""
     tokenizer: str = ""

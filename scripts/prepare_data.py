@@ -45,7 +45,9 @@ TEMPLATE = flags.DEFINE_string(
     "Chat template; empty is the one that config.json beside the tokenizer names.",
 )
 REROOT = flags.DEFINE_string(
-    "reroot", _DATA.reroot, "OLD=NEW: replace the prefix OLD of paths in meta.json."
+    "reroot",
+    _DATA.reroot,
+    "OLD=NEW: replace the leading path OLD of roots, annotations and absolute images.",
 )
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 448, "Side of a tile in pixels.")
 TOKENS = flags.DEFINE_integer("tokens_per_tile", 256, "Language tokens of a tile.")

@@ -22,7 +22,7 @@ from mpo_jax.data import annotations, file_kinds, ledger
 
 MAX_META_BYTES = 1 << 24
 
-_FIELDS = (
+FIELDS = (
     "root",
     "annotation",
     "data_augment",
@@ -329,8 +329,8 @@ def _source(
             f"{where}: must be an object, got {ledger.short(entry)}; meta.json reads "
             f"{_example('a.jsonl')}"
         )
-    for key in entry.keys() - set(_FIELDS):
-        near = difflib.get_close_matches(key, _FIELDS, n=1)
+    for key in entry.keys() - set(FIELDS):
+        near = difflib.get_close_matches(key, FIELDS, n=1)
         if near:
             raise ValueError(f"{where}: unknown field {key!r}; is {near[0]!r} meant?")
         logging.warning("%s: field %r is not used", where, key)

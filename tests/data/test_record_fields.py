@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from mpo_jax.data import ledger, record_fields
+from mpo_jax.data import ledger, meta, record_fields
 
 GOOD = {"question": "Q?", "chosen": "yes", "rejected": "no"}
 
@@ -156,3 +156,10 @@ def test_layouts_of_others_name_their_importer(layout, record):
     reason, detail = refusal(record)
     assert reason == "bad_field"
     assert f"scripts/import_data.py --layout={layout}" in detail
+
+
+def test_the_tables_of_the_documentation_are_whole():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if "|" in line]
+    for name in (*record_fields.READ, *meta.FIELDS, *ledger.REASONS):
+        assert f"`{name}`" in rows, name
