@@ -81,7 +81,7 @@ def _below_root(name: str, source: meta.Source) -> str:
     if path.startswith("/") or "://" in path:
         path = meta.moved(path, source.reroot)
     if "://" in path:
-        raise ledger.BadRecord("bad_field", f"image {_url(path)}")
+        raise ledger.BadRecord("bad_field", f"image {_url(path, source.root)}")
     path = os.path.normpath(path)
     if os.path.isabs(path):
         path = "/" + path.lstrip("/")  # POSIX keeps two leading slashes
@@ -129,16 +129,16 @@ def _no_path(name: str) -> str | None:
     return None
 
 
-def _url(path: str) -> str:
+def _url(path: str, root: str) -> str:
     scheme, _, rest = path.partition("://")
     shown = ledger.short(path, 300)
     if scheme == "file":
         return f"{shown} is a URL; write the path alone: {'/' + rest.lstrip('/')!r}"
     folder = path.rpartition("/")[0]
-    rule = ledger.option("reroot", f"{folder}=/FOLDER")
+    rule = ledger.option("reroot", f"{folder}={root}")
     return (
-        f"{shown} is a URL; copy the files to a disk and write paths below the root, "
-        f"or give {rule}"
+        f"{shown} is a URL; copy the files below the root and write paths relative to "
+        f"it, or give {rule}"
     )
 
 
@@ -180,13 +180,16 @@ def _hint(found: str, missing: str, rest: list[str]) -> str | None:
                 "record, or rename the file"
             )
     stem, dot = os.path.splitext(missing)
-    for other in (dot.lower(), dot.upper()):
-        if other != dot and os.path.lexists(os.path.join(found, stem + other)):
-            return f"there is {stem + other!r}; upper and lower case differ"
+    cases = (stem + dot.lower(), stem + dot.upper(), missing.lower(), missing.upper())
+    for other in cases:
+        if other != missing and os.path.lexists(os.path.join(found, other)):
+            return f"there is {other!r}; upper and lower case differ"
     if "\\" in missing:
         return "write / instead of \\"
     if missing != missing.strip():
         return "the name begins or ends in white space"
+    if re.search(r"\.\w{3,4}\s*[,;]", missing):
+        return "if several files are meant, write a JSON list"
     if missing.lower().endswith(_ARCHIVES):
         return "records name files, not members of archives: unpack it"
     if re.fullmatch("[A-Za-z]:", missing):

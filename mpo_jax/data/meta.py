@@ -206,6 +206,20 @@ def _begins(path: str, rule: str) -> bool:
     return bool(rule) and (path + "/").startswith(old.rstrip("/") + "/")
 
 
+def _normal(path: str) -> str:
+    """A path or URL in the one form in which beginnings are compared."""
+    if not path or "://" in path:
+        return path.rstrip("/")
+    return os.path.normpath(os.path.expanduser(path))
+
+
+def _begin_of_urls(entry: Mapping[str, Any]) -> str:
+    """What the URLs of an entry have in common: one rule moves them all."""
+    urls = [entry.get("root"), os.path.dirname(str(entry.get("annotation")))]
+    parts = [url.split("/") for url in urls if isinstance(url, str) and "://" in url]
+    return "/".join(os.path.commonprefix(parts))
+
+
 class _Finder:
     """Turns the paths of one meta.json into places on this machine."""
 
@@ -221,12 +235,14 @@ class _Finder:
                     "/mnt/cluster/MMPR=/data/MMPR"
                 )
             new = os.path.normpath(self.folder / os.path.expanduser(new))
-            self.rule = f"{old.rstrip('/') or '/'}={new}"
+            self.rule = f"{_normal(old)}={new}"
 
     def place(self, where: str, entry: Mapping[str, Any]) -> Place:
         """Where the files of an entry lie; the annotation exists and is one."""
         values = {key: self._value(where, entry, key) for key in ("root", "annotation")}
         annotation = self._find(values["annotation"], os.path.isfile)
+        if os.path.isfile(annotation):
+            annotations.check(annotation, where)
         if not annotation.endswith(".jsonl"):
             raise ValueError(
                 f"{where}: annotation {annotation!r} must end in .jsonl: JSON lines, "
@@ -236,9 +252,8 @@ class _Finder:
         if not os.path.isfile(annotation):
             raise FileNotFoundError(
                 f"{where}: annotation {annotation!r} does not exist; "
-                f"{self._remedy(os.path.expanduser(entry['annotation']))}"
+                f"{self._remedy(_normal(entry['annotation']))}"
             )
-        annotations.check(annotation, where)
         root = self._find(values["root"], os.path.isdir)
         return Place(root, annotation, self.rule, anywhere=not values["root"])
 
@@ -263,17 +278,18 @@ class _Finder:
         value = entry.get(key)
         empty = value == "" and key == "annotation"
         if not isinstance(value, str) or empty or "\0" in value:
+            none = "; '.' where there are no images" if key == "root" else ""
             raise ValueError(
-                f"{where}: {key} must be a path, got {ledger.short(value)}"
+                f"{where}: {key} must be a path, got {ledger.short(value)}{none}"
             )
-        path = os.path.expanduser(value)
+        path = _normal(value)
         self._rule_used |= _begins(path, self.rule)
         path = moved(path, self.rule)
         if "://" in path:
-            begin = path.rpartition("/")[0] if key == "annotation" else path
+            rule = ledger.option("reroot", f"{_begin_of_urls(entry)}=/FOLDER")
             raise ValueError(
                 f"{where}: {key} {value!r} is a URL; copy or mount the data and say "
-                f"where it is with {ledger.option('reroot', begin + '=/FOLDER')}"
+                f"where it is with {rule}"
             )
         return path
 
@@ -296,6 +312,8 @@ class _Finder:
                 old = os.path.join(*parts[:count])
                 rule = ledger.option("reroot", f"{old}=.")
                 return f"{rest!r} is in {str(self.folder)!r}: give {rule}"
+        if "\\" in value:
+            return "write / instead of \\"
         rule = ledger.option("reroot", "OLD=NEW")
         return f"unpack the annotations, or replace the leading path with {rule}"
 

@@ -31,6 +31,7 @@ _PICTURES = re.compile(
     r"(?P<of>chosen|rejected)?"
     r"|.+(image|img|picture|photo)s?"
 )
+_PICTURE_FILE = re.compile(r"\S.*\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _MOVING = re.compile(r".*(video|audio).*|frames?|clips?")
 _TALK = frozenset(
     "history system systemprompt systemmessage conversation conversations message "
@@ -109,8 +110,8 @@ def _refuse(key: str, value: Any, record: Mapping[str, Any], chosen_only: bool) 
     """Raise BadRecord if a field that is not read means something."""
     name, shown = _plain(key), ledger.short(key).strip("'")
     content = isinstance(value, str | list | dict)  # not a count such as num_images
-    pictures = _PICTURES.fullmatch(name) if content else None
-    side = pictures and (pictures["side"] or pictures["of"])
+    called = _PICTURES.fullmatch(name) if content else None
+    side = called and (called["side"] or called["of"])
     if content and (side or _MOVING.fullmatch(name) or name in _TALK):
         if chosen_only and (side or name).startswith("rejected"):
             return
@@ -121,8 +122,9 @@ def _refuse(key: str, value: Any, record: Mapping[str, Any], chosen_only: bool) 
             "question, or remove the field",
         )
     meant = _near(key, name)
-    if pictures and meant is None and not _holds(record.get("image")):
-        meant = "image"  # beside image, image_url says the same once more
+    # Beside image, image_url says the same once more.
+    if meant is None and not _holds(record.get("image")):
+        meant = "image" if called or _names_pictures(value) else None
     for read, others in _OTHER_NAMES.items():
         if name in _ALWAYS and name in others:
             meant = read
@@ -135,6 +137,14 @@ def _refuse(key: str, value: Any, record: Mapping[str, Any], chosen_only: bool) 
         f"unknown field {shown!r}; is {meant!r} meant{form}?{also} It holds "
         f"{ledger.short(value)}",
     )
+
+
+def _names_pictures(value: Any) -> bool:
+    """Whether a value is the path of an image file, or a list of them."""
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict):  # as in Hugging Face's data sets
+        first = first.get("path") or first.get("url")
+    return isinstance(first, str) and bool(_PICTURE_FILE.fullmatch(first[-256:]))
 
 
 def _near(key: str, name: str) -> str | None:

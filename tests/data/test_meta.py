@@ -92,7 +92,8 @@ def test_reroot(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"root": None}, "root must be a path, got None"),
+        ({"root": None}, "root must be a path, got None; '.' where there are no im"),
+        ({"annotation": "x\\a.jsonl"}, "write / instead of"),
         ({"root": "a\0"}, "root must be a path"),
         ({"annotation": ""}, "annotation must be a path, got ''"),
         ({"annotation": "s3://b/x/a.jsonl"}, "is a URL.*reroot=s3://b/x=/FOLDER"),
@@ -114,7 +115,7 @@ def test_reroot(tmp_path):
 def test_bad_meta_fields(tmp_path, change, message):
     entry = {"root": ".", "annotation": "a.jsonl", **change}
     path = write_meta(tmp_path, {"math": entry})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         meta.load_meta(path)
 
 
@@ -181,6 +182,14 @@ def test_paths_that_begin_with_the_own_folder(tmp_path, caplog):
     assert meta.load_meta(folder / "meta.json")[0].root == str(inner)
 
 
+def test_a_dot_in_front_changes_nothing(tmp_path):
+    folder = tmp_path / "MMPR-v1.2"
+    path = released(folder, "./MMPR-v1.2")
+    assert meta.load_meta(path)[0].root == str(folder / "images" / "m3cot")
+    (source,) = meta.load_meta(path, reroot="./MMPR-v1.2/=.")
+    assert source.root == str(folder / "images" / "m3cot")
+
+
 @pytest.mark.parametrize("prefix", ["MMPR-v1.2", "data/MMPR", "/mnt/cluster/MMPR"])
 def test_message_names_the_rule_that_works(tmp_path, prefix):
     path = released(tmp_path / "mine", prefix)
@@ -211,6 +220,19 @@ def test_urls_in_meta_go_where_reroot_says(tmp_path):
         meta.load_meta(path)
     (source,) = meta.load_meta(path, reroot="s3://b/MMPR=.")
     assert source.place[:2] == (str(tmp_path / "images"), str(tmp_path / "a.jsonl"))
+
+
+def test_files_of_other_kinds_are_named_whatever_their_suffix(tmp_path):
+    for name, data, message in (
+        ("a.json", b'[{"question": "Q?"}]', "is a JSON list; write its items"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "is compressed with gzip"),
+        ("a.parquet", b"PAR1\x15", "is a Parquet file; scripts/import_data.py"),
+        ("a.txt", b"{}\n", "must end in .jsonl: JSON lines"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        path = write_meta(tmp_path, {"a": {"root": ".", "annotation": name}})
+        with pytest.raises(ValueError, match=message):
+            meta.load_meta(path)
 
 
 def test_reroot_of_images_alone(tmp_path):

@@ -48,6 +48,12 @@ def test_pictures_under_another_name(name, value):
 def test_pictures_beside_image():
     record = {**GOOD, "image": "a.png"}
     assert check({**record, "image_url": "https://x/a.png"}) == ["image_url"]
+    # Whatever a field is called, its pictures must not vanish.
+    for value in ("x/a b.JPG", ["a.png"], [{"path": "a.webp", "bytes": None}]):
+        reason, detail = refusal({**GOOD, "media": value})
+        assert reason == "bad_field" and "'media'; is 'image' meant" in detail
+        assert check({**record, "media": value}) == ["media"]
+    assert check({**GOOD, "media": "It ends in .png, they say", "source": "a.png"})
     reason, detail = refusal({**record, "images": ["a.png", "b.png"]})
     assert reason == "bad_field" and "Beside 'image', remove it" in detail
     assert refusal({**record, "Image": "b.png"})[0] == "bad_field"
