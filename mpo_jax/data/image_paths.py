@@ -13,7 +13,7 @@ import re
 import unicodedata
 from typing import Any
 
-from mpo_jax.data import ledger, meta
+from mpo_jax.data import ledger, meta, places
 
 MAX_IMAGES = 256
 """Images per record; a line of a megabyte could otherwise name 200,000."""
@@ -79,7 +79,7 @@ def _below_root(name: str, source: meta.Source) -> str:
         raise ledger.BadRecord("bad_field", f"image {problem}")
     path = name
     if path.startswith("/") or "://" in path:
-        path = meta.moved(path, source.reroot)
+        path = places.moved(path, source.reroot)
     if "://" in path:
         raise ledger.BadRecord("bad_field", f"image {_url(path, source.root)}")
     path = os.path.normpath(path)

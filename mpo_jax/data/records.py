@@ -15,9 +15,9 @@ from typing import Any
 
 from mpo_jax.data import image_paths as paths
 from mpo_jax.data import ledger, record_fields
-from mpo_jax.data.meta import Place as Place
 from mpo_jax.data.meta import Source as Source
 from mpo_jax.data.meta import load_meta as load_meta
+from mpo_jax.data.places import Place as Place
 from mpo_jax.types import PreferenceRecord
 
 MAX_NOTED = 50
