@@ -212,7 +212,8 @@ def write_shards(
         "sources": described,
         "files": files,
     }
-    meta = json.loads(pathlib.Path(meta_path).read_text(encoding="utf-8-sig"))
+    meta_path = pathlib.Path(meta_path).expanduser()
+    meta = json.loads(meta_path.read_text(encoding="utf-8-sig"))
     _write_json(building / "meta.json", meta)
     _write_json(building / array_records.MANIFEST, manifest)
     os.rename(building, target)

@@ -77,6 +77,7 @@ def test_each_is_named(tmp_path, data, name):
         b"[1]\n" + LINES.encode(),
         b'[{"a": 1}]\n{"question": "\xff"}\n' + LINES.encode(),
         b'{"question": "\xff"}',
+        b'{"question": "\xff"}\n' * 3 + LINES.encode(),
         b"null\n{\n",
         ("x" * 70_000).encode(),
     ],

@@ -257,6 +257,16 @@ def test_whatever_matters_makes_another_index(build, tmp_path, what):
         assert not same
 
 
+def test_reroot_of_images_makes_another_index(build, tmp_path):
+    for number, folder in enumerate("ab"):
+        tiny_mmpr.write_image(tmp_path / folder / "1.png", seed=number)
+    tiny_mmpr.write_lines(tmp_path / "t.jsonl", [tiny_mmpr.pair(0, image="/mnt/1.png")])
+    meta = tiny_mmpr.write_meta(tmp_path, {"t": {"root": "/", "annotation": "t.jsonl"}})
+    first, second = (build(meta, reroot=f"/mnt={folder}") for folder in "ab")
+    assert len(first) == len(second) == 1
+    assert first.content_hash != second.content_hash
+
+
 def test_retry_looks_again_at_images_that_were_missing(build, tmp_path):
     meta = tiny_mmpr.write_good(tmp_path)
     hidden = (tmp_path / "images").rename(tmp_path / "hidden")

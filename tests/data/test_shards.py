@@ -278,7 +278,7 @@ def test_limits_that_shards_cannot_serve(world, tmp_path):
         build(world, world[0] / "good-shards", tmp_path / "out", reroot="a=b")
 
 
-def test_shards_know_where_images_were_looked_for(world, tmp_path):
+def test_shards_know_where_images_were_looked_for(world, tmp_path, monkeypatch):
     """Absolute paths, an empty root and reroot give the same as the loose files."""
     image = tiny_mmpr.write_image(tmp_path / "images" / "a.png")
     lines = [tiny_mmpr.pair(0, image=str(image)), tiny_mmpr.pair(1, image="/mnt/a.png")]
@@ -289,9 +289,12 @@ def test_shards_know_where_images_were_looked_for(world, tmp_path):
     rule = "/mnt=images"
     loose = build(world, meta, tmp_path / "loose", reroot=rule)
     assert [counts.kept for counts in loose.counts] == [2, 2, 2, 2]
-    shard_writer.write_shards(meta, tmp_path / "shards", reroot=rule)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shard_writer.write_shards("~/meta.json", tmp_path / "shards", reroot=rule)
+    with pytest.raises(ValueError, match="holds the shards of other annotations"):
+        shard_writer.write_shards(meta, tmp_path / "shards", reroot="/mnt=elsewhere")
     image.unlink()
-    sharded = build(world, tmp_path / "shards", tmp_path / "out")
+    sharded = build(world, "~/shards", tmp_path / "out")
     assert sharded.content_hash == loose.content_hash
     assert sharded.record(0) == loose.record(0)
 
