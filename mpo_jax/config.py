@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from mpo_jax import fields, types
 
-field_names, flat = fields.names, fields.flat
-
 DELTA_MODES = ("cumulative", "previous", "ema", "batch", "zero")
 REFERENCE_MODES = ("cache", "online", "moving", "none")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 from mpo_jax import config, recipes
 from mpo_jax.demo import dataset, tiny_model
@@ -108,3 +110,29 @@ def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
         # A step may have a second line, of held-out pairs.
         lines.setdefault(line["step"], {}).update(kept)
     return lines
+
+
+def kill_and_resume(root, world, cfg_path, directory: pathlib.Path) -> None:
+    """SIGKILL a run in its midst; started again it must end as one left alone."""
+    whole, killed = directory / "whole", directory / "killed"
+    process = start_training(root, world, cfg_path, whole)
+    output = output_of(process, timeout=500)
+    assert process.returncode == 0, output
+
+    process = start_training(root, world, cfg_path, killed)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.time() + 500
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before_kill = losses(killed)
+    assert 3 <= len(before_kill) < 6
+
+    process = start_training(root, world, cfg_path, killed)
+    output = output_of(process, timeout=500)
+    assert process.returncode == 0, output
+    expected = losses(whole)
+    assert losses(killed) == expected
+    assert before_kill.items() <= expected.items()

@@ -14,7 +14,7 @@ import numpy as np
 
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
-from mpo_jax import sharding, types
+from mpo_jax import fields, sharding, types
 from mpo_jax.convert import hf
 from mpo_jax.data import packing, pipeline
 from mpo_jax.data.index import Index
@@ -269,9 +269,9 @@ def _check_resume(
     except ValueError as error:
         raise ValueError(f"{run.workdir}: {error}") from error
     # A checkpoint that is older than a field was written with its default.
-    before = config_lib.flat(dataclasses.asdict(config_lib.RunConfig()))
-    before |= config_lib.flat(stored["config"])
-    now = config_lib.flat(dataclasses.asdict(run.cfg))
+    before = fields.flat(dataclasses.asdict(config_lib.RunConfig()))
+    before |= fields.flat(stored["config"])
+    now = fields.flat(dataclasses.asdict(run.cfg))
     fixed = [
         f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"
         for name in now
