@@ -63,9 +63,16 @@ def write_config(path: pathlib.Path, cfg: config.RunConfig) -> pathlib.Path:
 
 
 def start_training(
-    root, world, cfg_path, workdir, *, devices: int = 1, **env: str
+    root,
+    world,
+    cfg_path,
+    workdir,
+    *,
+    devices: int = 1,
+    script: str = "scripts/train.py",
+    **env: str,
 ) -> subprocess.Popen:
-    """Start ``scripts/train.py`` in a process of its own."""
+    """Start ``scripts/train.py`` (or one with its flags) in a process of its own."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -77,7 +84,7 @@ def start_training(
     return subprocess.Popen(
         [
             sys.executable,
-            str(root / "scripts/train.py"),
+            str(root / script),
             f"--config={cfg_path}",
             f"--workdir={workdir}",
         ],
@@ -97,15 +104,16 @@ def output_of(process: subprocess.Popen, *, timeout: float = 300) -> str:
             process.kill()
 
 
-def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+def losses(
+    workdir: pathlib.Path, *, held_out: bool = False
+) -> dict[int, dict[str, float]]:
     """Deterministic metrics by step (times left out)."""
+    left_out = ("time", "throughput") + (() if held_out else ("eval/",))
     lines: dict[int, dict[str, float]] = {}
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
         kept = {
-            name: value
-            for name, value in line.items()
-            if not name.startswith(("time", "throughput", "eval/"))
+            name: value for name, value in line.items() if not name.startswith(left_out)
         }
         # A step may have a second line, of held-out pairs.
         lines.setdefault(line["step"], {}).update(kept)

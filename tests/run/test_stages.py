@@ -68,7 +68,6 @@ def test_a_run_on_shards_is_the_run_on_files(world, tmp_path, every_program_is_c
         cfg.checkpoint.export_hf = False
         cfg.data.workers = depth // 2
         cfg.compile_cache = "none" if depth else str(tmp_path / "compiled")
-        cfg.log.gate = False  # the thread, not this one, starts the workers
         train.train(cfg, tmp_path / name, devices=ONE)
         ledger = (tmp_path / name / "ledger.jsonl").read_text()
         found[name] = helpers.losses(tmp_path / name), ledger
