@@ -134,8 +134,9 @@ def make_mesh(
     except (AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"mesh data={sizes[0]} × fsdp={sizes[1]} × tensor={sizes[2]} cannot be "
-            f"laid on the torus of these {len(devices)} devices ({error}); try "
-            "mesh.fsdp=-1 with mesh.data=1 and mesh.tensor=1"
+            f"laid on these {len(devices)} devices, first {devices[0]}: they fill no "
+            "box of the torus, or config.mesh does not fit it; use all devices of a "
+            "slice (python -m mpo_jax.utils.slices lists them) and mesh.fsdp=-1"
         ) from error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
