@@ -45,7 +45,10 @@ def evaluator(
         logps = stages.prepare_reference(
             run, index, kept, weights=weights, params=params
         )
-    steps = [step.build_eval_step(run.model, run.cfg, shape) for shape in run.shapes]
+    steps = [
+        step.build_eval_step(run.model, run.cfg, shape, run.mesh)
+        for shape in run.shapes
+    ]
 
     def evaluate(current: state.TrainState) -> dict[str, float]:
         found = []
@@ -84,7 +87,7 @@ def gate(
     loss = dataclasses.replace(run.cfg.loss, delta="zero")
     cfg = dataclasses.replace(run.cfg, loss=loss)
     with jax.set_mesh(run.mesh):
-        values = step.build_eval_step(run.model, cfg, shape)(
+        values = step.build_eval_step(run.model, cfg, shape, run.mesh)(
             params, mixture.init_reward_shift(), batch
         )
     means = metrics_lib.mean([sharding.to_host(values)])
