@@ -6,7 +6,6 @@ frequencies, which are data of the configuration; their files differ in ``conver
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
