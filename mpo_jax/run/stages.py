@@ -336,6 +336,6 @@ def describe(
         console.print(f"Fill of row shape {number}: {shares}.")
     pairs = plan.pairs_per_batch()
     console.print(
-        f"Pairs per batch: {pairs.min()} to {pairs.max()}, {pairs.mean():.0f} on "
-        f"average (rows.pairs_per_batch={run.cfg.rows.pairs_per_batch})."
+        f"Pairs per batch: {pairs.min()} to {pairs.max()}, on average "
+        f"{pairs.mean():.0f}."
     )

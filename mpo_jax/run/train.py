@@ -124,6 +124,12 @@ def train(
     evaluate = None
     if cfg.data.eval_meta:
         evaluate = evaluation.evaluator(run, weights=weights, params=reference_params)
+        if moving:
+            console.print(
+                "Held-out pairs are scored against the starting point, so that their "
+                "metrics compare over the run; training's are against the reference "
+                "as it moves (reference.mode='moving')."
+            )
     first = latest or 0
     batches = stages.loader(run, index, plan, start=first, logps=logps)
     out_shardings = state.shardings_of(abstract)

@@ -332,6 +332,26 @@ def test_drop_path_keeps_the_expected_share():
     np.testing.assert_allclose(np.asarray(keep).mean(axis=2), 1.0, atol=0.05)
 
 
+def test_forward_programs_are_compiled_with_the_options_of_their_mesh(
+    weights, monkeypatch
+):
+    """An option that no compiler knows is refused, so it has come that far."""
+    monkeypatch.setattr(
+        sharding, "compiler_options", lambda mesh: {f"no_such_{mesh.size}": "1"}
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    batch = packed.batch([[], []], refs={})
+    cfg = run_config()
+    score = step_lib.build_logps_step(MODEL, cfg.model, packed.SHAPE, mesh)
+    evaluate = step_lib.build_eval_step(MODEL, cfg, packed.SHAPE, mesh)
+    for step, inputs in (
+        (score, (weights, batch)),
+        (evaluate, (weights, mixture.init_reward_shift(), batch)),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_2"):
+            step.lower(*inputs).compile()
+
+
 def test_online_reference_gives_the_cached_numbers(weights):
     cfg = run_config(reference__mode="online")
     online = update(cfg, weights, LAYOUT, reference=weights)
