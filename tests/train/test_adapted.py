@@ -336,8 +336,8 @@ def test_as_many_layers_as_run_are_refused():
 
 
 def test_the_reference_of_adapters_is_the_policy_without_them():
-    """Nothing is copied, and its log-probs are the base's."""
-    cfg = lora_config(vision=3, reference__mode="online")
+    """Nothing is copied, and its log-probs are the base's, without drop path."""
+    cfg = lora_config(vision=3, reference__mode="online", model__drop_path=0.5)
     run = Run(cfg)
     weights = drawn(run.model, b=0.3)
     assert adapted.kept_by_reference(weights, run.trained) == {}

@@ -199,6 +199,35 @@ def test_accumulation_is_exact(weights, delta, parts, field, monkeypatch):
     )
 
 
+def test_micro_batches_are_those_of_the_row_shape():
+    long = dataclasses.replace(packed.SHAPE, chosen_tokens=30)
+    cfg = run_config(optim__accumulation=2)
+    cfg.rows.long = config.RowShapeConfig(*dataclasses.astuple(long))
+    for accumulation_long, wanted in ((0, (2, 2)), (6, (2, 6))):
+        cfg.optim.accumulation_long = accumulation_long
+        found = tuple(step_lib.micro_batches(cfg, s) for s in (packed.SHAPE, long))
+        assert found == wanted
+
+
+def test_fill_is_the_used_share_of_tokens_and_tiles():
+    rng = np.random.default_rng(0)
+    examples = [packed.example(rng, tiles=n) for n in (2, 1)]
+    batch = packed.batch([examples, []])
+    # As if a tile had four tokens: each image token thrice more, in padding.
+    slots = np.concatenate([batch.image_slot] * 4, axis=1)
+    batch = dataclasses.replace(batch, image_slot=slots)
+    found = step_lib.fill(batch, tokens_per_tile=4)
+    used = sum(
+        len(e.prompt) + len(e.chosen_tokens) + len(e.rejected_tokens) for e in examples
+    )
+    means = {name: float(s) / float(w) for name, (s, w) in found.items()}
+    assert means == {
+        "tokens": used,
+        "fill/tokens": pytest.approx(used / (2 * packed.SHAPE.tokens)),
+        "fill/tiles": pytest.approx(3 / (2 * packed.SHAPE.tiles)),
+    }
+
+
 @pytest.mark.parametrize(
     "terms", [("aot", "sft"), ("ipo", "orpo", "sft")], ids=["coupled", "separable"]
 )
