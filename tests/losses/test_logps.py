@@ -71,7 +71,7 @@ def test_bf16_is_widened_before_anything_is_summed(vocab_chunk):
     ):
         assert gradient.dtype == jnp.bfloat16
         error = np.asarray(gradient, np.float64) - expected
-        # Softmax and result are rounded once: 0.002; sums over 64 blocks in bf16: 0.006.
+        # Softmax and result are rounded once: 0.002; with sums in bf16 it is 0.006.
         assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 3e-3
 
 
