@@ -273,12 +273,45 @@ def test_choose_rows_per_batch_gives_the_asked_pairs():
     assert abs(np.mean(counts) - 256) < 24
 
 
-def test_choose_rows_per_batch_is_at_least_one_multiple():
-    lengths = make_lengths([(1, 1, 1, 0)] * 50)
-    rows = packing.choose_rows_per_batch(
-        lengths, np.arange(50), [SMALL], pairs_per_batch=1, multiple=8
+def test_choose_rows_per_batch_takes_the_nearest_multiple_and_at_least_one():
+    lengths = make_lengths([(30, 1, 1, 0)] * 50)  # a row each
+    for pairs, multiple, wanted in ((1, 8, 8), (11, 4, 12), (9, 4, 8), (150, 96, 192)):
+        rows = packing.choose_rows_per_batch(
+            lengths,
+            np.arange(50),
+            [SMALL],
+            pairs_per_batch=pairs,
+            multiple=multiple,
+        )
+        assert rows == [wanted]
+
+
+def test_fill_counts_rows_that_pad_a_batch():
+    plan = make_plan(make_lengths([(40, 4, 8, 0)]), rows_per_batch=(4, 1))
+    assert plan.available()[0].tolist() == [160, 64, 64, 12, 16]
+    assert plan.fill()[0] == {
+        "prompt_tokens": 1 / 4,
+        "chosen_tokens": 1 / 16,
+        "rejected_tokens": 1 / 8,
+        "tiles": 0.0,
+        "pairs": 1 / 16,
+    }
+
+
+def test_other_rows_meet_in_each_epoch_of_a_small_set():
+    """In one window rows are packed alike; what reaches the loss is the batch."""
+    sizes = np.random.default_rng(0).permutation(np.arange(21, 41))
+    lengths = make_lengths([(size, 1, 1, 0) for size in sizes])  # a row each
+    first, other = (
+        {
+            frozenset(np.concatenate(rows).tolist())
+            for _, rows in all_batches(
+                make_plan(lengths, rows_per_batch=(4, 1), epoch=epoch)
+            )
+        }
+        for epoch in (0, 1)
     )
-    assert rows == [8]
+    assert len(first) == len(other) == 5 and not first & other
 
 
 def test_epochs_are_concatenated():
