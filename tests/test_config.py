@@ -63,7 +63,7 @@ WRONG: dict[str, tuple] = {
     "model.path": ("",),
     "model.init": CHOICE,
     "model.dtype": ("float16", "bf16"),
-    "model.param_dtype": ("float16", "fp32"),
+    "model.param_dtype": ("float16", "fp32", "bfloat16"),  # the last is refused
     "model.remat": CHOICE,
     "model.attention": CHOICE,
     "model.drop_path": (-0.1, 1.0, math.nan),

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpo_jax.data import binpack
+from mpo_jax.data import binpack, lending
 from mpo_jax.types import RowShape
 
 BUDGETS = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "tiles", "pairs")
 """The budgets of a row, in the column order of every ``[..., 5]`` array here."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint; raised when the same input gives another plan."""
 
 _SAMPLE = 1 << 15  # pairs per shape from which the pairs per row are estimated
@@ -145,6 +145,10 @@ class Plan:
     def num_pairs(self) -> int:
         return len(self.record_ids)
 
+    def pairs_per_batch(self) -> np.ndarray:
+        """Pairs of every batch: int64 ``[batches]``."""
+        return np.diff(self.row_offsets[self.batch_offsets])
+
     def batch(self, n: int) -> tuple[int, list[np.ndarray]]:
         """Shape index and the record ids of every row of batch `n`.
 
@@ -240,6 +244,10 @@ class PlanSequence:
     def num_pairs(self) -> int:
         return sum(plan.num_pairs for plan in self.plans)
 
+    def pairs_per_batch(self) -> np.ndarray:
+        """As :meth:`Plan.pairs_per_batch`, over all epochs."""
+        return np.concatenate([plan.pairs_per_batch() for plan in self.plans])
+
     @property
     def too_long(self) -> tuple[TooLong, ...]:
         """Records that fit nowhere, each once; ``copies`` counts all epochs."""
@@ -287,11 +295,12 @@ def make_plan(
 ) -> Plan:
     """Plan one epoch.
 
-    The ids are shuffled; each goes to the first shape that holds it; the ids of a
-    shape are packed window by window, best fit decreasing on five budgets at once;
-    the rows of a shape are shuffled and spread evenly over the fewest batches that
-    hold them; the batches of all shapes are shuffled together. No pair is lost: a
-    pair is in exactly one row or in ``too_long``.
+    The ids are shuffled; each goes to the first shape that holds it, but for those that
+    fill up the batches of a rarer one (``lending``); the ids of a shape are packed
+    window by window, best fit decreasing on five budgets at once; the rows of a shape
+    are shuffled and spread evenly over the fewest batches that hold them; the batches
+    of all shapes are shuffled together. No pair is lost: a pair is in exactly one row
+    or in ``too_long``.
 
     Args:
       lengths: costs of all records of the index.
@@ -319,7 +328,13 @@ def make_plan(
     ids = ids[_shuffle(len(ids), seed, epoch, 0)]
     need = lengths.need(ids)
     capacities = np.array([_capacity(shape) for shape in shapes])
-    shape_of = _choose_shape(lengths, ids, capacities)
+    shape_of = lending.even_out(
+        _choose_shape(lengths, ids, capacities),
+        need,
+        capacities,
+        rows_per_batch=rows_per_batch,
+        window=window,
+    )
 
     item_ids, item_rows, row_batches, batch_shapes = [], [], [], []
     used = np.zeros((len(shapes), len(BUDGETS)), np.int64)

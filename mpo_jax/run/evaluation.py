@@ -47,7 +47,8 @@ class HeldOut:
                 self.scorer, self.record_ids, weights=weights, params=params
             )
         self._steps = [
-            step.build_eval_step(run.model, run.cfg, shape) for shape in run.shapes
+            step.build_eval_step(run.model, run.cfg, shape, run.mesh)
+            for shape in run.shapes
         ]
 
     def __call__(self, current: state.TrainState) -> dict[str, float]:

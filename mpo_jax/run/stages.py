@@ -244,3 +244,8 @@ def describe(
     for number, fill in plan.fill().items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
         console.print(f"Fill of row shape {number}: {shares}.")
+    pairs = plan.pairs_per_batch()
+    console.print(
+        f"Pairs per batch: {pairs.min()} to {pairs.max()}, on average "
+        f"{pairs.mean():.0f}."
+    )

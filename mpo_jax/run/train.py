@@ -133,6 +133,12 @@ def train(
             cached.append(
                 gate.Cached("data.eval_meta", evaluate.scorer, sample, evaluate.logps)
             )
+        if moving:
+            console.print(
+                "Held-out pairs are scored against the starting point, so that their "
+                "metrics compare over the run; training's are against the reference "
+                "as it moves (reference.mode='moving')."
+            )
     first = latest or 0
     batches = stages.loader(run, index, plan, start=first, logps=logps)
     out_shardings = state.shardings_of(abstract)

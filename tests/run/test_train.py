@@ -104,6 +104,25 @@ def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tm
     assert not list(tmp_path.glob("data/reference/*"))
 
 
+def test_held_out_pairs_do_not_follow_a_moving_reference(world, tmp_path, capsys):
+    """It is the policy itself after each step here; they keep the starting point."""
+    cfg = helpers.small(world)
+    cfg.reference = config.ReferenceConfig(
+        mode="moving", moving_alpha=1.0, moving_every=1
+    )
+    cfg.data.eval_meta = str(world["eval_meta"])
+    cfg.checkpoint.export_hf = False
+    result = train.train(cfg, tmp_path, devices=ONE)
+    lines = [line for step, line in helpers.losses(tmp_path).items() if step]
+    assert len(lines) == 6
+    for line in lines:
+        assert line["loss/sigmoid"] == pytest.approx(np.log(2), rel=1e-5)
+    assert result["before"]["loss/sigmoid"] == pytest.approx(np.log(2), rel=1e-5)
+    assert abs(result["after"]["rewards/chosen"]) > 0.1
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "Held-out pairs are scored against the starting point" in printed
+
+
 def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
     cfg = helpers.small(world, "sft")
     cfg.checkpoint.export_hf = True  # the quickstart goes on from the checkpoint

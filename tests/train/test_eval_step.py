@@ -10,7 +10,7 @@ import numpy as np
 import packed
 import pytest
 
-from mpo_jax import config, types
+from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture
 from mpo_jax.models import internvl
 from mpo_jax.train import step as step_lib
@@ -42,7 +42,8 @@ def test_held_out_pairs_do_not_move_the_reward_shift(scored, mode, monkeypatch):
     cfg = config.RunConfig()
     cfg.loss.delta = mode
     model = internvl.InternVL(packed.tiny_config())
-    step = step_lib.build_eval_step(model, cfg, packed.SHAPE)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step = step_lib.build_eval_step(model, cfg, packed.SHAPE, mesh)
     shift = mixture.RewardShift(mean=jnp.float32(0.7), count=jnp.float32(40))
     found = step({}, shift, jax.tree.map(jnp.asarray, batch))
     total, weight = found["delta"]
