@@ -159,6 +159,11 @@ class ShardStore:
         numbers = dict(zip(record.images, files, strict=True))
         return functools.cache(lambda path: self._image(path, numbers[path]))
 
+    def image(self, number: int) -> bytes | None:
+        """Bytes of an image by its number, None where there was none to store."""
+        fields = self._kinds[IMAGES].read(number)
+        return None if fields["reason"][0] else bytes(fields["data"][0])
+
     def _image(self, path: str, number: int) -> bytes:
         fields = self._kinds[IMAGES].read(number)
         if bytes(fields["path"][0]).decode("utf-8") != path:

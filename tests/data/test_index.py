@@ -604,7 +604,7 @@ def test_unexpected_errors_name_the_record(build, tmp_path, monkeypatch):
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr(images, "tile_count", fail)
-    with pytest.raises(RuntimeError, match="single.jsonl, record at position 0.*boom"):
+    with pytest.raises(RuntimeError, match=r"\.jsonl, record at position \d+.*boom"):
         build(meta)
 
 
