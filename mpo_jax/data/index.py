@@ -237,6 +237,16 @@ def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
     return Index(directory, shards=shards)
 
 
+def pairs_of(repeat_time: float, records: int) -> int:
+    """Pairs that an epoch has of a source with so many records.
+
+    As released: ``int(n * r)`` of them for r < 1, else ``int(r)`` copies of each.
+    """
+    if repeat_time < 1:
+        return int(records * repeat_time)
+    return records * int(repeat_time)
+
+
 def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
     """Record numbers of one epoch after ``repeat_time``.
 
@@ -256,7 +266,7 @@ def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
         if repeat < 1:
             name = int.from_bytes(source.name.encode("utf-8"), "little")
             rng = np.random.default_rng([seed, epoch, name])
-            count = int(len(numbers) * repeat)
+            count = pairs_of(repeat, len(numbers))
             parts.append(np.sort(rng.choice(numbers, count, replace=False)))
             continue
         if repeat != int(repeat):

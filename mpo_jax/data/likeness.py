@@ -31,7 +31,11 @@ _MARKERS = re.compile(
     "|".join(
         re.escape(marker)
         for marker in sorted(
-            {marker for known in template.TEMPLATES.values() for marker in known.markers}
+            {
+                marker
+                for known in template.TEMPLATES.values()
+                for marker in known.markers
+            }
             | set(FOREIGN_MARKERS)
         )
     )
@@ -103,6 +107,58 @@ def opposite(index: Index) -> Iterator[np.ndarray]:
     for group in _groups(index.prompt_key, low, high):
         if (index.chosen_key[group] != index.chosen_key[group[0]]).any():
             yield group
+
+
+EQUAL, NEARLY, OPPOSITE, MARKED = "equal", "nearly equal", "opposite", "chat markers"
+
+MEANING = {
+    EQUAL: "texts and images are byte-equal",
+    NEARLY: "the same but for white space, case or a written-out placeholder",
+    OPPOSITE: "one prefers what another rejects, on the same images and question",
+    MARKED: "a text holds a token of a chat template, such as <|im_end|>, which would "
+    "be trained on",
+}
+"""What each notable kind of record is."""
+
+
+class Alike:
+    """What is notable about an index; found once, since millions are compared.
+
+    Attributes:
+      groups: groups of record numbers that are alike or opposite, by kind.
+      notable: record numbers of every notable kind, the members of a group together.
+    """
+
+    def __init__(self, index: Index):
+        self.groups = {
+            EQUAL: list(equal(index)),
+            NEARLY: list(nearly_equal(index)),
+            OPPOSITE: list(opposite(index)),
+        }
+        self.notable = {
+            kind: np.concatenate([np.zeros(0, np.int64), *members])
+            for kind, members in self.groups.items()
+        }
+        self.notable[MARKED] = np.flatnonzero(index.markers)
+
+
+def kinds(index: Index, numbers: Sequence[int], alike: Alike) -> list[list[str]]:
+    """For each record what it is: by its images, and of which notable kinds."""
+    members = {kind: set(found.tolist()) for kind, found in alike.notable.items()}
+    result = []
+    for number in numbers:
+        images = min(int(index.images[number]), 2)
+        found = [("text only", "one image", "several images")[images]]
+        result.append(found + [kind for kind in members if number in members[kind]])
+    return result
+
+
+def where(index: Index, group: np.ndarray, *, most: int = 8) -> str:
+    """Source and line of the first records of a group."""
+    shown = ", ".join(
+        f"{index.sources[index.source[n]].name}:{index.line[n]}" for n in group[:most]
+    )
+    return shown + (f" and {len(group) - most} more" if len(group) > most else "")
 
 
 def _groups(*columns: np.ndarray) -> Iterator[np.ndarray]:

@@ -234,8 +234,8 @@ def _are_current(
     """Whether shards hold lines and images as they are now on disk.
 
     Raises:
-      ValueError: the folder holds something else, or they are of other annotations, or writing them anew would lose
-        images.
+      ValueError: the folder holds something else, they are of other annotations, or
+        writing them anew would lose images.
     """
     if not any(target.iterdir()):
         return False

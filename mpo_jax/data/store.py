@@ -147,9 +147,8 @@ def open_data(
       FileNotFoundError, ValueError: as :func:`records.load_meta` and
         :class:`array_records.ShardStore`; `reroot` with shards.
     """
-    path = pathlib.Path(meta)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / array_records.MANIFEST).is_file():
+    path, folder = pathlib.Path(meta), shards_folder(meta)
+    if not folder:
         if path.is_dir():
             raise FileNotFoundError(
                 f"no shards in {str(meta)!r} ({array_records.MANIFEST} is absent): "
@@ -173,8 +172,15 @@ def open_data(
             "outside themselves; leave it empty"
         )
     store = array_records.ShardStore(folder)
-    meta_path = folder / "meta.json" if path.is_dir() else path
+    meta_path = path / "meta.json" if path.is_dir() else path
     return store, records.load_meta(meta_path, held=store.held)
+
+
+def shards_folder(meta: str | os.PathLike[str]) -> str:
+    """The folder of the shards that `meta` names, "" where it names loose files."""
+    path = pathlib.Path(meta).absolute()
+    folder = path if path.is_dir() else path.parent
+    return str(folder) if (folder / array_records.MANIFEST).is_file() else ""
 
 
 def open_indexed(

@@ -16,8 +16,16 @@ import numpy as np
 
 from mpo_jax import config as config_lib
 from mpo_jax import sharding
-from mpo_jax.data import index_build, ledger, packing, pipeline, plan_cache
-from mpo_jax.data.index import Index, build_index, effective
+from mpo_jax.data import (
+    index_build,
+    ledger,
+    packing,
+    pipeline,
+    plan_cache,
+    shares,
+    store,
+)
+from mpo_jax.data.index import Index, build_index, effective, load_index
 from mpo_jax.models import adapted, flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
@@ -26,10 +34,14 @@ from mpo_jax.utils import background, progress, runtime
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
-    """Index of a meta.json: found, or made by the first process with all cores."""
+    """Index of a meta.json: found, or made by the first process with all cores.
+
+    Raises:
+      ValueError: there is no usable record, or a source leaves out too many.
+    """
     data = run.cfg.data
 
-    def build(report: Callable[[index_build.Progress], None] | None) -> Index:
+    def build(report: Callable[[index_build.Progress], None]) -> Index:
         return build_index(
             meta,
             run.cache_dir,
@@ -52,14 +64,21 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
 
             index = build(report)
             bar.update(task, visible=bar.tasks[0].total is not None)
-        runtime.barrier(f"index {meta}")
+        runtime.from_main(index.directory.name)
     else:
-        runtime.barrier(f"index {meta}")
-        index = build(None)  # finished by the first process: only loads
+        # Not built here too: looking at the images a moment later may see others.
+        directory = run.cache_dir / runtime.from_main("")
+        index = load_index(directory, shards=store.shards_folder(meta))
+    found = shares.shares(index)
     if not len(index):
+        reasons = "; ".join(str(share) for share in found)
         raise ValueError(
-            f"{meta}: no usable record; see the reasons in {index.ledger_path}"
+            f"{meta}: no usable record: {reasons}. All are in {index.ledger_path}; "
+            "start again once it is mended: files are looked at anew"
         )
+    shares.check(found, max_left_out=data.max_left_out, what=meta)
+    if meta != data.meta:  # of the training pairs describe() tells more
+        _print_poor(found)
     return index
 
 
@@ -100,11 +119,27 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
         write=runtime.is_main(),
     )
     if not plan.num_batches:
-        raise ValueError(
-            f"no record fits the row shapes; the first: {plan.too_long[0]}; raise the "
-            "budgets in config.rows"
-        )
+        raise ValueError(_why_empty(index, plan))
+    found = shares.shares(index, plan.too_long)
+    shares.check(found, max_left_out=cfg.data.max_left_out, what=cfg.data.meta)
     return plan
+
+
+def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
+    if plan.too_long:
+        first = plan.too_long[0]
+        file = index.sources[index.source[first.record_id]].annotation
+        return (
+            f"no record fits the row shapes; the first is {file}, line "
+            f"{index.line[first.record_id]}: {first.detail}; raise the budgets in "
+            "config.rows"
+        )
+    each = "; ".join(
+        f"source {share.name!r}: repeat_time {share.repeat_time:g} of "
+        f"{share.lines - sum(share.left_out.values())} records"
+        for share in shares.shares(index)
+    )
+    return f"an epoch has no pair: {each}; raise a repeat_time in meta.json"
 
 
 def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
@@ -325,12 +360,24 @@ def describe(
 ) -> None:
     """Print what was found and how well it packs."""
     console = progress.console()
+    too_long = len(plan.too_long)  # indexed, but of no use
+    note = f", {too_long:,} of them too long for a row" if too_long else ""
     console.print(
-        f"{len(index):,} pairs indexed, "
-        f"{ledger_counts['ledger/left_out']:.0f} left out "
+        f"{len(index) - too_long:,} pairs indexed, "
+        f"{ledger_counts['ledger/left_out']:,.0f} left out{note} "
         f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
-        f"{plan.num_batches:,} batches, {steps:,} steps."
+        f"{plan.num_batches:,} batches, {steps:,} steps.",
+        markup=False,
     )
+    _print_poor(shares.shares(index, plan.too_long))
     for number, fill in plan.fill().items():
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
-        console.print(f"Fill of row shape {number}: {shares}.")
+        if not fill:
+            console.print(f"Row shape {number} is used by no pair.")
+            continue
+        used = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
+        console.print(f"Fill of row shape {number}: {used}.")
+
+
+def _print_poor(found: list[shares.Share]) -> None:
+    for share in shares.poor(found):
+        progress.console().print(f"Warning: {share}.", markup=False)
