@@ -127,8 +127,8 @@ class Index:
         if manifest.get("format") != index_build.FORMAT:
             raise ValueError(
                 f"{path} has format {manifest.get('format')!r}, this version reads "
-                f"{index_build.FORMAT}; run scripts/prepare_data.py, which makes another "
-                "beside it"
+                f"{index_build.FORMAT}; run scripts/prepare_data.py, which makes "
+                "another beside it"
             )
         self.sources = [records.Source(**entry) for entry in manifest["sources"]]
         self.counts = [SourceCounts(**entry) for entry in manifest["counts"]]

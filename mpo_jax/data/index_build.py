@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 
@@ -236,7 +235,7 @@ def _merge_tables(
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for position, base, shard in _numbered(plan, results):
             part = shards.read_part(shard, results[shard])
-            part = part.filter(pc.is_null(part["reason"])).select([*shards.COLUMNS])
+            part = part.filter(part["reason"].is_null()).select([*shards.COLUMNS])
             if not len(part):  # such as inside a line that is too long
                 continue
             for value in part["hash"].to_pylist():

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import logging
 
@@ -181,7 +180,7 @@ def _changed(table: pa.Table) -> np.ndarray:
     has changed, such as a permission.
     """
     paths = table["paths"].combine_chunks()
-    row_of = pc.list_parent_indices(paths).to_numpy()
+    row_of = paths.value_parent_indices().to_numpy()
     names = paths.flatten().dictionary_encode()
     now = file_states.look_all(names.dictionary.to_pylist())
     now = now[names.indices.to_numpy()]
@@ -303,11 +302,10 @@ def _store(shard: Shard, rows: list[dict[str, Any]], *, lines: int) -> ShardResu
     for row in rows:
         told = [row.get(name) for name in (*COLUMNS, *LEFT_OUT)]
         digest.update(f"{told!r}\n".encode("utf-8", "surrogatepass"))
-    reasons = collections.Counter(row.get("reason") for row in rows)
-    kept = reasons.pop(None, 0)
+    reasons = collections.Counter(row["reason"] for row in rows if row.get("reason"))
     result = ShardResult(
         lines=lines,
-        kept=kept,
+        kept=len(rows) - reasons.total(),
         left_out=dict(reasons),
         files=sum(len(row["paths"]) for row in rows),
         digest=digest.hexdigest(),
@@ -337,7 +335,7 @@ def read_part(shard: Shard, result: ShardResult) -> pa.Table:
 
 def entries(table: pa.Table, source: records.Source) -> Iterator[ledger.Entry]:
     """Ledger entries of a part."""
-    left_out = table.filter(pc.is_valid(table["reason"]))
+    left_out = table.filter(table["reason"].is_valid())
     for row in left_out.select(["line", *LEFT_OUT]).to_pylist():
         yield ledger.Entry(
             source.name, source.annotation, row["line"], row["reason"], row["detail"]

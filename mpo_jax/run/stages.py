@@ -134,12 +134,9 @@ def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
             f"{index.line[first.record_id]}: {first.detail}; raise the budgets in "
             "config.rows"
         )
-    each = "; ".join(
-        f"source {share.name!r}: repeat_time {share.repeat_time:g} of "
-        f"{share.lines - sum(share.left_out.values())} records"
-        for share in shares.shares(index)
-    )
-    return f"an epoch has no pair: {each}; raise a repeat_time in meta.json"
+    found = shares.poor(shares.shares(index))
+    each = "; ".join(str(share) for share in found) or "every repeat_time is 0"
+    return f"an epoch has no pair (repeat_time in meta.json): {each}"
 
 
 def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
