@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from mpo_jax import fields, types
 
-field_names, flat = fields.names, fields.flat
-
 DELTA_MODES = ("cumulative", "previous", "ema", "batch", "zero")
 REFERENCE_MODES = ("cache", "online", "moving", "none")
 
@@ -244,7 +242,7 @@ class LogConfig:
     tensorboard: bool = True
     plots: bool = True
     gate: bool = True
-    """Check at step 0 that the preference part is what theory says, else stop."""
+    """Compare cached reference log-probs with the policy's at step 0, else stop."""
     profile_start: int = 1
     """First step of the trace that `profile_steps` asks for."""
     profile_steps: int = 0

@@ -2,14 +2,14 @@
 
 Global batch ``n`` is a function of the plan and ``n`` alone. Worker processes,
 threads, the number of hosts and restarts change who makes a batch and when, never
-what is in it: process ``p`` of ``P`` takes rows ``[p * R / P, (p + 1) * R / P)`` of
-the ``R`` rows of every batch, and a run resumes by starting at batch ``n``.
+what is in it: a process makes the rows of every batch that it is told (the mesh says
+which, ``sharding.rows_of_process``), and a run resumes by starting at batch ``n``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -94,7 +94,7 @@ class ExampleLoader:
 
 
 class BatchSource:
-    """Random access to this process's part of every global batch; picklable.
+    """Random access to this process's rows of every global batch; picklable.
 
     ``source[n]`` is the local :class:`PackedBatch` of global batch ``n``. Examples
     of a batch are loaded by `threads` threads, which are started on first use and
@@ -109,26 +109,23 @@ class BatchSource:
         img_context_id: int,
         tokens_per_tile: int,
         image_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[np.ndarray] | None = None,
         threads: int = 0,
         ref_lookup: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         """Arguments as :func:`make_loader`."""
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"{process_index=} is not in [0, {process_count=})")
-        for s, rows in enumerate(plan.rows_per_batch):
-            if rows % process_count:
+        if rows is None:
+            rows = [np.arange(count) for count in plan.rows_per_batch]
+        for s, (mine, count) in enumerate(zip(rows, plan.rows_per_batch, strict=True)):
+            if len(mine) == 0 or mine.min() < 0 or mine.max() >= count:
                 raise ValueError(
-                    f"row shape {s} has {rows} rows per batch, which {process_count} "
-                    "processes cannot share evenly; set rows.rows_per_batch (or, if "
-                    "it is derived, rows.row_multiple) to a multiple of "
-                    f"{process_count}"
+                    f"rows {mine.tolist()} of row shape {s} are not in the {count} "
+                    "rows of its batches"
                 )
         self._plan = plan
+        self._rows = tuple(rows)
         self._load_example = load_example
         self._ref_lookup = ref_lookup
-        self._process = (process_index, process_count)
         self._threads = threads
         self._sizes = {
             "img_context_id": img_context_id,
@@ -148,7 +145,8 @@ class BatchSource:
 
     def __repr__(self) -> str:
         # Grain prints the source in its own messages; a plan is long.
-        return f"BatchSource({len(self)} batches, process {self._process})"
+        counts = [len(mine) for mine in self._rows]
+        return f"BatchSource({len(self)} batches of {counts} rows)"
 
     def __len__(self) -> int:
         return self._plan.num_batches
@@ -162,10 +160,8 @@ class BatchSource:
           ValueError: an example does not fit its row; see `assemble_batch`.
         """
         n = int(index)
-        shape, rows = self._plan.batch(n)
-        process, count = self._process
-        share = len(rows) // count
-        rows = rows[process * share : (process + 1) * share]
+        shape, whole = self._plan.batch(n)
+        rows = [whole[row] for row in self._rows[shape]]
         ids = np.concatenate(rows)
         loaded = self._load_all(n, ids.tolist())
         splits = np.cumsum([len(row) for row in rows])
@@ -362,8 +358,7 @@ def make_loader(
     img_context_id: int,
     tokens_per_tile: int,
     image_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[np.ndarray] | None = None,
     start_batch: int = 0,
     workers: int = 0,
     threads: int = 4,
@@ -377,7 +372,8 @@ def make_loader(
       load_example: record number -> example with tiles; picklable where `workers`
         are used, and callable from several threads at once.
       img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_row``.
-      process_index, process_count: this host among all hosts.
+      rows: rows of a global batch that this process makes, per row shape, in the
+        order in which they are placed (``sharding.rows_of_process``); None is all.
       start_batch: first batch; see :func:`resume_batch`.
       workers: Grain worker processes; 0 works in threads of this process.
       threads: threads per worker that load examples; below 2 loads in sequence.
@@ -386,8 +382,7 @@ def make_loader(
         nats (chosen, rejected); picklable where `workers` are used.
 
     Raises:
-      ValueError: the plan is empty, the rows of a shape do not divide by
-        `process_count`, or a number is out of range.
+      ValueError: the plan is empty, or a number is out of range.
     """
     if not plan.num_batches:
         raise ValueError(
@@ -400,8 +395,7 @@ def make_loader(
         img_context_id=img_context_id,
         tokens_per_tile=tokens_per_tile,
         image_size=image_size,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         threads=threads,
         ref_lookup=ref_lookup,
     )

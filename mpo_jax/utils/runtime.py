@@ -55,21 +55,13 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def from_main(text: str) -> str:
-    """The text that the first process gives; every process must come here.
-
-    Args:
-      text: at most 256 bytes; that of other processes is not looked at.
-    """
+def agreed(value: np.ndarray) -> np.ndarray:
+    """The first process's array, in every process; same shape and dtype in all."""
     if jax.process_count() == 1:
-        return text
+        return value
     from jax.experimental import multihost_utils
 
-    padded = np.zeros(256, np.uint8)
-    data = np.frombuffer(text.encode("utf-8"), np.uint8)
-    padded[: len(data)] = data
-    sent = np.asarray(multihost_utils.broadcast_one_to_all(padded))
-    return sent.astype(np.uint8).tobytes().rstrip(b"\0").decode("utf-8")
+    return np.asarray(multihost_utils.broadcast_one_to_all(value)).astype(value.dtype)
 
 
 def compilation_cache(directory: str | pathlib.Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 
 import hypothesis
@@ -335,3 +336,35 @@ def test_binpack_finds_a_perfect_packing():
     assert count == 2
     with pytest.raises(ValueError, match="item 0 needs"):
         binpack.pack(np.array([[11, 0]]), np.array([10, 10]), window=10)
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_pair_longer_than_the_model_takes_fits_no_shape(side):
+    """A sequence is prompt, response and last label: 20 + 11 + 1 tokens."""
+    rows = [(20, 11, 2, 1), (20, 10, 3, 1), (4, 4, 4, 0)]
+    if side == "rejected":
+        rows = [(prompt, b, a, tiles) for prompt, a, b, tiles in rows]
+    lengths = dataclasses.replace(make_lengths(rows), max_sequence=31)
+    plan = make_plan(lengths)
+    (left_out,) = plan.too_long
+    assert left_out.record_id == 0
+    assert left_out.detail == (
+        "sequence tokens 32 > 31, the model's max_position_embeddings"
+    )
+    assert sorted(plan.record_ids.tolist()) == [1, 2]
+    assert not make_plan(dataclasses.replace(lengths, max_sequence=32)).too_long
+    assert not make_plan(dataclasses.replace(lengths, max_sequence=0)).too_long
+    # Budgets and the model's bound are named together.
+    long = dataclasses.replace(make_lengths([(65, 1, 1, 0)]), max_sequence=31)
+    assert make_plan(long, [0] * 2).too_long[0].detail == (
+        "prompt_tokens 65 > 64, "
+        "sequence tokens 67 > 31, the model's max_position_embeddings"
+    )
+    counts = packing.choose_rows_per_batch(
+        dataclasses.replace(make_lengths([(20, 11, 2, 1)] * 9), max_sequence=31),
+        np.arange(9),
+        (SMALL, LARGE),
+        pairs_per_batch=8,
+        multiple=2,
+    )
+    assert counts == [2, 2]  # no pair uses either shape

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 
 import jax
 import numpy as np
@@ -85,28 +82,7 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     cfg.data.cache_dir = str(tmp_path / "data")
     cfg.model.drop_path = 0.2  # randomness must resume too
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
-
-    whole = helpers.start_training(root, world, path, tmp_path / "whole")
-    output, _ = whole.communicate(timeout=400)
-    assert whole.returncode == 0, output
-
-    killed = helpers.start_training(root, world, path, tmp_path / "killed")
-    metrics = tmp_path / "killed/metrics.jsonl"
-    deadline = time.time() + 300
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert killed.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    before_kill = helpers.losses(tmp_path / "killed")
-    assert 3 <= len(before_kill) < 6
-
-    resumed = helpers.start_training(root, world, path, tmp_path / "killed")
-    output, _ = resumed.communicate(timeout=400)
-    assert resumed.returncode == 0, output
-    expected = helpers.losses(tmp_path / "whole")
-    assert helpers.losses(tmp_path / "killed") == expected
-    assert before_kill.items() <= expected.items()
+    helpers.kill_and_resume(root, world, path, tmp_path)
 
 
 def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
