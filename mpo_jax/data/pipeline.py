@@ -30,7 +30,7 @@ CHANGED = (
 AnyPlan = packing.Plan | packing.PlanSequence
 
 
-class LoadError(RuntimeError):
+class LoadError(ValueError):
     """A planned record could not be loaded; carries the cause as text.
 
     One string, so that it crosses process boundaries whatever the cause was.

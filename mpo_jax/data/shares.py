@@ -119,22 +119,30 @@ def poor(found: Sequence[Share]) -> list[Share]:
     return sorted(named, key=lambda share: (not share.empty, -share.lost))
 
 
-def check(found: Sequence[Share], *, max_left_out: float, what: str) -> None:
+def check(
+    index: Index,
+    meta: str,
+    *,
+    max_left_out: float,
+    too_long: Sequence[packing.TooLong] = (),
+) -> None:
     """Stop where a source leaves out too many of its records.
 
     Args:
-      found: of :func:`shares`.
+      index: the data set. meta: its name, for the message.
       max_left_out: largest share of a source that may be left out.
-      what: the data set, for the message.
+      too_long: as :func:`shares`.
 
     Raises:
       ValueError: naming the sources, the commonest reason and the remedy.
     """
+    found = shares(index, too_long)
     beyond = [share for share in poor(found) if share.lost > max_left_out]
     if beyond:
         lines = "\n  ".join(str(share) for share in beyond)
         raise ValueError(
-            f"{what}: {len(beyond)} of {len(found)} sources leave out more than "
+            f"{meta}: {len(beyond)} of {len(found)} sources leave out more than "
             f"data.max_left_out={max_left_out:g} of their records:\n  {lines}\n"
-            "Mend them, take them out of meta.json, or raise data.max_left_out"
+            "Mend them, take them out of meta.json, or raise data.max_left_out; single "
+            f"records are in {index.ledger_path}"
         )

@@ -68,16 +68,15 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
         # Not built here too: looking at the images a moment later may see others.
         directory = run.cache_dir / _first_ones_name("")
         index = load_index(directory, shards=store.shards_folder(meta))
-    found = shares.shares(index)
     if not len(index):
-        reasons = "; ".join(str(share) for share in found)
+        reasons = "; ".join(str(share) for share in shares.shares(index)[:8])
         raise ValueError(
             f"{meta}: no usable record: {reasons}. All are in {index.ledger_path}; "
             "start again once it is mended: files are looked at anew"
         )
-    shares.check(found, max_left_out=data.max_left_out, what=meta)
+    shares.check(index, meta, max_left_out=data.max_left_out)
     if meta != data.meta:  # of the training pairs describe() tells more
-        _print_poor(found)
+        _print_poor(shares.shares(index))
     return index
 
 
@@ -127,8 +126,12 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
     )
     if not plan.num_batches:
         raise ValueError(_why_empty(index, plan))
-    found = shares.shares(index, plan.too_long)
-    shares.check(found, max_left_out=cfg.data.max_left_out, what=cfg.data.meta)
+    shares.check(
+        index,
+        cfg.data.meta,
+        max_left_out=cfg.data.max_left_out,
+        too_long=plan.too_long,
+    )
     return plan
 
 

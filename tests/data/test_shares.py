@@ -62,12 +62,11 @@ def test_the_advised_repeat_time_gives_a_pair():
 
 
 def test_the_limit_stops_and_1_never_does(built):
-    found = shares.shares(built)
     with pytest.raises(ValueError, match="1 of 6 sources.*0.5.*\n  source 'lost'"):
-        shares.check(found, max_left_out=0.5, what="meta.json")
-    shares.check(found, max_left_out=0.8, what="meta.json")
+        shares.check(built, "meta.json", max_left_out=0.5)
+    shares.check(built, "meta.json", max_left_out=0.8)
     with pytest.raises(ValueError, match="2 of 6 sources"):
-        shares.check(found, max_left_out=0.1, what="meta.json")
+        shares.check(built, "meta.json", max_left_out=0.1)
 
 
 def test_pairs_that_fit_no_row_count_as_left_out(built):
@@ -75,6 +74,8 @@ def test_pairs_that_fit_no_row_count_as_left_out(built):
     good = shares.shares(built, too_long)[0]
     assert (good.left_out, good.pairs, good.lost) == ({"too_long": 8}, 0, 1)
     assert "too_long (the pair fits in no row shape): raise the budgets" in str(good)
+    with pytest.raises(ValueError, match=r"(?s)2 of 6 sources.*'good'.*ledger.jsonl"):
+        shares.check(built, "m", max_left_out=0.5, too_long=too_long)
 
 
 def test_remedies_are_for_reasons_that_exist():
