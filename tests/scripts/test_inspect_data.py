@@ -77,7 +77,7 @@ def test_errors_say_what_to_do(run, tmp_path):
         ("prepare_data.py", [template, f"--out={meta}"], "exists"),
         ("inspect_data.py", [template, full], "Not a directory"),
         ("inspect_data.py", [template, "--html=/dev/full"], "No space left on device"),
-        ("prepare_data.py", [f"--meta={wrong}"], "wrong"),
+        ("inspect_data.py", [template, f"--meta={wrong}"], "wrong"),
         ("prepare_data.py", ["--meta=a", f"--shards={wrong}"], "'a' does not exist"),
     ]:
         printed = run(script, meta, *arguments, code=1)
@@ -95,7 +95,7 @@ def test_poor_sources_are_named(run, tmp_path):
     assert "is no folder; correct root in meta.json" in printed
     (tmp_path / "elsewhere").rename(tmp_path / "data/images")  # the remedy
     printed = run("prepare_data.py", meta, "--template=Hermes-2", out)
-    assert "55 kept, 0 left out" in printed and "Warning" not in printed
+    assert "55 kept, 0 left out" in printed and "leaves out" not in printed
 
 
 def test_shards_say_what_is_missing(run, tmp_path):
@@ -132,9 +132,8 @@ def test_every_script_explains_its_errors(root):
     ],
 )
 def test_errors_of_the_system_are_one_line(root, error, text):
-    code = (
-        f"from mpo_jax.utils import cli\ndef main(argv): raise {error}\ncli.run(main)"
-    )
+    code = "from mpo_jax.utils import cli\n"
+    code += f"def main(argv): raise {error}\ncli.run(main)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
