@@ -115,8 +115,7 @@ MEANING = {
     EQUAL: "texts and images are byte-equal",
     NEARLY: "the same but for white space, case or a written-out placeholder",
     OPPOSITE: "one prefers what another rejects, on the same images and question",
-    MARKED: "a text holds a token of a chat template, such as <|im_end|>, which would "
-    "be trained on",
+    MARKED: "a text holds a token of a chat template, such as <|im_end|>",
 }
 """What each notable kind of record is."""
 

@@ -13,8 +13,6 @@ import hashlib
 import html
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from mpo_jax.data import index as indexes
 from mpo_jax.data import ledger, likeness, page_records, shares, summary
 
@@ -49,6 +47,8 @@ nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ccc;
   padding: .6em 0; }
 nav label { margin-right: 1.2em; } select { font: inherit; max-width: 24em; }
 [hidden] { display: none; }
+.entries td, .entries th { text-align: left; overflow-wrap: anywhere; }
+summary { font-weight: bold; margin: .6em 0; cursor: pointer; }
 """
 
 
@@ -80,14 +80,21 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
       title: heading.
       seed: of the choice of records.
     """
-    parts = [_head(title), _summary_table(summary.summarise(index))]
+    alike = likeness.Alike(index)
+    numbers = page_records.choose(index, alike, sample, seed=seed)
+    kinds = likeness.kinds(index, numbers, alike)
+    parts = [_head(title), _filter(index, kinds)]
+    parts += [_summary_table(summary.summarise(index))]
     parts += [_poor(shares.poor(shares.shares(index)))]
     parts += ["<h2>Lengths</h2><div class=histograms>"]
     parts += [_bars(name, bins) for name, bins in summary.histograms(index).items()]
-    alike = likeness.Alike(index)
     parts += ["</div>", _alike(index, alike), _left_out(index)]
-    numbers = page_records.choose(index, alike, sample, seed=seed)
-    parts += _records(index, numbers, alike)
+    parts += [f"<h2>Records ({len(numbers)} of {len(index)})</h2>"]
+    pictures = page_records.Pictures(index.key["policy"]["max_image_pixels"])
+    parts += [
+        page_records.article(index, number, found, pictures)
+        for number, found in zip(numbers, kinds, strict=True)
+    ]
     return "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
 
 
@@ -112,7 +119,8 @@ def _table(
     sources: Sequence[str] | None = None,
 ) -> str:
     """A table; with `sources`, one per row, the filter by source concerns its rows."""
-    lines = ["<table><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
+    kind = " class=entries" if sources else ""
+    lines = [f"<table{kind}><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
     lines.append("</tr>")
     for number, row in enumerate(rows):
         of = f' data-source="{html.escape(sources[number])}"' if sources else ""
@@ -155,9 +163,11 @@ def _alike(index: indexes.Index, alike: likeness.Alike) -> str:
         parts += [f"<div>{html.escape(line)}</div>" for line in lines]
         if len(found) > MAX_GROUPS:
             parts.append(f"<p class=note>and {len(found) - MAX_GROUPS} more</p>")
-    marked = np.count_nonzero(index.markers)
-    parts.append(f"<h3>{likeness.MARKED}: {marked} records</h3>")
+    marked = alike.notable[likeness.MARKED]
+    parts.append(f"<h3>{likeness.MARKED}: {len(marked)} records</h3>")
     parts.append(f"<p class=note>{_meaning(likeness.MARKED)}</p>")
+    if len(marked):
+        parts.append(f"<div>{html.escape(likeness.where(index, marked))}</div>")
     return "".join(parts)
 
 
@@ -177,13 +187,14 @@ def _left_out(index: indexes.Index) -> str:
     parts = ["<h2>Left out</h2>"]
     for reason, count in counts.most_common():
         what = html.escape(f"{reason}: {ledger.REASONS[reason]}")
-        parts.append(f"<h3>{what} ({count})</h3>")
+        parts.append(f"<details><summary>{what} ({count})</summary>")
         group = first[reason]
         rows = [(e.source, f"{e.file}:{e.line}", _short(e.detail)) for e in group]
         names = [e.source for e in group]
         parts.append(_table(("source", "where", "detail"), rows, sources=names))
         if count > len(group):
             parts.append(f"<p class=note>and {count - len(group)} more</p>")
+        parts.append("</details>")
     return "".join(parts)
 
 
@@ -191,24 +202,15 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_DETAIL else text[:MAX_DETAIL] + " …"
 
 
-def _records(
-    index: indexes.Index, numbers: Sequence[int], alike: likeness.Alike
-) -> list[str]:
-    """The filter, and the records under it."""
-    kinds = likeness.kinds(index, numbers, alike)
+def _filter(index: indexes.Index, kinds: Sequence[Sequence[str]]) -> str:
+    """Choice of a source (of records and of what is left out) and a kind of records."""
     names = sorted({source.name for source in index.sources})
     known = sorted({kind for found in kinds for kind in found})
-    pictures = page_records.Pictures(index.key["policy"]["max_image_pixels"])
-    return [
-        f"<h2>Records ({len(numbers)} of {len(index)})</h2>",
+    return (
         f"<nav><label>source {_select('source', names)}</label><label>kind "
-        f'{_select("kind", known)}</label><span id="count">{len(numbers)}</span> shown'
-        "</nav>",
-        *(
-            page_records.article(index, number, found, pictures)
-            for number, found in zip(numbers, kinds, strict=True)
-        ),
-    ]
+        f'{_select("kind", known)}</label><span id="count">{len(kinds)}</span> '
+        "records shown</nav>"
+    )
 
 
 def _select(name: str, values: Sequence[str]) -> str:
