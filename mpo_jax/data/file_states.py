@@ -25,13 +25,12 @@ def look(path: str) -> tuple[int, int, int]:
 
 
 def look_all(paths: Sequence[str]) -> np.ndarray:
-    """:func:`look` at many files, in threads: int64 ``[n, 3]``."""
-    if len(paths) <= _CHUNK:
-        return _look_at(paths)
+    """As :func:`look_at`, in threads."""
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        return np.concatenate(list(pool.map(_look_at, chunks)))
+        return np.concatenate([look_at(()), *pool.map(look_at, chunks)])
 
 
-def _look_at(paths: Sequence[str]) -> np.ndarray:
+def look_at(paths: Sequence[str]) -> np.ndarray:
+    """:func:`look` at each of many files: int64 ``[n, 3]``."""
     return np.array([look(path) for path in paths], np.int64).reshape(-1, 3)

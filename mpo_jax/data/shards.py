@@ -182,7 +182,7 @@ def _changed(table: pa.Table) -> np.ndarray:
     paths = table["paths"].combine_chunks()
     row_of = paths.value_parent_indices().to_numpy()
     names = paths.flatten().dictionary_encode()
-    now = file_states.look_all(names.dictionary.to_pylist())
+    now = file_states.look_at(names.dictionary.to_pylist())
     now = now[names.indices.to_numpy()]
     left_out = table["reason"].is_valid().to_numpy()[row_of]
     sizes, times = (
