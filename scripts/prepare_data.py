@@ -103,7 +103,9 @@ def write_shards() -> str:
         max_text_bytes=MAX_BYTES.value,
         num_shards=NUM_SHARDS.value,
         beam_options=BEAM.value,
-        progress=lambda note: console.print(f"shards: {note}"),
+        progress=lambda note: console.print(
+            f"shards: {note}", markup=False, soft_wrap=True
+        ),
     )
     console.print(f"shards  {store.directory}", markup=False, soft_wrap=True)
     return str(store.directory)
@@ -191,10 +193,10 @@ def print_summary(index: indexes.Index, console: rich.console.Console) -> None:
     table.add_section()
     table.add_row(*total)
     console.print(table, markup=False)
-    counts = sorted(ledger.count(index.ledger()).items(), key=lambda item: -item[1])
+    counts = ledger.count(ledger.read(index.ledger_path))  # may be millions: not held
     if counts:
         table = rich.table.Table("source", "reason", "records", "meaning")
-        for (source, reason), count in counts:
+        for (source, reason), count in sorted(counts.items(), key=lambda x: -x[1]):
             table.add_row(source, reason, str(count), ledger.REASONS[reason])
         console.print(table, markup=False)
     for share in shares.poor(shares.shares(index)):

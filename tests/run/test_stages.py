@@ -216,11 +216,3 @@ def test_images_that_come_are_found_by_the_next_start(world, tmp_path):
         prepare(cfg, tmp_path / "run")
     shutil.copytree(root, images)
     prepare(cfg, tmp_path / "run")
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
-def test_max_left_out_is_a_share(world, value):
-    cfg = helpers.small(world)
-    cfg.data.max_left_out = value
-    with pytest.raises(ValueError, match=r"data.max_left_out=.* must lie in \[0, 1\]"):
-        cfg.validate()
