@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import time
@@ -19,10 +20,13 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
+_OWN = re.compile(r"\.[0-9a-f]{12}\.tmp$")
 _ALIVE = ".alive"  # the lock of a folder, inside it
 _NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 )
+# Another user's, or on a disk that may only be read: theirs to remove.
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _LONG_S = 86_400.0
 """Where a file system has no locks, what is older than this is taken for dead."""
 
@@ -85,14 +89,18 @@ def alone(path: pathlib.Path, *, waiting: Callable[[], None]) -> Iterator[None]:
 
 def clean(folder: pathlib.Path) -> None:
     """Remove what killed processes have left in a folder; live ones keep theirs."""
-    for path in folder.glob("*.tmp"):
+    for path in folder.iterdir():
+        if not _OWN.search(path.name):  # a stranger's
+            continue
         lock = path / _ALIVE if path.is_dir() else path
         try:
             fd = os.open(lock, os.O_RDWR)
         except FileNotFoundError:  # renamed just now, or a folder made just now
             _remove_if_old(path)
             continue
-        except PermissionError:  # another user's: theirs to remove
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -186,7 +186,7 @@ def write_shards(
     target = pathlib.Path(directory).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.alone(
-        target.with_name(target.name + ".lock"),
+        target.with_name(target.name + ".building.lock"),
         waiting=lambda: progress("waiting for another process that writes them"),
     ):
         loose, sources = store_lib.open_data(meta_path, reroot=reroot)
@@ -195,10 +195,10 @@ def write_shards(
         made_from = _made_from(loose, sources, max_text_bytes)
         if target.exists() and _are_current(target, made_from, progress):
             return array_records.ShardStore(target)
-        building, old = (
-            target.with_name(target.name + end) for end in (".building", ".old")
+        building, outdated = (
+            target.with_name(target.name + end) for end in (".building", ".outdated")
         )
-        for leftover in (building, old):  # of a call that was killed
+        for leftover in (building, outdated):  # of a call that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         building.mkdir()
         work = Work(str(building / "lists"), tuple(sources), max_text_bytes)
@@ -211,10 +211,10 @@ def write_shards(
         meta = json.loads(pathlib.Path(meta_path).read_text(encoding="utf-8-sig"))
         _write_json(building / "meta.json", meta)
         _write_json(building / array_records.MANIFEST, manifest)
-        if target.exists():  # out of date
-            os.rename(target, old)
+        if target.exists():
+            os.rename(target, outdated)
         os.rename(building, target)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(outdated, ignore_errors=True)
         return array_records.ShardStore(target)
 
 

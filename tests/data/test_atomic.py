@@ -73,6 +73,27 @@ def test_where_there_are_no_locks_age_decides(writer, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
+def test_what_others_keep_is_left_alone(tmp_path):
+    for name in ("mine.tmp", "notes.parquet.9.tmp", "0123456789ab"):
+        (tmp_path / name).write_text("kept")
+        os.utime(tmp_path / name, (5, 5))
+    atomic.clean(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_what_may_not_be_removed_disturbs_nobody(tmp_path, monkeypatch, number):
+    left = tmp_path / f"part.{'0' * 12}.tmp"
+    left.touch()
+
+    def refuse(path, flags):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    atomic.clean(tmp_path)
+    assert left.exists()
+
+
 def test_a_failure_leaves_nothing(tmp_path):
     def fail(path):
         path.write_text("half")

@@ -187,7 +187,7 @@ def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monke
     assert not list(out.glob("*/manifest.json"))
     # What a kill in the middle of a write leaves behind, and torn files.
     folder = next((out / "shards").iterdir())
-    (folder / "x.parquet.9.tmp").write_bytes(b"half")
+    (folder / f"x.parquet.{'0' * 12}.tmp").write_bytes(b"half")
     torn, empty = visited[1], visited[3]
     torn.part_path.write_bytes(torn.part_path.read_bytes()[:-10])
     empty.part_path.write_bytes(b"")
