@@ -252,10 +252,11 @@ def compute(
     flush()
 
 
-# Per root of a response's tokens, in nats: rounding of tokens adds up like a random
-# walk. Measured between two packings of one batch in bfloat16: rms 0.004, and 0.014
-# between two attention back ends; float32 stays below 1e-5. Numbers of another record
-# or other weights are off by whole nats.
+# Root mean square and maximum of differences per root of a response's tokens, in nats:
+# rounding of tokens adds up like a random walk. Measured on random models of 8 and 32
+# layers, 175-token responses, bfloat16: rms 0.002 and 0.011 between two packings, 0.009
+# and 0.015 between two attention back ends, at most 0.04; float32 1e-5. Numbers of
+# another record or of other weights are off by whole nats.
 _TOLERANCES = {
     "float32": (1e-3, 1e-2),
     "float16": (1e-2, 1e-1),

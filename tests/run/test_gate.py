@@ -105,6 +105,13 @@ def test_one_wrong_record_among_many_does_not_pass(dtype):
     assert not found.agrees(dtype) and found.worst(1).tolist() == [100]
 
 
+def test_small_errors_everywhere_do_not_pass_though_they_cancel():
+    signs = np.where(np.arange(256) % 2, 1, -1)[:, None] * np.ones((256, 2))
+    allowed, _ = reference.tolerances("bfloat16")
+    assert comparison(0.8 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
+    assert not comparison(2 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
+
+
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A finished run of one step, with held-out pairs; its config and folder."""

@@ -275,7 +275,7 @@ def logps_of(ids: np.ndarray) -> np.ndarray:
     return np.where(ids[..., None] >= 0, pair, np.nan)
 
 
-IDS = [np.array([[n, -1], [10 + n, 20 + n]]) for n in range(5)]
+IDS = [np.array([[10 + n, 20 + n], [n, -1]]) for n in range(5)]
 BATCHES = [dataclasses.replace(packed.batch([[]]), record_ids=ids) for ids in IDS]
 
 
@@ -334,7 +334,7 @@ def test_a_log_prob_that_is_not_finite_stops_with_its_record(tmp_path, bad, side
     def step(_, n):
         values = logps_of(IDS[n])
         if n == 1:
-            values[1, 1, side] = bad
+            values[0, 1, side] = bad
         return jnp.asarray(values)
 
     with pytest.raises(FloatingPointError, match=r"records \[21\] are not finite"):
