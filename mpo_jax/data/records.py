@@ -10,7 +10,7 @@ import collections
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mpo_jax.data import image_paths as paths
@@ -189,7 +189,7 @@ def parse_record(
         )
     images = paths.resolve(record.get("image"), source)
     if unread is not None:
-        _count(unread, extra)
+        count_unread(unread, extra)
     return PreferenceRecord(
         source=source.name,
         file=source.annotation,
@@ -213,7 +213,8 @@ class _Object(dict[str, Any]):
             self.repeated = names.most_common(1)[0][0]
 
 
-def _count(unread: collections.Counter[str], names: list[str]) -> None:
+def count_unread(unread: collections.Counter[str], names: Iterable[str]) -> None:
+    """Count fields of a record; at most :data:`MAX_NOTED` are told apart."""
     for name in names:
         full = len(unread) >= MAX_NOTED and name not in unread
         unread["others" if full else name[:60]] += 1
