@@ -89,6 +89,8 @@ def load_meta(
         matches nothing.
     """
     meta_path = pathlib.Path(path).expanduser().absolute()
+    if not meta_path.is_file():
+        raise FileNotFoundError(f"meta file {str(path)!r} does not exist")
     meta = _read(meta_path)
     finder = None if held is not None else places.Finder(meta_path, reroot)
     sources = [
@@ -102,8 +104,6 @@ def load_meta(
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """The object in meta.json."""
-    if not path.is_file():
-        raise FileNotFoundError(f"meta file {str(path)!r} does not exist")
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     if path.suffix == ".jsonl" or annotations.is_record(annotations.first_value(head)):
