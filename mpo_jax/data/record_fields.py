@@ -85,7 +85,9 @@ def check(record: Mapping[str, Any], *, chosen_only: bool) -> list[str]:
     for key, value in record.items():
         if key in READ or not _holds(value):
             continue
-        if _is_note(key):
+        # An image_id is a note, unless it is all that names the picture.
+        picture = _names_pictures(value) and _plain(key).startswith(("image", "img"))
+        if _is_note(key) and not (picture and not _holds(record.get("image"))):
             continue
         _refuse(key, value, record, chosen_only)
         unused.append(key)

@@ -48,6 +48,8 @@ def test_pictures_under_another_name(name, value):
 def test_pictures_beside_image():
     record = {**GOOD, "image": "a.png"}
     assert check({**record, "image_url": "https://x/a.png"}) == ["image_url"]
+    assert check({**record, "image_id": "a.jpg"}) == []
+    assert refusal({**GOOD, "image_id": "a.jpg"})[0] == "bad_field"
     # Whatever a field is called, its pictures must not vanish.
     for value in ("x/a b.JPG", ["a.png"], [{"path": "a.webp", "bytes": None}]):
         reason, detail = refusal({**GOOD, "media": value})
