@@ -123,16 +123,17 @@ def test_alone_is_alone(tmp_path):
     inside, most, waited = [], [], []
 
     def work():
-        with atomic.alone(tmp_path / "lock", waiting=lambda: waited.append(1)):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.02)
-            inside.pop()
+        for _ in range(5):
+            with atomic.alone(tmp_path / "lock", waiting=lambda: waited.append(1)):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.005)
+                inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 8 and waited
+    assert most == [1] * 40 and waited
     assert not list(tmp_path.iterdir())

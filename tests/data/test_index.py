@@ -363,6 +363,8 @@ def test_a_permission_that_is_given_later_is_noticed(build, tmp_path, monkeypatc
     os.chmod(path, 0)
     before = os.stat(path)
     assert len(build(meta)) == 50
+    examined = count_examined(monkeypatch)
+    assert len(build(meta)) == 50 and not examined  # not without a change
     os.chmod(path, 0o644)
     after = os.stat(path)
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
