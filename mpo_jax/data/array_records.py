@@ -54,10 +54,13 @@ class ShardStore:
     Positions are line numbers from 0. Pickling carries the folder only.
 
     Attributes:
+      watched: False: what is in shards does not change.
       fingerprint: hash over the contents of all shards.
       held: root and annotation that the sources had, by name; they make the paths
         that records and ledger name.
     """
+
+    watched = False
 
     def __init__(
         self,
@@ -84,8 +87,8 @@ class ShardStore:
         if fingerprint and fingerprint != self.fingerprint:
             raise ValueError(
                 f"the shards in {self.directory} are {self.fingerprint[:16]}, the "
-                f"index was made from {fingerprint[:16]}; run scripts/prepare_data.py "
-                "again"
+                f"index was made from {fingerprint[:16]}; start again: every start "
+                "looks which shards there are"
             )
         self.max_text_bytes: int = manifest["max_text_bytes"]
         self.held = {
@@ -155,6 +158,11 @@ class ShardStore:
     def reader(self, files: Any, record: PreferenceRecord) -> Any:
         numbers = dict(zip(record.images, files, strict=True))
         return functools.cache(lambda path: self._image(path, numbers[path]))
+
+    def image(self, number: int) -> bytes | None:
+        """Bytes of an image by its number, None where there was none to store."""
+        fields = self._kinds[IMAGES].read(number)
+        return None if fields["reason"][0] else bytes(fields["data"][0])
 
     def _image(self, path: str, number: int) -> bytes:
         fields = self._kinds[IMAGES].read(number)

@@ -11,14 +11,15 @@ from absl import app, flags
 from mpo_jax import config
 from mpo_jax.utils import progress
 
-EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+EXPLAINED = (ValueError, OSError, FloatingPointError)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
     Errors that the project raises on purpose name the file, the field, the value and
-    the remedy; a traceback would bury that. ``--traceback`` shows it nevertheless.
+    the remedy, those of the system the file; a traceback would bury that.
+    ``--traceback`` shows it nevertheless.
     """
     program = sys.argv[0].rsplit("/", 1)[-1]
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
