@@ -62,12 +62,15 @@ def even_out(
         total, full = len(first) + len(own), len(first) * rows_per_batch[0]
         left = max(-(-total * rows // full) - batches, 0)
         wanted = (len(first) * batches - len(own) * left) // (left + batches)
-        wanted = min(max(wanted, 0), len(movable))
-        room = batches * rows_per_batch[shape]
-        while wanted:
-            together = np.sort(np.concatenate([own, movable[:wanted]]))
-            if rows_of(need[together], capacities[shape], window=window) <= room:
-                break
-            wanted = wanted * 9 // 10
-        shape_of[movable[:wanted]] = shape
+        fitting, number = 0, min(max(wanted, 0), len(movable))
+        above = number + 1
+        while number > fitting:  # a search by halves that begins with all
+            together = np.sort(np.concatenate([own, movable[:number]]))
+            taken = rows_of(need[together], capacities[shape], window=window)
+            if taken <= batches * rows_per_batch[shape]:
+                fitting = number
+            else:
+                above = number
+            number = (fitting + above) // 2
+        shape_of[movable[:fitting]] = shape
     return shape_of
