@@ -102,8 +102,10 @@ def convert(
         )
         carried = partial / hub.FILES
         carried.mkdir(exist_ok=True)
-        files.copy_carried(found.files, carried)
-        vocabulary.write_files(carried, model.cfg, addition)
+        files.copy_model_files(found.files, carried)
+        for folder in (carried, carried / files.KEPT):
+            if folder.is_dir():
+                vocabulary.write_files(folder, model.cfg, addition)
         source.write_dtypes(carried, source.dtypes(found.weights))
     larger = vocabulary.extended(model.cfg, addition)
     count = sum(tensor.size for tensor in table.tensors(larger))

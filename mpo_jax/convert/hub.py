@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,10 @@ from mpo_jax import checkpoint
 from mpo_jax import config as config_lib
 from mpo_jax.convert import files as files_lib
 from mpo_jax.convert import hf, places, stream
+from mpo_jax.convert import settings as settings_lib
 from mpo_jax.convert import source as source_lib
 from mpo_jax.models import adapted, internvl
+from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 from mpo_jax.utils import remote
@@ -42,11 +45,21 @@ class Source:
       kind: ``hf`` (safetensors) or ``orbax``.
       weights: directory that holds them, or its address.
       files: local directory with config.json and what else an export carries along.
+      settings: what a training run set otherwise than those files say.
     """
 
     kind: str
     weights: str | pathlib.Path
     files: pathlib.Path
+    settings: settings_lib.Settings = settings_lib.NONE
+
+    def config(self) -> model_config.InternVLConfig:
+        """The architecture, with the run's template and tile limits.
+
+        Raises:
+          FileNotFoundError, ValueError: see ``models.config.load``.
+        """
+        return self.settings.of_model(model_config.load(self.files))
 
 
 def resolve(
@@ -69,7 +82,7 @@ def resolve(
     if remote.is_remote(source) and not weights:
         return places.mirror(str(source))
     remote.refuse(source, field="model", why="its weights are wanted on a disk here")
-    path = pathlib.Path(source)
+    path = pathlib.Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     if path.exists():
@@ -124,18 +137,82 @@ def locate(
         raise FileNotFoundError(
             f"{directory} holds neither a config.json (HF directory) nor a checkpoint"
         )
+    run = checkpoint.load_metadata(directory).get("config") or {}
+    own = remote.join(directory, FILES)
+    if named is None and "config.json" in files_lib.own_files(own):
+        named = resolve(own, weights=False)
+    # Files that are named, or that the run exported, come with a tokenizer; those of
+    # the model that it started from have that model's.
+    fallback = named is not None
     if named is None:
-        named = _files_of(directory)
+        named = _files_of_start(directory, run)
+    settings = _settings(run.get("data"), named, directory, fallback=fallback)
     if remote.is_remote(directory):
         weights = str(weights)
-    return Source("orbax", weights, named)
+    return Source("orbax", weights, named, settings)
 
 
-def _files_of(directory: str | pathlib.Path) -> pathlib.Path:
-    beside = remote.join(directory, FILES)
-    if "config.json" in files_lib.own_files(beside):
-        return resolve(beside, weights=False)
-    run = checkpoint.load_metadata(directory).get("config") or {}
+def _settings(
+    data: Mapping[str, Any] | None,
+    files: pathlib.Path,
+    directory: str | pathlib.Path,
+    *,
+    fallback: bool,
+) -> settings_lib.Settings:
+    """What a run's checkpoint says of its prompts; nothing for a converted one.
+
+    Args:
+      data: the run's ``config.data``.
+      fallback: `files` are as good where the run's own tokenizer is gone.
+    """
+    if data is None:
+        return settings_lib.NONE
+    found = config_lib.DataConfig()
+    values = {f.name: data.get(f.name, getattr(found, f.name)) for f in _FIELDS}
+    found = config_lib.DataConfig(**values)
+    tokenizer = None
+    if found.tokenizer:
+        try:
+            tokenizer = resolve(found.tokenizer, weights=False)
+        except FileNotFoundError as error:
+            if not fallback:
+                raise FileNotFoundError(
+                    f"{directory} was trained with data.tokenizer={found.tokenizer}, "
+                    "which is not there (any more); put it back, or name a model "
+                    "directory that holds this tokenizer (--hf_files)"
+                ) from error
+    return settings_of(found, files, tokenizer=tokenizer)
+
+
+_FIELDS = dataclasses.fields(config_lib.DataConfig)
+
+
+def settings_of(
+    data: config_lib.DataConfig,
+    files: pathlib.Path,
+    *,
+    tokenizer: pathlib.Path | None,
+) -> settings_lib.Settings:
+    """What a run set of prompts and tiles.
+
+    Args:
+      data: of its config.
+      files: directory of the files that its exports start from.
+      tokenizer: directory of its tokenizer, where it names one.
+    """
+    if tokenizer is not None and tokenizer.resolve() == files.resolve():
+        tokenizer = None
+    return settings_lib.Settings(
+        template=data.template or model_config.load(files).template,
+        min_tiles=data.min_tiles,
+        max_tiles=data.max_tiles,
+        tokenizer=tokenizer,
+    )
+
+
+def _files_of_start(
+    directory: str | pathlib.Path, run: Mapping[str, Any]
+) -> pathlib.Path:
     start = (run.get("model") or {}).get("path")
     if not start:
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ import jax
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hub
+from mpo_jax.convert import settings as settings_lib
 from mpo_jax.data import examples, tokenizer
 from mpo_jax.data import template as template_lib
 from mpo_jax.losses import mixture
@@ -38,6 +39,12 @@ class Setup:
     def shapes(self) -> tuple[types.RowShape, ...]:
         rows = self.cfg.rows
         return tuple(s.build() for s in (rows.short, rows.long) if s.used)
+
+    @property
+    def settings(self) -> settings_lib.Settings:
+        """What exports of this run say of its prompts, whatever it started from."""
+        named = self.tokenizer_path if self.cfg.data.tokenizer else None
+        return hub.settings_of(self.cfg.data, self.source.files, tokenizer=named)
 
     @property
     def cache_dir(self) -> pathlib.Path:

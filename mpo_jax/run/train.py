@@ -15,7 +15,7 @@ import numpy as np
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
-from mpo_jax.convert import hf
+from mpo_jax.convert import hf, layouts
 from mpo_jax.data import packing, pipeline
 from mpo_jax.data.index import Index
 from mpo_jax.models import adapted
@@ -242,11 +242,20 @@ def _held_out_before(
 
 
 def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
-    """Write ``<workdir>/hf``: weights in bf16, other files as they came."""
-    target = run.workdir / "hf"
-    hf.save(target, params, run.model, source_dir=run.source.files, overwrite=True)
-    if runtime.is_main():
-        progress.console().print(f"Exported {target} (original HF layout).")
+    """Write ``<workdir>/hf``: weights in bf16, other files as the run has them."""
+    target, files = run.workdir / "hf", run.source.files
+    notes = hf.save(
+        target,
+        params,
+        run.model,
+        source_dir=files,
+        settings=run.settings,
+        overwrite=True,
+    )
+    console = progress.console()
+    console.print(f"Exported {target} ({layouts.of_files(files)} layout).")
+    for note in notes:
+        console.print(f"note: {note}")
     runtime.barrier("export")
     return target
 
