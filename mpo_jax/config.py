@@ -9,7 +9,9 @@ Annotations are not postponed here: the flag library reads field types as classe
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from mpo_jax import fields, types
 
@@ -466,9 +468,53 @@ class RunConfig:
                 "a mixture; use 'cache' or 'online' with model.lora"
             )
 
+    def located(self) -> "RunConfig":
+        """The same with every path absolute and ``~`` expanded; addresses stay.
+
+        What is stored with a run must mean the same elsewhere. A `model.path` that is
+        no directory here is taken for a hub id.
+        """
+        groups: dict[str, Any] = {}
+        for group, names in _PATHS.items():
+            section = getattr(self, group)
+            found = {
+                name: _absolute(
+                    getattr(section, name), hub=f"{group}.{name}" in _MODELS
+                )
+                for name in names
+            }
+            groups[group] = dataclasses.replace(section, **found)
+        cache = self.compile_cache
+        if cache != "none":
+            cache = _absolute(cache)
+        reroot = self.data.reroot
+        if "=" in reroot:
+            old, new = reroot.split("=", 1)
+            groups["data"].reroot = f"{old}={os.path.expanduser(new)}"
+        return dataclasses.replace(self, compile_cache=cache, **groups)
+
     def to_json(self) -> str:
         """The whole configuration as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+# Fields that name files, by group.
+_PATHS = {
+    "model": ("path",),
+    "data": ("meta", "eval_meta", "cache_dir", "tokenizer"),
+    "reference": ("path", "cache"),
+}
+# Of these, the ones that may be a hub id.
+_MODELS = ("model.path", "reference.path")
+
+
+def _absolute(place: str, *, hub: bool = False) -> str:
+    path = os.path.expanduser(place)
+    if not path or "://" in path:
+        return path
+    if hub and not os.path.exists(path):
+        return path
+    return os.path.abspath(path)
 
 
 def from_json(text: str) -> RunConfig:

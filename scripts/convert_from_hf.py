@@ -91,7 +91,7 @@ def convert(
             place = files.resumable_directory(dst, job=job, overwrite=overwrite)
             partial, progress = stack.enter_context(place)
             params = partial / checkpoint.PARAMS
-        stream.write(
+        notes = stream.write(
             params,
             opened,
             model,
@@ -109,7 +109,8 @@ def convert(
         source.write_dtypes(carried, source.dtypes(found.weights))
     larger = vocabulary.extended(model.cfg, addition)
     count = sum(tensor.size for tensor in table.tensors(larger))
-    return f"{dst}: {count:,} parameters, dtype {dtype}"
+    text = f"{dst}: {count:,} parameters, dtype {dtype}"
+    return "\n".join([text, *(f"note: {note}" for note in notes)])
 
 
 if __name__ == "__main__":

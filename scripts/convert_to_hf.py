@@ -135,7 +135,7 @@ def export(
             settings=found.settings,
         )
         with hub.fetching(found, model) as fetch:
-            hf.write_weights(
+            notes += hf.write_weights(
                 partial,
                 fetch,
                 model,

@@ -364,7 +364,7 @@ def save(
                 kinds=set(target.values()),
                 settings=settings,
             )
-        write_weights(
+        notes += write_weights(
             partial,
             fetch,
             model,
@@ -386,13 +386,16 @@ def write_weights(
     max_bytes: int = writer.SHARD_BYTES,
     by_row: bool = False,
     store: remote.Folder | None = None,
-) -> None:
+) -> list[str]:
     """Write weight files and index; files that are complete already are kept.
 
     Args:
       store: see ``writer.Writer``.
       by_row: ask for all layers of a parameter in a row, which fills all files at
         once; else in the files' order, which finishes one after another.
+
+    Returns:
+      Notes on weights that look damaged.
     """
     shapes = table.hf_shapes(model.cfg, layout)
     out = writer.Writer(
@@ -403,3 +406,4 @@ def write_weights(
             for name, tensor in tensors_of(unit, fetch):
                 out.put(name, tensor)
     out.close()
+    return out.health.notes()

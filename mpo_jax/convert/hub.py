@@ -137,99 +137,85 @@ def locate(
         raise FileNotFoundError(
             f"{directory} holds neither a config.json (HF directory) nor a checkpoint"
         )
-    run = checkpoint.load_metadata(directory).get("config") or {}
-    own = remote.join(directory, FILES)
-    if named is None and "config.json" in files_lib.own_files(own):
-        named = resolve(own, weights=False)
-    # Files that are named, or that the run exported, come with a tokenizer; those of
-    # the model that it started from have that model's.
-    fallback = named is not None
-    if named is None:
-        named = _files_of_start(directory, run)
-    settings = _settings(run.get("data"), named, directory, fallback=fallback)
+    named, settings = _beside(directory, named)
     if remote.is_remote(directory):
         weights = str(weights)
     return Source("orbax", weights, named, settings)
 
 
-def _settings(
-    data: Mapping[str, Any] | None,
-    files: pathlib.Path,
-    directory: str | pathlib.Path,
-    *,
-    fallback: bool,
-) -> settings_lib.Settings:
-    """What a run's checkpoint says of its prompts; nothing for a converted one.
+def _beside(
+    directory: str | pathlib.Path, named: pathlib.Path | None = None
+) -> tuple[pathlib.Path, settings_lib.Settings]:
+    """Files that belong to a checkpoint, and what its run set otherwise.
 
     Args:
-      data: the run's ``config.data``.
-      fallback: `files` are as good where the run's own tokenizer is gone.
+      named: directory to take the files from, instead of those that are found.
     """
-    if data is None:
-        return settings_lib.NONE
-    found = config_lib.DataConfig()
-    values = {f.name: data.get(f.name, getattr(found, f.name)) for f in _FIELDS}
-    found = config_lib.DataConfig(**values)
-    tokenizer = None
-    if found.tokenizer:
+    run = checkpoint.load_metadata(directory).get("config") or {}
+    own = remote.join(directory, FILES)
+    if named is None and "config.json" in files_lib.own_files(own):
+        named = resolve(own, weights=False)
+    files, start = named, settings_lib.NONE
+    if files is None:
+        files, start = _of_start(directory, run)
+    if run.get("data") is None:  # converted, not trained
+        return files, start
+    data = _section(config_lib.DataConfig(), run["data"])
+    tokenizer = start.tokenizer
+    if data.tokenizer:
         try:
-            tokenizer = resolve(found.tokenizer, weights=False)
+            tokenizer = resolve(data.tokenizer, weights=False)
         except FileNotFoundError as error:
-            if not fallback:
+            # Files that the run exported, or that are named, come with a tokenizer.
+            if named is None:
                 raise FileNotFoundError(
-                    f"{directory} was trained with data.tokenizer={found.tokenizer}, "
+                    f"{directory} was trained with data.tokenizer={data.tokenizer}, "
                     "which is not there (any more); put it back, or name a model "
                     "directory that holds this tokenizer (--hf_files)"
                 ) from error
-    return settings_of(found, files, tokenizer=tokenizer)
-
-
-_FIELDS = dataclasses.fields(config_lib.DataConfig)
-
-
-def settings_of(
-    data: config_lib.DataConfig,
-    files: pathlib.Path,
-    *,
-    tokenizer: pathlib.Path | None,
-) -> settings_lib.Settings:
-    """What a run set of prompts and tiles.
-
-    Args:
-      data: of its config.
-      files: directory of the files that its exports start from.
-      tokenizer: directory of its tokenizer, where it names one.
-    """
-    if tokenizer is not None and tokenizer.resolve() == files.resolve():
-        tokenizer = None
-    return settings_lib.Settings(
-        template=data.template or model_config.load(files).template,
-        min_tiles=data.min_tiles,
-        max_tiles=data.max_tiles,
-        tokenizer=tokenizer,
+    template = data.template or start.template or model_config.load(files).template
+    return files, settings_lib.of_run(
+        data, files, template=template, tokenizer=tokenizer
     )
 
 
-def _files_of_start(
+def _section(default: Any, stored: Mapping[str, Any]) -> Any:
+    """Part of a stored config; one that is older than a field has its default."""
+    names = {field.name for field in dataclasses.fields(default)}
+    known = {name: value for name, value in stored.items() if name in names}
+    return dataclasses.replace(default, **known)
+
+
+def _of_start(
     directory: str | pathlib.Path, run: Mapping[str, Any]
-) -> pathlib.Path:
+) -> tuple[pathlib.Path, settings_lib.Settings]:
+    """The same of the model that a run started from, which may be a run's too."""
     start = (run.get("model") or {}).get("path")
     if not start:
         raise FileNotFoundError(
             f"{directory} has no {FILES}/config.json and names no model that it "
-            "started from; name a model directory for config.json and tokenizer"
+            "started from; name a model directory for config.json and tokenizer "
+            "(--hf_files)"
         )
-    if remote.is_remote(start):
-        candidates = [start.rstrip("/"), remote.join(start, FILES)]
-    else:
-        origin = resolve(start, weights=False)
-        candidates = [origin, origin / FILES]
-    for candidate in candidates:
-        if "config.json" in files_lib.own_files(candidate):
-            return resolve(candidate, weights=False)
+    origin: str | pathlib.Path = start.rstrip("/")
+    if not remote.is_remote(start):
+        try:
+            origin = resolve(start, weights=False)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{directory} was trained from {start}: {error}. If it is gone, name a "
+                "model directory for config.json and tokenizer (--hf_files)"
+            ) from error
+    if "config.json" in files_lib.own_files(origin):
+        return resolve(origin, weights=False), settings_lib.NONE
+    if checkpoint.params_directory(origin) is not None:
+        return _beside(origin)
+    beside = remote.join(origin, FILES)
+    if "config.json" in files_lib.own_files(beside):
+        return resolve(beside, weights=False), settings_lib.NONE
     raise FileNotFoundError(
         f"{directory} was trained from {start}, which has no config.json (any more); "
-        "name a model directory for config.json and tokenizer"
+        "name a model directory for config.json and tokenizer (--hf_files)"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mpo_jax import config as config_lib
 from mpo_jax.convert import files, vocabulary
 from mpo_jax.data import tokenizer as tokenizer_lib
 from mpo_jax.models import config, native_config
@@ -55,6 +56,8 @@ class Settings:
 
     def into_config(self, raw: dict[str, Any]) -> None:
         """Change the content of an original-layout ``config.json`` where it differs."""
+        if self == NONE:
+            return
         stated = config.from_hf(raw)
         wanted = self.of_model(stated)
         if wanted.template != stated.template:
@@ -105,6 +108,26 @@ class Settings:
 
 
 NONE = Settings()
+
+
+def of_run(
+    data: config_lib.DataConfig,
+    files_dir: pathlib.Path,
+    *,
+    template: str,
+    tokenizer: pathlib.Path | None,
+) -> Settings:
+    """Settings of a run.
+
+    Args:
+      data: of its config.
+      files_dir: directory of the files that its exports start from.
+      template: chat template that it trains with.
+      tokenizer: directory of the tokenizer that it trains with; None is `files_dir`.
+    """
+    if tokenizer is not None and tokenizer.resolve() == files_dir.resolve():
+        tokenizer = None
+    return Settings(template, data.min_tiles, data.max_tiles, tokenizer)
 
 
 def stated_dtype(kinds: Collection[str], stated: str | None) -> str:

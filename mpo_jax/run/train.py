@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -37,8 +38,19 @@ def train(
     Returns:
       ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
+    with contextlib.ExitStack() as stack:
+        return _train(cfg, workdir, devices, stack)
+
+
+def _train(
+    cfg: config_lib.RunConfig,
+    workdir: str | pathlib.Path,
+    devices: Any,
+    stack: contextlib.ExitStack,
+) -> dict[str, Any]:
     started, compiles = time.perf_counter(), profiling.Compiles()
     run = setup.setup(cfg, workdir, devices=devices)
+    cfg = run.cfg  # with its paths made absolute
     console = progress.console()
     runtime.compilation_cache(_compile_cache(run))
     runtime.log_devices()
@@ -49,6 +61,12 @@ def train(
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
+    if not any(float(schedule(n)) for n in range(min(num_steps, 2))):
+        console.print(
+            f"note: the learning rate of all {num_steps} steps is 0 "
+            f"(optim.learning_rate={cfg.optim.learning_rate}, "
+            f"optim.warmup_fraction={cfg.optim.warmup_fraction}): nothing will change"
+        )
     trained = adapted.trained(cfg.model)
     moving = cfg.reference.mode == "moving"
     abstract = state.abstract(
@@ -63,6 +81,7 @@ def train(
     checkpoints = checkpoint_lib.Checkpoints(
         run.workdir / "checkpoints", cfg.checkpoint
     )
+    stack.callback(checkpoints.close)
     latest = checkpoints.latest()
     uses_reference = cfg.mode == types.MPO and cfg.reference.mode != "none"
     if latest is None:
@@ -85,6 +104,7 @@ def train(
     else:
         stored = checkpoints.meta(latest)
         _check_resume(run, stored, plan)
+        _check_length(run, latest, num_steps)
         current = loop.from_trees(checkpoints.restore(latest, loop.trees(abstract)))
         weights = stored["reference_weights"]
         console.print(f"Resuming {run.workdir} after step {latest}.")
@@ -189,9 +209,14 @@ def train(
     )
     try:
         final = loop.run(job)
-        after = evaluate(final) if evaluate else None
-        if writer is not None and after is not None:
-            writer.write(num_steps, _eval_names(after))
+        # A finished run that is started again has its last line already.
+        after = None
+        if evaluate and first == num_steps:
+            after = _held_out_at(run, num_steps)
+        if evaluate and not after:
+            after = evaluate(final)
+            if writer is not None:
+                writer.write(num_steps, _eval_names(after))
     finally:
         batches.close()
         if writer is not None:
@@ -231,13 +256,19 @@ def _held_out_before(
         if writer is not None:
             writer.write(0, _eval_names(values))
         return values
+    return _held_out_at(run, 0)
+
+
+def _held_out_at(run: setup.Setup, step: int) -> dict[str, float] | None:
+    """Held-out metrics that an earlier start wrote for a step; None without any."""
     for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
-        if line["step"] == 0:
-            return {
-                name.removeprefix("eval/"): value
-                for name, value in line.items()
-                if name.startswith("eval/")
-            }
+        found = {
+            name.removeprefix("eval/"): value
+            for name, value in line.items()
+            if name.startswith("eval/")
+        }
+        if line["step"] == step and found:
+            return found
     return None
 
 
@@ -299,6 +330,15 @@ def _check_resume(
                 f"Changed since the checkpoint: {name} {before.get(name)!r} "
                 f"-> {value!r}"
             )
+
+
+def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
+    if latest > num_steps:
+        raise ValueError(
+            f"{run.workdir} is trained up to step {latest}, beyond the {num_steps} "
+            f"that are asked for: raise optim.max_steps (now {run.cfg.optim.max_steps}) to "
+            f"{latest} or more, or name another --workdir to train fewer"
+        )
 
 
 def _name_records(index: Index, rows: list[np.ndarray]) -> str:

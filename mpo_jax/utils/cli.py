@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,14 @@ from mpo_jax.utils import progress
 EXPLAINED = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
 
 
+def _expanded(argument: str) -> str:
+    """``--flag=~/place`` as the home directory, which a shell expands only alone."""
+    name, equals, value = argument.partition("=")
+    if name.startswith("-") and equals and value.startswith("~") and "/" in value:
+        return name + equals + os.path.expanduser(value)
+    return argument
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
@@ -22,6 +31,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     program = sys.argv[0].rsplit("/", 1)[-1]
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
+    sys.argv[1:] = [_expanded(argument) for argument in sys.argv[1:]]
     try:
         config.check_overrides(sys.argv[1:])
     except ValueError as error:
