@@ -61,7 +61,7 @@ def _train(
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
-    if not any(float(schedule(n)) for n in range(min(num_steps, 2))):
+    if not any(np.any(schedule(n)) for n in range(min(num_steps, 2))):
         console.print(
             f"note: the learning rate of all {num_steps} steps is 0 "
             f"(optim.learning_rate={cfg.optim.learning_rate}, "
@@ -336,8 +336,8 @@ def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
     if latest > num_steps:
         raise ValueError(
             f"{run.workdir} is trained up to step {latest}, beyond the {num_steps} "
-            f"that are asked for: raise optim.max_steps (now {run.cfg.optim.max_steps}) to "
-            f"{latest} or more, or name another --workdir to train fewer"
+            f"of optim.max_steps={run.cfg.optim.max_steps}: raise it to {latest} or "
+            "more, or name another --workdir to train fewer"
         )
 
 

@@ -239,7 +239,8 @@ def _no_map(directory):
 
 def _stray(directory):
     shutil.copy(
-        directory / "model-00001-of-00003.safetensors", directory / "old.safetensors"
+        directory / "model-00001-of-00003.safetensors",
+        directory / "model-00001-of-00002.safetensors",
     )
 
 
@@ -266,8 +267,8 @@ def _both(directory):
         (_escaping, ("index.json", "mlp1.3.bias", "../other", "beside the index")),
         (_not_json, ("index.json", "not JSON")),
         (_no_map, ("index.json", "weight_map")),
-        (_stray, ("old.safetensors", "not named by")),
-        (_both, ("holds both",)),
+        (_stray, ("model-00001-of-00002.safetensors", "not named by")),
+        (_both, ("/model.safetensors", "not named by")),
     ],
 )
 def test_damaged_sources_name_the_file(model, tmp_path, damage, words):
