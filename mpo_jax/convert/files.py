@@ -69,6 +69,17 @@ def _parse(where: Any, data: bytes) -> dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def naming(file: pathlib.Path) -> Iterator[None]:
+    """Put a file's name on errors of what is written to it; the system leaves it out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
+
+
 def own_files(place: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every plain file directly in a directory or behind an address."""
     if remote.is_remote(place):

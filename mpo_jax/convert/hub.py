@@ -133,6 +133,11 @@ def locate(
         if (directory / "config.json").is_file():
             return Source("hf", directory, named or directory)
     weights = checkpoint.params_directory(directory)
+    if weights is None and "adapter_config.json" in files_lib.own_files(directory):
+        raise FileNotFoundError(
+            f"{directory} is a PEFT adapter without its model; merge the two first "
+            "(merge_and_unload) and name the result"
+        )
     if weights is None:
         raise FileNotFoundError(
             f"{directory} holds neither a config.json (HF directory) nor a checkpoint"

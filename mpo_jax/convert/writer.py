@@ -155,14 +155,16 @@ class Writer:
         for block in _blocks(tensor):
             cast = np.ascontiguousarray(_cast(name, block, self._dtypes[name]))
             self.health.see(name, cast)
-            stream.write(cast.reshape(-1).view(np.uint8).data)
+            with files.naming(partial):
+                stream.write(cast.reshape(-1).view(np.uint8).data)
         self._missing[file].remove(name)
         if not self._missing[file]:
             del self._missing[file]
             stream = self._open.pop(file)
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
+            with files.naming(partial):
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.close()
             if self._store is None:
                 partial.rename(self._directory / file)
             else:

@@ -37,7 +37,7 @@ def initialise(*, distributed: bool | None = None) -> None:
 
 
 def quiet() -> None:
-    """Leave out the libraries' progress messages, unless ``--verbosity`` asks for them."""
+    """Leave out libraries' progress messages, unless ``--verbosity`` asks for them."""
     if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present == 0:
         logging.set_verbosity(logging.WARNING)
 
