@@ -71,7 +71,7 @@ def _parse(where: Any, data: bytes) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def naming(file: pathlib.Path) -> Iterator[None]:
-    """Put a file's name on errors of what is written to it; the system leaves it out."""
+    """Put a file's name on errors of writing to it; the system leaves it out."""
     try:
         yield
     except OSError as error:

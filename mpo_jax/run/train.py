@@ -61,12 +61,9 @@ def _train(
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
-    if not any(np.any(schedule(n)) for n in range(min(num_steps, 2))):
-        console.print(
-            f"note: the learning rate of all {num_steps} steps is 0 "
-            f"(optim.learning_rate={cfg.optim.learning_rate}, "
-            f"optim.warmup_fraction={cfg.optim.warmup_fraction}): nothing will change"
-        )
+    idle = _idle(cfg, schedule, num_steps)
+    if idle:
+        console.print(f"note: {idle}")
     trained = adapted.trained(cfg.model)
     moving = cfg.reference.mode == "moving"
     abstract = state.abstract(
@@ -330,6 +327,17 @@ def _check_resume(
                 f"Changed since the checkpoint: {name} {before.get(name)!r} "
                 f"-> {value!r}"
             )
+
+
+def _idle(cfg: config_lib.RunConfig, schedule: Any, num_steps: int) -> str:
+    """What to say where no step changes a weight; warm-up begins at 0."""
+    if any(np.any(schedule(n)) for n in range(min(num_steps, 2))):
+        return ""
+    return (
+        f"the learning rate of all {num_steps} steps is 0 (optim.learning_rate="
+        f"{cfg.optim.learning_rate}, optim.warmup_fraction="
+        f"{cfg.optim.warmup_fraction}): the weights stay as they are"
+    )
 
 
 def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:

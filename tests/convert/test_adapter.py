@@ -107,6 +107,10 @@ def test_merged_model_and_peft_adapter_compute_the_same(
     assert np.abs(before - expected).max() > 100 * bound
     said = script(tmp_path / "run", tmp_path / "peft", layout="native", adapter=True)
     assert "PEFT adapter" in said
+    modes = {file.stat().st_mode for file in (tmp_path / "peft").iterdir()}
+    assert len(modes) == 1  # the weights too are readable by others
+    with pytest.raises(FileNotFoundError, match="PEFT adapter without its model"):
+        hub.locate(tmp_path / "peft")
     wrapped = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
     np.testing.assert_allclose(torch_logits(wrapped, ids, tiles), expected, atol=bound)
     with wrapped.disable_adapter():
