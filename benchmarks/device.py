@@ -147,7 +147,12 @@ def run_ours(
         reference = look(current.params, batch)
         batch = types.PackedBatch(**(vars(batch) | {"ref_logps": reference}))
         update = step.build_train_step(
-            model, cfg, shape, transform=transform, schedule=schedule
+            model,
+            cfg,
+            shape,
+            transform=transform,
+            schedule=schedule,
+            compiler_options=sharding.compiler_options(mesh),
         )
         key = jax.random.key(0)
         for _ in range(steps):

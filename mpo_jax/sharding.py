@@ -106,7 +106,8 @@ def make_mesh(
     On several slices the ``data`` axis lies across them (over DCN).
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: if the sizes do not multiply to the number of devices, or the
+        hardware has no such mesh.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -124,21 +125,39 @@ def make_mesh(
             f"{len(devices)} devices; change config.mesh"
         )
     num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if num_slices > 1 and sizes[0] % num_slices:
+        raise ValueError(
+            f"mesh.data={sizes[0]} must be a multiple of the {num_slices} slices"
+        )
+    try:
+        grid = _grid(sizes, devices, num_slices)
+    except (AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"mesh data={sizes[0]} × fsdp={sizes[1]} × tensor={sizes[2]} cannot be "
+            f"laid on these {len(devices)} devices, first {devices[0]}: they fill no "
+            "box of the torus, or config.mesh does not fit it; use all devices of a "
+            "slice (python -m mpo_jax.utils.slices lists them) and mesh.fsdp=-1"
+        ) from error
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _grid(sizes: Sequence[int], devices: Sequence[Any], num_slices: int) -> np.ndarray:
+    """Devices as an array of these sizes, neighbours in it near in the hardware."""
+    data, fsdp, tensor = sizes
+    # A mesh axis takes whole axes of the torus where that is possible, else parts of
+    # one: half of the meshes of the slices that are sold need it.
     if num_slices > 1:
-        if sizes[0] % num_slices:
-            raise ValueError(
-                f"mesh.data={sizes[0]} must be a multiple of the {num_slices} slices"
-            )
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (sizes[0] // num_slices, sizes[1], sizes[2]),
+        return mesh_utils.create_hybrid_device_mesh(
+            (data // num_slices, fsdp, tensor),
             (num_slices, 1, 1),
             devices=devices,
+            allow_split_physical_axes=True,
         )
-    elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(sizes, devices=devices)
-    else:
-        grid = np.asarray(devices).reshape(sizes)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(
+            sizes, devices=devices, allow_split_physical_axes=True
+        )
+    return np.asarray(devices).reshape(data, fsdp, tensor)
 
 
 def platform() -> str:
@@ -181,6 +200,55 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def shards_of_process(mesh: Mesh, process: int | None = None) -> np.ndarray:
+    """Row shards of which a process holds a copy, int64, ascending.
+
+    Devices of one process may lie anywhere in the mesh, and a ``tensor`` group that
+    spans processes gives each of them the same shard.
+
+    Args:
+      process: None is this one.
+
+    Raises:
+      ValueError: if the process has no device in the mesh.
+    """
+    process = jax.process_index() if process is None else process
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    groups = owners.reshape(data_shards(mesh), -1)
+    shards = np.flatnonzero((groups == process).any(axis=1))
+    if not len(shards):
+        raise ValueError(
+            f"process {process} has none of the {mesh.devices.size} devices of the "
+            "mesh; start as many processes as the mesh needs"
+        )
+    return shards
+
+
+def rows_of_process(
+    mesh: Mesh, num_rows: int, process: int | None = None
+) -> np.ndarray:
+    """Rows of a global batch that a process loads, int64, ascending.
+
+    The one rule for which rows a process loads; :func:`to_global` places them.
+
+    Args:
+      num_rows: ``B``, rows of the global batch.
+      process: None is this one.
+
+    Raises:
+      ValueError: if the rows do not divide over the shards.
+    """
+    each, rest = divmod(num_rows, data_shards(mesh))
+    if rest or not each:
+        raise ValueError(
+            f"{num_rows} rows per batch do not divide over the {data_shards(mesh)} "
+            "devices of the data and fsdp axes; set rows.rows_per_batch (or, if it is "
+            f"derived, rows.row_multiple) to a multiple of {data_shards(mesh)}"
+        )
+    shards = shards_of_process(mesh, process)
+    return (shards[:, None] * each + np.arange(each)).reshape(-1)
+
+
 def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """Shardings of a parameter tree.
 
@@ -208,11 +276,35 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = RULES) -> jax.Arra
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
-    """Make global arrays from this process's rows of a batch (leading axis)."""
+    """Make global arrays from this process's rows of a batch (leading axis).
+
+    Args:
+      batch: rows as :func:`rows_of_process` lists them, in that order.
+
+    Raises:
+      ValueError: if the rows do not divide over the shards of this process.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    shards = shards_of_process(mesh)
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        each, rest = divmod(len(x), len(shards))
+        if rest:
+            raise ValueError(
+                f"{len(x)} rows do not divide over the {len(shards)} row shards of "
+                "this process; load those of sharding.rows_of_process"
+            )
+
+        def part(index: Any) -> np.ndarray:
+            shard = (index[0].start or 0) // each if each else 0
+            first = int(np.searchsorted(shards, shard)) * each
+            return x[first : first + each]
+
+        shape = (each * data_shards(mesh), *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, batch)
 
 
 def to_host(tree: Any) -> Any:

@@ -5,8 +5,9 @@
 
 train.py does this itself where it is missing; run it alone to use another slice, or to
 share one cache between runs (--config.reference.cache=DIR). The cache is keyed by the
-reference weights, compute dtype, attention, tokenizer, template, tile policy and the
-content of every record; training refuses one whose key differs and says where.
+reference weights and architecture, compute dtype, attention, tokenizer, template, tile
+policy and the content of every record; training refuses one whose key differs and says
+where.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.run import setup, stages
+from mpo_jax.run import scoring, setup, stages
 from mpo_jax.train import reference
 from mpo_jax.utils import cli, progress, runtime
 
@@ -37,10 +38,10 @@ def main(argv: list[str]) -> None:
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
     params = setup.reference_params(run, cfg.reference.path)
-    values = stages.prepare_reference(
-        run,
-        index,
-        stages.planned_records(plan, stages.num_steps(cfg, plan)),
+    wanted = stages.planned_records(plan, stages.num_steps(cfg, plan))
+    values = scoring.prepare_reference(
+        scoring.scorer(run, index, wanted),
+        wanted,
         weights=reference.fingerprint(params),
         params=lambda: params,
         directory=cfg.reference.cache,

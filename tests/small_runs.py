@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 from mpo_jax import config, recipes
 from mpo_jax.demo import dataset, tiny_model
@@ -61,9 +63,16 @@ def write_config(path: pathlib.Path, cfg: config.RunConfig) -> pathlib.Path:
 
 
 def start_training(
-    root, world, cfg_path, workdir, *, devices: int = 1, **env: str
+    root,
+    world,
+    cfg_path,
+    workdir,
+    *,
+    devices: int = 1,
+    script: str = "scripts/train.py",
+    **env: str,
 ) -> subprocess.Popen:
-    """Start ``scripts/train.py`` in a process of its own."""
+    """Start ``scripts/train.py`` (or one with its flags) in a process of its own."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -75,7 +84,7 @@ def start_training(
     return subprocess.Popen(
         [
             sys.executable,
-            str(root / "scripts/train.py"),
+            str(root / script),
             f"--config={cfg_path}",
             f"--workdir={workdir}",
         ],
@@ -95,16 +104,43 @@ def output_of(process: subprocess.Popen, *, timeout: float = 300) -> str:
             process.kill()
 
 
-def losses(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+def losses(
+    workdir: pathlib.Path, *, held_out: bool = False
+) -> dict[int, dict[str, float]]:
     """Deterministic metrics by step (times left out)."""
+    left_out = ("time", "throughput") + (() if held_out else ("eval/",))
     lines: dict[int, dict[str, float]] = {}
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
         kept = {
-            name: value
-            for name, value in line.items()
-            if not name.startswith(("time", "throughput", "eval/"))
+            name: value for name, value in line.items() if not name.startswith(left_out)
         }
         # A step may have a second line, of held-out pairs.
         lines.setdefault(line["step"], {}).update(kept)
     return lines
+
+
+def kill_and_resume(root, world, cfg_path, directory: pathlib.Path) -> None:
+    """SIGKILL a run in its midst; started again it must end as one left alone."""
+    whole, killed = directory / "whole", directory / "killed"
+    process = start_training(root, world, cfg_path, whole)
+    output = output_of(process, timeout=500)
+    assert process.returncode == 0, output
+
+    process = start_training(root, world, cfg_path, killed)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.time() + 500
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before_kill = losses(killed)
+    assert 3 <= len(before_kill) < 6
+
+    process = start_training(root, world, cfg_path, killed)
+    output = output_of(process, timeout=500)
+    assert process.returncode == 0, output
+    expected = losses(whole)
+    assert losses(killed) == expected
+    assert before_kill.items() <= expected.items()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mpo_jax import config, sharding, types
+from mpo_jax import config, fields, sharding, types
 from mpo_jax.losses import mixture
 from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
@@ -79,10 +79,10 @@ def test_ablation_is_valid(name):
 
 def test_ablations_differ_in_their_loss_alone():
     module = load("ablations")
-    base = config.flat(json.loads(module.get_config("mpo").to_json()))
+    base = fields.flat(json.loads(module.get_config("mpo").to_json()))
     seen = set()
     for name in ABLATIONS:
-        flat = config.flat(json.loads(module.get_config(name).to_json()))
+        flat = fields.flat(json.loads(module.get_config(name).to_json()))
         changed = {field for field in flat if flat[field] != base[field]}
         assert changed <= {
             *("name", "loss.terms", "loss.weights"),

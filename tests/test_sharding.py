@@ -210,3 +210,33 @@ def test_every_large_matrix_of_the_8b_model_is_split(model_8b):
     ):
         if leaf.size > 2e6:  # more than 8 MB
             assert not where.is_fully_replicated, path
+
+
+def test_rows_of_this_process_are_all_rows():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    assert sharding.rows_of_process(mesh, 12).tolist() == list(range(12))
+    with pytest.raises(ValueError, match="6 rows per batch do not divide over the 4"):
+        sharding.rows_of_process(mesh, 6)
+    with pytest.raises(ValueError, match="process 1 has none of the 8 devices"):
+        sharding.rows_of_process(mesh, 12, process=1)
+    with pytest.raises(ValueError, match="6 rows do not divide over the 4 row shards"):
+        sharding.to_global(np.zeros((6, 2)), mesh)
+
+
+@given(
+    st.permutations(range(8)),
+    st.sampled_from([(1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2), (1, 1, 8)]),
+    st.integers(1, 3),
+)
+def test_rows_go_to_the_shards_of_their_devices(order, sizes, each):
+    """Any order of devices: the loaded rows, placed, are the global batch."""
+    devices = [jax.devices()[i] for i in order]
+    mesh = sharding.make_mesh(
+        data=sizes[0], fsdp=sizes[1], tensor=sizes[2], devices=devices
+    )
+    batch = np.arange(each * sharding.data_shards(mesh) * 2, dtype=np.int32)
+    batch = batch.reshape(-1, 2)
+    placed = sharding.to_global(batch, mesh)
+    np.testing.assert_array_equal(placed, batch)
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, batch[shard.index])

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpo_jax.data import binpack
+from mpo_jax.data import binpack, lending
 from mpo_jax.types import RowShape
 
 BUDGETS = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "tiles", "pairs")
 """The budgets of a row, in the column order of every ``[..., 5]`` array here."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint; raised when the same input gives another plan."""
 
 _SAMPLE = 1 << 15  # pairs per shape from which the pairs per row are estimated
@@ -37,32 +37,53 @@ class Lengths:
       prompt: prompt tokens, image tokens included.
       chosen, rejected: tokens of the response segments (``rejected`` 0 in SFT mode).
       tiles: image tiles.
+      max_sequence: tokens of a prompt and one response that the model takes, the last
+        label included; 0 is no bound. A longer pair fits no row shape.
     """
 
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
     tiles: np.ndarray
+    max_sequence: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in self.columns().items():
             if value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
                 raise ValueError(
-                    f"Lengths.{field.name} must be a 1-D integer array; got "
+                    f"Lengths.{name} must be a 1-D integer array; got "
                     f"{value.dtype} {value.shape}"
                 )
             if len(value) != len(self.prompt):
                 raise ValueError(
-                    f"Lengths.{field.name} has {len(value)} records, Lengths.prompt "
+                    f"Lengths.{name} has {len(value)} records, Lengths.prompt "
                     f"{len(self.prompt)}; all columns must come from one index"
                 )
             if len(value) and value.min() < 0:
                 where = int(value.argmin())
-                raise ValueError(f"Lengths.{field.name}[{where}] = {value[where]} < 0")
+                raise ValueError(f"Lengths.{name}[{where}] = {value[where]} < 0")
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in fields if name != "max_sequence"}
+
+    def sequence(self, record_ids: np.ndarray) -> np.ndarray:
+        """Tokens of the longer sequence of every pair: int64 ``[n]``.
+
+        A response segment leaves out its last label, a sequence does not.
+        """
+        longer = np.maximum(self.chosen[record_ids], self.rejected[record_ids])
+        return self.prompt[record_ids].astype(np.int64) + longer + 1
+
+    def beyond_model(self, record_ids: np.ndarray) -> np.ndarray:
+        """Pairs that are longer than ``max_sequence``: bool ``[n]``."""
+        if not self.max_sequence:
+            return np.zeros(len(record_ids), bool)
+        return self.sequence(record_ids) > self.max_sequence
 
     def need(self, record_ids: np.ndarray) -> np.ndarray:
         """Budget use of records: int64 ``[n, 5]``, columns as in :data:`BUDGETS`."""
@@ -123,6 +144,10 @@ class Plan:
     @property
     def num_pairs(self) -> int:
         return len(self.record_ids)
+
+    def pairs_per_batch(self) -> np.ndarray:
+        """Pairs of every batch: int64 ``[batches]``."""
+        return np.diff(self.row_offsets[self.batch_offsets])
 
     def batch(self, n: int) -> tuple[int, list[np.ndarray]]:
         """Shape index and the record ids of every row of batch `n`.
@@ -219,6 +244,10 @@ class PlanSequence:
     def num_pairs(self) -> int:
         return sum(plan.num_pairs for plan in self.plans)
 
+    def pairs_per_batch(self) -> np.ndarray:
+        """As :meth:`Plan.pairs_per_batch`, over all epochs."""
+        return np.concatenate([plan.pairs_per_batch() for plan in self.plans])
+
     @property
     def too_long(self) -> tuple[TooLong, ...]:
         """Records that fit nowhere, each once; ``copies`` counts all epochs."""
@@ -266,11 +295,12 @@ def make_plan(
 ) -> Plan:
     """Plan one epoch.
 
-    The ids are shuffled; each goes to the first shape that holds it; the ids of a
-    shape are packed window by window, best fit decreasing on five budgets at once;
-    the rows of a shape are shuffled and spread evenly over the fewest batches that
-    hold them; the batches of all shapes are shuffled together. No pair is lost: a
-    pair is in exactly one row or in ``too_long``.
+    The ids are shuffled; each goes to the first shape that holds it, but for those that
+    fill up the batches of a rarer one (``lending``); the ids of a shape are packed
+    window by window, best fit decreasing on five budgets at once; the rows of a shape
+    are shuffled and spread evenly over the fewest batches that hold them; the batches
+    of all shapes are shuffled together. No pair is lost: a pair is in exactly one row
+    or in ``too_long``.
 
     Args:
       lengths: costs of all records of the index.
@@ -298,7 +328,13 @@ def make_plan(
     ids = ids[_shuffle(len(ids), seed, epoch, 0)]
     need = lengths.need(ids)
     capacities = np.array([_capacity(shape) for shape in shapes])
-    shape_of = _choose_shape(need, capacities)
+    shape_of = lending.even_out(
+        _choose_shape(lengths, ids, capacities),
+        need,
+        capacities,
+        rows_per_batch=rows_per_batch,
+        window=window,
+    )
 
     item_ids, item_rows, row_batches, batch_shapes = [], [], [], []
     used = np.zeros((len(shapes), len(BUDGETS)), np.int64)
@@ -393,7 +429,7 @@ def choose_rows_per_batch(
     ids = ids[_shuffle(len(ids), 0, 0, 0)]
     need = lengths.need(ids)
     capacities = np.array([_capacity(shape) for shape in shapes])
-    shape_of = _choose_shape(need, capacities)
+    shape_of = _choose_shape(lengths, ids, capacities)
     result = []
     for s, capacity in enumerate(capacities):
         sample = need[shape_of == s][:_SAMPLE]
@@ -431,11 +467,15 @@ def _shuffle(n: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
     return np.argsort(bits.random_raw(n), kind="stable")
 
 
-def _choose_shape(need: np.ndarray, capacities: np.ndarray) -> np.ndarray:
+def _choose_shape(
+    lengths: Lengths, ids: np.ndarray, capacities: np.ndarray
+) -> np.ndarray:
     """First shape that holds each pair, -1 for none: int16 ``[n]``."""
-    shape_of = np.full(len(need), -1, np.int16)
+    need = lengths.need(ids)
+    shape_of = np.full(len(ids), -1, np.int16)
     for s in reversed(range(len(capacities))):
         shape_of[(need <= capacities[s]).all(axis=1)] = s
+    shape_of[lengths.beyond_model(ids)] = -1
     return shape_of
 
 
@@ -463,6 +503,7 @@ def _describe_too_long(
     # The nearest shape is the one whose worst budget is exceeded by the least.
     ratio = need[:, None] / np.maximum(capacities[None], 0.5)
     nearest = ratio.max(axis=2).argmin(axis=1)
+    sequence, beyond = lengths.sequence(ids), lengths.beyond_model(ids)
     result = []
     for i, (record, count) in enumerate(
         zip(ids.tolist(), copies.tolist(), strict=True)
@@ -473,5 +514,10 @@ def _describe_too_long(
             for b, name in enumerate(BUDGETS)
             if need[i, b] > limits[b]
         ]
+        if beyond[i]:
+            over.append(
+                f"sequence tokens {sequence[i]} > {lengths.max_sequence}, the model's "
+                "max_position_embeddings"
+            )
         result.append(TooLong(record, count, ", ".join(over)))
     return tuple(result)

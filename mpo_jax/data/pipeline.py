@@ -2,8 +2,8 @@
 
 Global batch ``n`` is a function of the plan and ``n`` alone. Worker processes,
 threads, the number of hosts and restarts change who makes a batch and when, never
-what is in it: process ``p`` of ``P`` takes rows ``[p * R / P, (p + 1) * R / P)`` of
-the ``R`` rows of every batch, and a run resumes by starting at batch ``n``.
+what is in it: a process makes the rows of every batch that it is told (the mesh says
+which, ``sharding.rows_of_process``), and a run resumes by starting at batch ``n``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from multiprocessing import connection
 from typing import Any
@@ -91,7 +91,7 @@ class ExampleLoader:
 
 
 class BatchSource:
-    """Random access to this process's part of every global batch; picklable.
+    """Random access to this process's rows of every global batch; picklable.
 
     ``source[n]`` is the local :class:`PackedBatch` of global batch ``n``. Examples
     of a batch are loaded by `threads` threads, which are started on first use and
@@ -106,26 +106,23 @@ class BatchSource:
         img_context_id: int,
         tokens_per_tile: int,
         image_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[np.ndarray] | None = None,
         threads: int = 0,
         ref_lookup: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         """Arguments as :func:`make_loader`."""
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"{process_index=} is not in [0, {process_count=})")
-        for s, rows in enumerate(plan.rows_per_batch):
-            if rows % process_count:
+        if rows is None:
+            rows = [np.arange(count) for count in plan.rows_per_batch]
+        for s, (mine, count) in enumerate(zip(rows, plan.rows_per_batch, strict=True)):
+            if len(mine) == 0 or mine.min() < 0 or mine.max() >= count:
                 raise ValueError(
-                    f"row shape {s} has {rows} rows per batch, which {process_count} "
-                    "processes cannot share evenly; set rows.rows_per_batch (or, if "
-                    "it is derived, rows.row_multiple) to a multiple of "
-                    f"{process_count}"
+                    f"rows {mine.tolist()} of row shape {s} are not in the {count} "
+                    "rows of its batches"
                 )
         self._plan = plan
+        self._rows = tuple(rows)
         self._load_example = load_example
         self._ref_lookup = ref_lookup
-        self._process = (process_index, process_count)
         self._threads = threads
         self._sizes = {
             "img_context_id": img_context_id,
@@ -146,7 +143,8 @@ class BatchSource:
 
     def __repr__(self) -> str:
         # Grain prints the source in its own messages; a plan is long.
-        return f"BatchSource({len(self)} batches, process {self._process})"
+        counts = [len(mine) for mine in self._rows]
+        return f"BatchSource({len(self)} batches of {counts} rows)"
 
     def __len__(self) -> int:
         return self._plan.num_batches
@@ -160,10 +158,8 @@ class BatchSource:
           ValueError: an example does not fit its row; see `assemble_batch`.
         """
         n = int(index)
-        shape, rows = self._plan.batch(n)
-        process, count = self._process
-        share = len(rows) // count
-        rows = rows[process * share : (process + 1) * share]
+        shape, whole = self._plan.batch(n)
+        rows = [whole[row] for row in self._rows[shape]]
         ids = np.concatenate(rows)
         loaded = self._load_all(n, ids.tolist())
         splits = np.cumsum([len(row) for row in rows])
@@ -378,8 +374,7 @@ def make_loader(
     img_context_id: int,
     tokens_per_tile: int,
     image_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[np.ndarray] | None = None,
     start_batch: int = 0,
     workers: int = 0,
     threads: int = 4,
@@ -393,7 +388,8 @@ def make_loader(
       load_example: record number -> example with tiles; picklable where `workers`
         are used, and callable from several threads at once.
       img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_row``.
-      process_index, process_count: this host among all hosts.
+      rows: rows of a global batch that this process makes, per row shape, in the
+        order in which they are placed (``sharding.rows_of_process``); None is all.
       start_batch: first batch; see :func:`resume_batch`.
       workers: Grain worker processes; 0 works in threads of this process.
       threads: threads per worker that load examples; below 2 loads in sequence.
@@ -402,8 +398,7 @@ def make_loader(
         nats (chosen, rejected); picklable where `workers` are used.
 
     Raises:
-      ValueError: the plan is empty, the rows of a shape do not divide by
-        `process_count`, or a number is out of range.
+      ValueError: the plan is empty, or a number is out of range.
     """
     if not plan.num_batches:
         raise ValueError(
@@ -416,8 +411,7 @@ def make_loader(
         img_context_id=img_context_id,
         tokens_per_tile=tokens_per_tile,
         image_size=image_size,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         threads=threads,
         ref_lookup=ref_lookup,
     )

@@ -65,10 +65,11 @@ def _key(
         "shapes": [dataclasses.astuple(shape) for shape in shapes],
         "rows_per_batch": [int(rows) for rows in rows_per_batch],
         "seed": seed,
+        "max_sequence": lengths.max_sequence,
     }
     digest = hashlib.sha256(json.dumps(head).encode())
     for array, dtype in (
-        *((getattr(lengths, f.name), "<i4") for f in dataclasses.fields(lengths)),
+        *((column, "<i4") for column in lengths.columns().values()),
         *((ids, "<i8") for ids in record_ids),
     ):
         digest.update(len(array).to_bytes(8, "little"))

@@ -6,7 +6,6 @@ frequencies, which are data of the configuration; their files differ in ``conver
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -102,7 +101,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = layers.together(x, self.gate, self.up)
-        hidden = jax.nn.silu(gate) * up
+        hidden = layers.swiglu(gate, up)
         return self.down(sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp"))
 
 
@@ -173,12 +172,15 @@ class Decoder(nnx.Module):
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
         x = sharding.constrain(embeddings, "act_batch", "act_seq", "act_embed")
-        tables = self.rotary_tables(positions, segment_ids)
+        tables = self.rotary_tables(positions, segment_ids, roles)
         x = self.layers(x, tables, segment_ids, roles, backend, policy=remat)
         return self.norm(x)
 
     def rotary_tables(
-        self, positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+        self,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        roles: attention.Roles,
     ) -> Tables:
         """Cosine and sine of every token, once for all layers.
 
@@ -189,6 +191,8 @@ class Decoder(nnx.Module):
         frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None, None]
         if rope.long_frequencies:
             lengths = layers.segment_lengths(positions, segment_ids)
+            if roles[1]:  # the last token of a response is a label alone
+                lengths = lengths + 1
             long = jnp.asarray(rope.long_frequencies, jnp.float32)[None, None]
             is_long = lengths[:, :, None] > rope.original_length
             frequencies = jnp.where(is_long, long, frequencies)

@@ -81,8 +81,7 @@ class Projector(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "n I E"]) -> Float[Array, "n I D"]:
-        hidden = jax.nn.gelu(self.fc1(self.norm(x)), approximate=False)
-        return self.fc2(hidden)
+        return self.fc2(layers.gelu(self.fc1(self.norm(x))))
 
 
 class InternVLModel(nnx.Module):

@@ -119,7 +119,7 @@ class Block(nnx.Module):
             return y
 
         x = x + branch(self.attn(self.norm1(x), backend=backend), self.ls1, 0)
-        hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
+        hidden = layers.gelu(self.fc1(self.norm2(x)))
         hidden = sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp")
         x = x + branch(self.fc2(hidden), self.ls2, 1)
         return sharding.constrain(x, "act_batch", "act_seq", "act_embed")

@@ -20,7 +20,9 @@ from mpo_jax.nn import params
 
 Axes = tuple[str | None, ...]
 ATTENTION = "attention"
-"""Name of what an attention layer keeps for its gradient under remat="attention"."""
+"""Name of what an attention layer keeps for its gradient under remat="attention".
+
+cuDNN's kernel cannot carry it (``stack.remat``)."""
 
 
 def precision(dtype: Any) -> jax.lax.Precision | None:
@@ -151,6 +153,19 @@ def together(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
     return first(x, low), *outs
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
+    """Exact GELU, computed in float32; only ``x`` is kept for the gradient."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def swiglu(gate: Float[Array, ...], up: Float[Array, ...]) -> Float[Array, ...]:
+    """``silu(gate) · up``, computed in float32; only the two are kept."""
+    wide = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return wide.astype(gate.dtype)
+
+
 class Norm(nnx.Module):
     """Layer or RMS norm over the last axis, in float32.
 
@@ -235,7 +250,7 @@ def rotary_tables(
 def segment_lengths(
     positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
-    """Length of the sequence that each token belongs to: its highest position + 1.
+    """Tokens of a segment as far as they stand in the row: its highest position + 1.
 
     The two answers of a pair share a segment, and so the longer one's length.
     """

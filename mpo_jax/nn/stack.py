@@ -36,7 +36,9 @@ def remat(fn: Callable[..., Any], *, policy: str) -> Callable[..., Any]:
     if policy == "dots":
         saved = policies.dots_with_no_batch_dims_saveable
     elif policy == "attention":
-        saved = policies.save_only_these_names(layers.ATTENTION)
+        saved = policies.save_from_both_policies(
+            policies.save_only_these_names(layers.ATTENTION), _is_cudnn_forward
+        )
     elif policy == "full":
         saved = None
     elif policy == "offload":
@@ -49,6 +51,11 @@ def remat(fn: Callable[..., Any], *, policy: str) -> Callable[..., Any]:
     else:
         raise ValueError(f"model.remat={policy!r}: use one of {REMAT}")
     return jax.checkpoint(fn, policy=saved, prevent_cse=False)
+
+
+def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
+    """JAX's cuDNN kernel gives its residuals no name, so it is known by its own."""
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
 class Stack(nnx.Module):

@@ -7,6 +7,7 @@ to grow with the rows of a chip. The compiler has the last word: plan again.
 from __future__ import annotations
 
 from mpo_jax import config as config_lib
+from mpo_jax import fields
 from mpo_jax.plan import programs
 from mpo_jax.utils import slices
 
@@ -71,7 +72,7 @@ def _fewer_rows(case: programs.Case, *, rest: int, room: int, shards: int) -> li
 
 def _offload(cfg: config_lib.RunConfig) -> list[str]:
     """Config fields that move something to host memory and are off."""
-    values = {name: cfg for name in config_lib.field_names(cfg) if "offload" in name}
+    values = {name: cfg for name in fields.names(cfg) if "offload" in name}
     found = []
     for name in values:
         value = cfg

@@ -98,16 +98,6 @@ def setup(
     template_lib.check_tokenizer(
         template_lib.get_template(template), chat, where=str(path)
     )
-    longest = max(
-        shape.prompt_tokens + max(shape.chosen_tokens, shape.rejected_tokens)
-        for shape in (cfg.rows.short, cfg.rows.long)
-    )
-    if longest > model_cfg.language.max_position_embeddings:
-        raise ValueError(
-            f"rows allow sequences of {longest} tokens, the model "
-            f"{model_cfg.language.max_position_embeddings} "
-            "(llm_config.max_position_embeddings); lower the budgets in config.rows"
-        )
     policy = examples.EncodePolicy(
         template=template,
         image_size=model_cfg.image_size,

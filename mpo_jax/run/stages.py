@@ -1,7 +1,7 @@
-"""The stages before training: index, ledger, pack plan, reference log-probs.
+"""The stages before training: index, ledger, pack plan, batches.
 
 Each finds its result on disk or makes it, so that ``scripts/train.py`` needs one
-command, and ``prepare_data.py`` / ``cache_reference.py`` can run beforehand, elsewhere.
+command, and ``prepare_data.py`` can run beforehand, elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from mpo_jax import config as config_lib
@@ -21,8 +20,8 @@ from mpo_jax.data.index import Index, build_index, effective
 from mpo_jax.models import adapted, flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
-from mpo_jax.train import reference, step
-from mpo_jax.utils import background, progress, runtime
+from mpo_jax.train import step
+from mpo_jax.utils import progress, runtime
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
@@ -63,13 +62,14 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
     return index
 
 
-def lengths_of(index: Index) -> packing.Lengths:
-    """Budgets that every record of an index needs."""
+def lengths_of(run: setup.Setup, index: Index) -> packing.Lengths:
+    """Budgets that every record of an index needs, and the model's own bound."""
     return packing.Lengths(
         prompt=index.prompt_tokens,
         chosen=index.chosen_tokens,
         rejected=index.rejected_tokens,
         tiles=index.tiles,
+        max_sequence=run.model.cfg.language.max_position_embeddings,
     )
 
 
@@ -80,7 +80,7 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
         effective(index, seed=cfg.seed, epoch=epoch)
         for epoch in range(cfg.optim.epochs)
     ]
-    lengths = lengths_of(index)
+    lengths = lengths_of(run, index)
     rows = rows_per_batch(run, index, ids[0])
     for count, shape in zip(rows, run.shapes, strict=True):
         needed = sharding.data_shards(run.mesh) * step.micro_batches(cfg, shape)
@@ -166,22 +166,12 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
     if rows.rows_per_batch:
         return [rows.rows_per_batch] * len(run.shapes)
     return packing.choose_rows_per_batch(
-        lengths_of(index),
+        lengths_of(run, index),
         record_ids,
         run.shapes,
         pairs_per_batch=rows.pairs_per_batch,
         multiple=rows.row_multiple,
     )
-
-
-def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list[int]:
-    """Rows of a batch that is only run forward: a micro-batch of training."""
-    shards = sharding.data_shards(run.mesh)
-    rows = rows_per_batch(run, index, record_ids)
-    return [
-        max(count // step.micro_batches(run.cfg, shape) // shards, 1) * shards
-        for count, shape in zip(rows, run.shapes, strict=True)
-    ]
 
 
 def flops_of(
@@ -213,16 +203,20 @@ def loader(
     *,
     start: int = 0,
     logps: np.ndarray | None = None,
+    workers: int | None = None,
 ) -> pipeline.Loader:
-    """Batches of a plan, this process's rows."""
+    """Batches of a plan, this process's rows.
+
+    Args:
+      workers: Grain worker processes; None takes ``data.workers``.
+    """
     data = run.cfg.data
     return pipeline.make_loader(
         plan,
         pipeline.ExampleLoader(index, str(run.tokenizer_path), run.policy),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=[sharding.rows_of_process(run.mesh, rows) for rows in plan.rows_per_batch],
         start_batch=start,
-        workers=data.workers,
+        workers=data.workers if workers is None else workers,
         threads=data.threads,
         prefetch=data.prefetch,
         ref_lookup=None if logps is None else functools.partial(np.take, logps, axis=0),
@@ -230,90 +224,6 @@ def loader(
         tokens_per_tile=run.policy.tokens_per_tile,
         image_size=run.policy.image_size,
     )
-
-
-def reference_key(run: setup.Setup, index: Index, weights: str) -> dict[str, Any]:
-    """Key of the reference cache for this run."""
-    return reference.cache_key(
-        tokenizer=index.key["tokenizer"],
-        policy=index.key["policy"],
-        content=index.content_hash,
-        weights=weights,
-        model=run.cfg.model,
-    )
-
-
-def prepare_reference(
-    run: setup.Setup,
-    index: Index,
-    record_ids: np.ndarray,
-    *,
-    weights: str,
-    params: Callable[[], params_lib.Params],
-    directory: str = "",
-) -> np.ndarray:
-    """Reference log-probs ``[N, 2]``: from the cache; what is missing is computed.
-
-    Args:
-      record_ids: records that are needed.
-      weights: fingerprint of the reference.
-      params: gives the reference's parameters, asked only if something is missing.
-      directory: of a cache made beforehand, refused if its key differs; "" is the one
-        that the key names beside the index.
-    """
-    key = reference_key(run, index, weights)
-    beside = run.cache_dir / "reference" / reference.key_digest(key)[:16]
-    cache = reference.Cache(directory or beside, key, size=len(index))
-    runtime.barrier(f"reference {cache.directory}")
-    values = cache.load()
-    wanted = np.unique(record_ids)
-    missing = wanted[np.isnan(values[wanted]).any(axis=1)]
-    if not len(missing):
-        return values
-
-    plan = packing.make_plan(
-        lengths_of(index),
-        missing,
-        shapes=run.shapes,
-        rows_per_batch=forward_rows(run, index, missing),
-        seed=run.cfg.seed,
-        epoch=0,
-    )
-    weights_on_mesh = params()
-    steps = [
-        step.build_logps_step(run.model.plain, run.cfg.model, shape, run.mesh)
-        for shape in run.shapes
-    ]
-
-    def record_ids_of(n: int) -> np.ndarray:
-        shape, batch_rows = plan.batch(n)
-        numbers = np.full((len(batch_rows), run.shapes[shape].pairs), -1, np.int64)
-        for row, ids in zip(numbers, batch_rows, strict=True):
-            row[: len(ids)] = ids
-        return numbers
-
-    batches = loader(run, index, plan)
-    try:
-        with jax.set_mesh(run.mesh), progress.bar() as bar:
-            task = bar.add_task("reference log-probs", total=len(missing))
-            with background.Ahead(
-                batches,
-                lambda item: (item[0], sharding.to_global(item[1], run.mesh)),
-                depth=run.cfg.data.prefetch_to_device,
-            ) as placed:
-                reference.compute(
-                    cache,
-                    placed,
-                    step=lambda batch, n: steps[plan.batch(n)[0]](
-                        weights_on_mesh, batch
-                    ),
-                    record_ids_of=record_ids_of,
-                    on_batch=lambda pairs: bar.advance(task, pairs),
-                )
-    finally:
-        batches.close()
-    runtime.barrier(f"reference done {cache.directory}")
-    return cache.load()
 
 
 def describe(
@@ -334,3 +244,8 @@ def describe(
     for number, fill in plan.fill().items():
         shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
         console.print(f"Fill of row shape {number}: {shares}.")
+    pairs = plan.pairs_per_batch()
+    console.print(
+        f"Pairs per batch: {pairs.min()} to {pairs.max()}, on average "
+        f"{pairs.mean():.0f}."
+    )

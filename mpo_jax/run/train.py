@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,19 +14,20 @@ import numpy as np
 
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
-from mpo_jax import sharding, types
+from mpo_jax import fields, sharding, types
 from mpo_jax.convert import hf, layouts
 from mpo_jax.data import packing, pipeline
 from mpo_jax.data.index import Index
 from mpo_jax.models import adapted
 from mpo_jax.nn import params as params_lib
-from mpo_jax.run import evaluation, setup, stages
+from mpo_jax.run import evaluation, gate, scoring, setup, stages
 from mpo_jax.train import loop, optimizer, reference, state, step
 from mpo_jax.utils import metrics as metrics_lib
 from mpo_jax.utils import plots, profiling, progress, runtime
 
-# Fields that decide which arrays a checkpoint holds, or what they mean.
-_FIXED = ("model.lora.", "model.freeze_", "model.train_")
+# Fields that decide which arrays a checkpoint holds, or what they mean, or against
+# which reference a run is trained.
+_FIXED = ("model.lora.", "model.freeze_", "model.train_", "reference.path")
 
 
 def train(
@@ -122,15 +122,19 @@ def _train(
         return found
 
     logps, online = None, None
+    cached: list[gate.Cached] = []
+    first_pairs = np.unique(np.concatenate(plan.batch(0)[1]))
     if uses_reference and cfg.reference.mode == "cache":
-        logps = stages.prepare_reference(
-            run,
-            index,
-            stages.planned_records(plan, num_steps),
+        wanted = stages.planned_records(plan, num_steps)
+        scorer = scoring.scorer(run, index, wanted)
+        logps = scoring.prepare_reference(
+            scorer,
+            wanted,
             weights=weights,
             params=reference_params,
             directory=cfg.reference.cache,
         )
+        cached.append(gate.Cached("data.meta", scorer, first_pairs, logps))
     elif uses_reference and cfg.reference.mode == "online":
         found = reference_params()
         if shared:
@@ -140,7 +144,18 @@ def _train(
 
     evaluate = None
     if cfg.data.eval_meta:
-        evaluate = evaluation.evaluator(run, weights=weights, params=reference_params)
+        evaluate = evaluation.HeldOut(run, weights=weights, params=reference_params)
+        if evaluate.logps is not None:
+            sample = evaluate.record_ids[: len(first_pairs)]
+            cached.append(
+                gate.Cached("data.eval_meta", evaluate.scorer, sample, evaluate.logps)
+            )
+        if moving:
+            console.print(
+                "Held-out pairs are scored against the starting point, so that their "
+                "metrics compare over the run; training's are against the reference "
+                "as it moves (reference.mode='moving')."
+            )
     first = latest or 0
     batches = stages.loader(run, index, plan, start=first, logps=logps)
     out_shardings = state.shardings_of(abstract)
@@ -156,20 +171,10 @@ def _train(
         )
         for shape in run.shapes
     ]
-    stream: Iterator[tuple[int, types.PackedBatch]] = iter(batches)
-    if first == 0:
-        if cfg.log.gate and logps is not None and not cfg.reference.path:
-            stream, peeked = _peek(stream)
-            checked = evaluation.gate(
-                run,
-                current.params,
-                sharding.to_global(peeked[1], run.mesh),
-                run.shapes[plan.batch(0)[0]],
-            )
-            console.print(
-                f"Step-0 gate passed: preference part {checked['gate/found']:.4f}, "
-                f"theory {checked['gate/expected']:.4f}."
-            )
+    if uses_reference:
+        gate.pass_or_stop(
+            cached, policy=current.params, reference=reference_params, step=first
+        )
 
     writer = None
     if runtime.is_main():
@@ -184,7 +189,7 @@ def _train(
         key=jax.random.key(cfg.seed),
         mesh=run.mesh,
         steps=steps,
-        batches=stream,
+        batches=batches,
         shape_of=lambda n: plan.batch(n)[0],
         num_steps=num_steps,
         writer=writer,
@@ -208,9 +213,9 @@ def _train(
         final = loop.run(job)
         # A finished run that is started again has its last line already.
         after = None
-        if evaluate and first == num_steps:
+        if evaluate is not None and first == num_steps:
             after = _held_out_at(run, num_steps)
-        if evaluate and not after:
+        if evaluate is not None and after is None:
             after = evaluate(final)
             if writer is not None:
                 writer.write(num_steps, _eval_names(after))
@@ -288,16 +293,6 @@ def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
     return target
 
 
-def _peek(stream: Iterator[Any]) -> tuple[Iterator[Any], Any]:
-    first = next(stream)
-
-    def again() -> Iterator[Any]:
-        yield first
-        yield from stream
-
-    return again(), first
-
-
 def _check_resume(
     run: setup.Setup, stored: dict[str, Any], plan: packing.PlanSequence
 ) -> None:
@@ -306,18 +301,22 @@ def _check_resume(
     except ValueError as error:
         raise ValueError(f"{run.workdir}: {error}") from error
     # A checkpoint that is older than a field was written with its default.
-    before = config_lib.flat(dataclasses.asdict(config_lib.RunConfig()))
-    before |= config_lib.flat(stored["config"])
-    now = config_lib.flat(dataclasses.asdict(run.cfg))
+    before = fields.flat(dataclasses.asdict(config_lib.RunConfig()))
+    before |= fields.flat(stored["config"])
+    before = {name: config_lib.absolute(name, value) for name, value in before.items()}
+    now = fields.flat(dataclasses.asdict(run.cfg))
     fixed = [
         f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"
         for name in now
         if name.startswith(_FIXED) and before[name] != now[name]
     ]
+    modes = [values["reference.mode"] for values in (now, before)]
+    if modes[0] != modes[1] and "moving" in modes:  # a checkpoint holds a moving one
+        fixed.append(f"reference.mode={modes[0]!r}, the checkpoint has {modes[1]!r}")
     if fixed:
         raise ValueError(
-            f"{run.workdir}: the checkpoint's parameters or optimiser are of another "
-            "structure:\n  "
+            f"{run.workdir}: the checkpoint's parameters, optimiser or reference are "
+            "others:\n  "
             + "\n  ".join(fixed)
             + "\nUse the config of the run that wrote it, or another --workdir."
         )

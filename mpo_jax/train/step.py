@@ -160,6 +160,7 @@ def build_eval_step(
     model: internvl.InternVL,
     cfg: config_lib.RunConfig,
     shape: types.RowShape,
+    mesh: Mesh,
 ) -> Callable[..., Metrics]:
     """Metrics of held-out pairs, without drop path; the reward shift is only read."""
     compute = compute_of(cfg.model)
@@ -182,7 +183,7 @@ def build_eval_step(
         )
         return metrics
 
-    return jax.jit(step)
+    return jax.jit(step, compiler_options=sharding.compiler_options(mesh))
 
 
 def _frozen_shift(cfg: config_lib.LossConfig) -> config_lib.LossConfig:

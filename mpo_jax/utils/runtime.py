@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 from absl import flags, logging
 
 
@@ -95,6 +96,15 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def agreed(value: np.ndarray) -> np.ndarray:
+    """The first process's array, in every process; same shape and dtype in all."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(value)).astype(value.dtype)
 
 
 def compilation_cache(directory: str | pathlib.Path | None) -> None:

@@ -143,13 +143,18 @@ def test_stream_does_not_depend_on_workers_and_threads(plan, options):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_every_batch(plan, count):
-    parts = [collect(plan, process_index=p, process_count=count) for p in range(count)]
-    joined = [
-        (n, {k: np.concatenate([p[i][1][k] for p in parts]) for k in batch})
-        for i, (n, batch) in enumerate(parts[0])
-    ]
-    assert_same(joined, collect(plan))
+def test_a_process_makes_the_rows_it_is_told(plan, count):
+    """Also rows that lie apart, and rows that another process makes too."""
+    whole = collect(plan)
+    for first in range(count):
+        rows = [np.arange(first, total, count) for total in plan.rows_per_batch]
+        rows[1] = rows[1][::-1]  # each shape has its own
+        part = collect(plan, rows=rows)
+        wanted = [
+            (n, {k: v[rows[plan.batch(n)[0]]] for k, v in batch.items()})
+            for n, batch in whole
+        ]
+        assert_same(part, wanted)
 
 
 def test_resume_at_any_batch_equals_the_uninterrupted_stream(plan):
@@ -234,8 +239,8 @@ def test_without_reference_there_is_none(plan):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"process_count": 3}, "shape 0 has 4 rows .* multiple of 3"),
-        ({"process_index": 1}, "process_index=1"),
+        ({"rows": [np.array([0, 4]), np.array([0])]}, "shape 0 are not in the 4 rows"),
+        ({"rows": [np.array([0]), np.array([], int)]}, "of row shape 1 are not in"),
         ({"workers": -1}, "workers=-1"),
     ],
 )

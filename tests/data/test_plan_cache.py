@@ -46,7 +46,9 @@ def test_the_second_call_reads(tmp_path, arguments, monkeypatch):
                 assert a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("change", ["seed", "ids", "epochs", "length", "shape", "rows"])
+@pytest.mark.parametrize(
+    "change", ["seed", "ids", "epochs", "length", "longest", "shape", "rows"]
+)
 def test_whatever_matters_makes_another_plan(tmp_path, arguments, change):
     plan_cache.plan_epochs(tmp_path, **arguments)
     other = dict(arguments)
@@ -60,6 +62,8 @@ def test_whatever_matters_makes_another_plan(tmp_path, arguments, change):
         prompt = arguments["lengths"].prompt.copy()
         prompt[7] += 1
         other["lengths"] = dataclasses.replace(arguments["lengths"], prompt=prompt)
+    elif change == "longest":
+        other["lengths"] = dataclasses.replace(arguments["lengths"], max_sequence=300)
     elif change == "shape":
         other["shapes"] = (dataclasses.replace(SHAPES[0], pairs=3), SHAPES[1])
     else:

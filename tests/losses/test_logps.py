@@ -42,6 +42,60 @@ def test_equals_log_softmax(chunk, vocab_chunk, tensor):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("vocab_chunk", [0, 8])
+def test_bf16_is_widened_before_anything_is_summed(vocab_chunk):
+    """Against float64 on the same bf16 inputs: logits, their sum, and gradients."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(2, 12, 16)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(16, 512)), jnp.bfloat16)
+    labels = rng.integers(0, 512, (2, 12))
+    weights = rng.normal(size=(2, 12)).astype(np.float32)
+
+    def ours(h, k):
+        found = logps.token_logps(h, k, labels, chunk=5, vocab_chunk=vocab_chunk)
+        return jnp.sum(weights * found), found
+
+    function = jax.jit(jax.grad(ours, argnums=(0, 1), has_aux=True))
+    (back, own), found = function(hidden, kernel)
+    wide_hidden, wide_kernel = (np.asarray(x, np.float64) for x in (hidden, kernel))
+    logits = wide_hidden @ wide_kernel
+    every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = np.take_along_axis(every, labels[..., None], 2)[..., 0]
+    assert found.dtype == jnp.float32
+    # Logits of bf16 would be off by some hundredths.
+    np.testing.assert_allclose(found, picked, atol=1e-5)
+    pull = weights[..., None] * (np.eye(512)[labels] - np.exp(every))
+    for gradient, expected in (
+        (back, pull @ wide_kernel.T),
+        (own, np.einsum("brd,brv->dv", wide_hidden, pull)),
+    ):
+        assert gradient.dtype == jnp.bfloat16
+        error = np.asarray(gradient, np.float64) - expected
+        # Softmax and result are rounded once: 0.002; with sums in bf16 it is 0.006.
+        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 3e-3
+
+
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_logits_far_from_zero_overflow_nothing(shift):
+    """All logits of a position moved alike: exp() of any would be 0 or infinite."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1, 4, 6)).astype(np.float32)
+    hidden[..., 0] = 1.0
+    kernel = rng.normal(size=(6, 13)).astype(np.float32)
+    moved = kernel.copy()
+    moved[0] += shift
+    labels = rng.integers(0, 13, (1, 4))
+
+    def ours(h, k):
+        return logps.token_logps(h, k, labels, chunk=0, vocab_chunk=4)
+
+    # An ulp of 300 is 3e-5.
+    expected = ours(hidden, kernel)
+    np.testing.assert_allclose(ours(hidden, moved), expected, atol=2e-4)
+    own = jax.grad(lambda k: ours(hidden, k).sum())
+    np.testing.assert_allclose(own(moved), own(kernel), atol=2e-4)
+
+
 def test_memory_does_not_grow_with_the_number_of_chunks():
     """Temporaries of forward and backward stay those of one chunk of logits."""
     kernel = jax.ShapeDtypeStruct((16, 5003), jnp.float32)

@@ -19,9 +19,11 @@ import torch
 import transformers
 from safetensors import numpy as safetensors_numpy
 
-from mpo_jax import api
+from mpo_jax import api, types
 from mpo_jax.convert import hf, table
+from mpo_jax.data import assembly
 from mpo_jax.models import internvl
+from mpo_jax.train import step
 
 IMAGE_TOKEN = 90
 VOCAB, PATCH = 96, 14
@@ -39,7 +41,7 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-2,  # as large as activations, so that every norm shows it
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -95,7 +97,7 @@ def build(case: str, *, stored: int = 56):
         attention_bias=not large_vit,
         use_qk_norm=large_vit,
         norm_type="rms_norm" if large_vit else "layer_norm",
-        layer_norm_eps=1e-6,
+        layer_norm_eps=1e-6 if large_vit else 1e-2,
         image_size=[stored, stored],
         patch_size=[PATCH, PATCH],
         use_absolute_position_embeddings=True,
@@ -222,6 +224,57 @@ def test_logits_and_gradients(tmp_path, case):
         # Of a key's bias only what rotation leaves of that: terms cancel there too.
         bound = 5 * GRADIENT if name.endswith("k_proj.bias") else GRADIENT
         assert error(tensor, expected[name]) < bound, name
+
+
+def test_longrope_switches_at_the_same_length_in_packed_rows(tmp_path):
+    """Pairs around the original length of 16 tokens, a label at the end included."""
+    reference = build("phi3")
+    ours = convert(reference, tmp_path)
+    rng = np.random.default_rng(4)
+    prompt, totals = 9, (15, 16, 17, 18)
+    lines = rng.integers(1, IMAGE_TOKEN, (len(totals), 2, max(totals)))
+    lines[:, 1, :prompt] = lines[:, 0, :prompt]
+
+    def example(total: int, sides: np.ndarray) -> types.Example:
+        arrays = {}
+        for name, side in zip(("chosen", "rejected"), sides, strict=True):
+            arrays[f"{name}_tokens"] = side[prompt - 1 : total - 1].astype(np.int32)
+            arrays[f"{name}_labels"] = side[prompt:total].astype(np.int32)
+            arrays[f"{name}_mask"] = np.ones(total - prompt, bool)
+        text = sides[0, : prompt - 1].astype(np.int32)
+        return types.Example(
+            text, **arrays, tiles=np.zeros((0, 56, 56, 3), np.uint8), num_tiles=0
+        )
+
+    shape = types.RowShape(32, 34, 34, 0, 4)
+    host = assembly.assemble_batch(
+        [[example(n, sides) for n, sides in zip(totals, lines, strict=True)]],
+        shape,
+        img_context_id=IMAGE_TOKEN,
+        tokens_per_tile=4,
+        image_size=56,
+        record_ids=[np.arange(len(totals))],
+    )
+    found = step.policy_logps(
+        ours.model,
+        ours.params,
+        jax.tree.map(jnp.asarray, host),
+        shape=shape,
+        compute=internvl.Compute(dtype=jnp.float32, remat="none"),
+    )
+    for i, total in enumerate(totals):
+        for side, got in enumerate((found.chosen, found.rejected)):
+            ids = torch.from_numpy(lines[i, side, :total])
+            with torch.no_grad():
+                logits = reference(input_ids=ids[None]).logits[0]
+            every = torch.log_softmax(logits[:-1].double(), -1)
+            each = every[torch.arange(total - 1), ids[1:]]
+            expected = float(each[prompt - 1 :].sum())
+            assert got[0, i] == pytest.approx(expected, rel=2e-6), (total, side)
+            # And as the unpacked function has it.
+            plain = jax.nn.log_softmax(ours.logits(ids[None].numpy())[0, :-1], -1)
+            each = plain[jnp.arange(total - 1), ids[1:].numpy()]
+            assert float(each[prompt - 1 :].sum()) == pytest.approx(expected, rel=2e-6)
 
 
 def test_greedy_tokens(tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpo_jax.nn import attention
+from mpo_jax.nn import attention, blocks
 
 ROLES = (6, 5, 4)
 
@@ -79,6 +79,53 @@ def test_blocks_have_the_reference_gradient():
 
     for found, expected in zip(scalar("blocks"), scalar("reference"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [1, 2**20], ids=["head by head", "all heads"])
+def test_blocks_of_long_rows_and_of_some_heads(scores, monkeypatch):
+    """Real sizes cut rows into pieces and heads into groups; here at toy size."""
+    monkeypatch.setattr(blocks, "QUERIES", 4)
+    monkeypatch.setattr(blocks, "SCORES", scores)
+    roles = (11, 9, 6)
+    query, key, value, segments = inputs(roles)
+    weights = np.random.default_rng(1).normal(size=query.shape).astype(np.float32)
+
+    def run(backend):
+        def fn(q, k, v):
+            out = attention.packed_attention(
+                q, k, v, segments, roles=roles, backend=backend
+            )
+            return jnp.sum(out * weights), out
+
+        return jax.grad(fn, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+
+    found, out = run("blocks")
+    expected = naive(query, key, value, segments, roles)
+    np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-6)
+    for ours, reference in zip(found, run("reference")[0], strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_sum_in_float32_under_bf16():
+    """Against float32 on the same bf16 inputs: the rounding of two results, no more."""
+    query, key, value, segments = (jnp.asarray(x) for x in inputs((90, 60, 50)))
+    low = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    weights = np.random.default_rng(1).normal(size=query.shape).astype(np.float32)
+
+    def run(backend, arrays):
+        def fn(q, k, v):
+            out = attention.packed_attention(
+                q, k, v, segments, roles=(90, 60, 50), backend=backend
+            )
+            return jnp.sum(out.astype(jnp.float32) * weights), out
+
+        pulled, out = jax.grad(fn, argnums=(0, 1, 2), has_aux=True)(*arrays)
+        return [np.asarray(x, np.float64) for x in (out, *pulled)]
+
+    wide = run("reference", [x.astype(jnp.float32) for x in low])
+    for found, expected in zip(run("blocks", low), wide, strict=True):
+        error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+        assert error < 5e-3
 
 
 def test_role_mask_leaves_rejected_blind_to_chosen():

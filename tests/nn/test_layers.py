@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,54 @@ def test_norm_and_softmax_stay_float32_under_bf16():
     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=2**-8)
 
 
+def test_rms_norm_casts_before_the_weight_multiplies():
+    """In bf16 as the released code does; the other order differs in a third of all."""
+    rng = np.random.default_rng(0)
+    norm = layers.Norm(256, kind="rms_norm", eps=1e-6, rngs=nnx.Rngs(0))
+    norm.scale[...] = jnp.asarray(rng.normal(size=256), jnp.float32)
+    x = jnp.asarray(5 * rng.normal(size=(8, 256)), jnp.bfloat16)
+    theirs, weight = (
+        torch.from_numpy(np.array(v, np.float32)) for v in (x, norm.scale[...])
+    )
+    inverse = torch.rsqrt(theirs.pow(2).mean(-1, keepdim=True) + 1e-6)
+    expected = weight.bfloat16() * (theirs * inverse).bfloat16()
+    found = norm(x)
+    assert found.dtype == jnp.bfloat16
+    # A float32 sum in another order may round one entry in some thousand elsewhere.
+    same = np.asarray(found, np.float32) == expected.float().numpy()
+    assert same.mean() > 0.99
+
+
+ERF = np.vectorize(math.erf)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_activations_round_once_under_bf16(name):
+    """Values and gradients are float64's, rounded to the 8 bits of bf16 at the end."""
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(3 * rng.normal(size=4096), jnp.bfloat16) for _ in range(2)]
+    x, up = (np.asarray(v, np.float64) for v in inputs)
+    if name == "gelu":
+        inputs = inputs[:1]
+        normal = 0.5 * (1 + ERF(x / 2**0.5))
+        density = np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
+        expected, slopes = x * normal, [normal + x * density]
+    else:
+        gate = 1 / (1 + np.exp(-x))
+        expected = x * gate * up
+        slopes = [gate * (1 + x * (1 - gate)) * up, x * gate]
+    found, pull = jax.vjp(getattr(layers, name), *inputs)
+    assert found.dtype == jnp.bfloat16
+    half = 1.01 * 2**-8  # half a step at most, relative
+    np.testing.assert_allclose(np.asarray(found, "float64"), expected, half, 1e-6)
+    for gradient, slope in zip(pull(jnp.ones_like(found)), slopes, strict=True):
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(gradient, "float64"), slope, half, 1e-6)
+    # The wide values in between are not kept for it.
+    assert {leaf.dtype for leaf in jax.tree.leaves(pull)} == {jnp.dtype("bfloat16")}
+    assert len(jax.tree.leaves(pull)) == len(inputs)
+
+
 def test_linear_contracts_real_head_axes():
     linear = layers.Linear(
         (2, 3),
@@ -78,6 +128,17 @@ def test_rotary_is_the_half_split_rotation():
     expected = np.concatenate([rotated.real, rotated.imag], -1)
     # Angles up to 1000 carry float32's 6e-5 absolute rounding.
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+    low = jnp.asarray(x, jnp.bfloat16)
+    wide = np.asarray(low, np.float64)
+    rotated = (wide[..., :4] + 1j * wide[..., 4:]) * np.exp(1j * angle)[None, :, None]
+    expected = np.concatenate([rotated.real, rotated.imag], -1)
+    found = layers.rotary(low, tables)
+    assert found.dtype == jnp.bfloat16
+    # Rounded at the end alone; products in bf16 would be off by as much of their terms.
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), expected, rtol=1.01 * 2**-8, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("policy", stack.REMAT)

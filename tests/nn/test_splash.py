@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpo_jax import sharding
-from mpo_jax.nn import attention, splash
+from mpo_jax.nn import attention, layers, splash, stack
 
 
 def inputs(roles, *, heads, kv_heads, head_dim=16, rows=2):
@@ -119,6 +119,34 @@ def test_auto_follows_the_platform_of_the_mesh(monkeypatch):
         assert attention.resolve("auto", jnp.bfloat16) == expected
         assert attention.resolve("auto", jnp.float32) == "blocks"
         assert attention.resolve("reference", jnp.bfloat16) == "reference"
+
+
+def test_remat_keeps_what_the_cudnn_kernel_returns(monkeypatch):
+    """Forward kernels in the gradient's program; traced alone, without a GPU."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)
+    roles = (128, 64, 64)
+    x = jnp.ones((1, sum(roles), 128), jnp.bfloat16)
+    kernels, segments = jnp.ones((2, 128, 128), x.dtype), jnp.ones(x.shape[:2], int)
+
+    def layer(carry, kernel):
+        heads = layers.contract(carry, kernel, 1).reshape(*x.shape[:2], 2, 64)
+        out = attention.packed_attention(
+            heads, heads, heads, segments, roles=roles, backend="cudnn"
+        )
+        return carry + out.reshape(carry.shape), None
+
+    def runs(policy):
+        def loss(kernels):
+            out, _ = jax.lax.scan(stack.remat(layer, policy=policy), x, kernels)
+            return out.sum()
+
+        text = str(jax.make_jaxpr(jax.grad(loss))(kernels))
+        return text.count("dot_product_attention_fwd")
+
+    found = {policy: runs(policy) for policy in ("none", "attention", "full")}
+    assert found == {"none": 3, "attention": 3, "full": 6}  # one for each role
 
 
 def test_cudnn_gets_the_mask_of_each_role(monkeypatch):

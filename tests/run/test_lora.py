@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
@@ -97,27 +94,7 @@ def test_a_killed_run_of_adapters_resumes_to_the_same_bits(world, root, tmp_path
     cfg = adapters_alone(world)
     cfg.checkpoint.export_hf = False
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
-    whole = helpers.start_training(root, world, path, tmp_path / "whole")
-    output = helpers.output_of(whole, timeout=500)
-    assert whole.returncode == 0, output
-
-    killed = helpers.start_training(root, world, path, tmp_path / "killed")
-    metrics = tmp_path / "killed/metrics.jsonl"
-    deadline = time.time() + 500
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert killed.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    before_kill = helpers.losses(tmp_path / "killed")
-    assert 3 <= len(before_kill) < 6
-
-    again = helpers.start_training(root, world, path, tmp_path / "killed")
-    output = helpers.output_of(again, timeout=500)
-    assert again.returncode == 0, output
-    expected = helpers.losses(tmp_path / "whole")
-    assert helpers.losses(tmp_path / "killed") == expected
-    assert before_kill.items() <= expected.items()
+    helpers.kill_and_resume(root, world, path, tmp_path)
 
 
 def test_a_run_of_last_layers_and_head_resumes_to_the_same_bits(world, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import small_runs as helpers
 
-from mpo_jax.data import shard_writer
+from mpo_jax.data import ledger, shard_writer
 from mpo_jax.models import flops
 from mpo_jax.run import setup, stages, train
 from mpo_jax.utils import runtime
@@ -43,6 +45,36 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
         batches.close()
 
 
+def test_pairs_are_measured_against_the_model_not_row_budgets(world, tmp_path):
+    """Rows may hold more than a sequence; a pair that is longer is left out by name."""
+    model = tmp_path / "model"
+    shutil.copytree(world["model"], model)
+    raw = json.loads((model / "config.json").read_text())
+    cfg = helpers.small(world)
+    cfg.model.path = str(model)
+    cfg.data.cache_dir = str(tmp_path / "data")
+
+    def planned(limit: int):
+        raw["llm_config"]["max_position_embeddings"] = limit
+        (model / "config.json").write_text(json.dumps(raw))
+        run = setup.setup(cfg, tmp_path / f"run{limit}", devices=ONE)
+        index = stages.prepare_index(run, cfg.data.meta)
+        plan = stages.make_plan(run, index)
+        stages.write_ledger(run, index, plan)
+        return index, plan, list(ledger.read(run.workdir / "ledger.jsonl"))
+
+    index, plan, entries = planned(4096)
+    lengths = index.prompt_tokens + 1
+    lengths = lengths + np.maximum(index.chosen_tokens, index.rejected_tokens)
+    rows = cfg.rows.short.build()
+    limit = int(np.sort(lengths)[-3])  # two are longer
+    assert limit < rows.prompt_tokens + rows.chosen_tokens and not entries
+    _, fewer, entries = planned(limit)
+    assert plan.num_pairs - fewer.num_pairs == len(entries) == (lengths > limit).sum()
+    assert {entry.reason for entry in entries} == {"too_long"}
+    assert all(f"> {limit}, the model's" in entry.detail for entry in entries)
+
+
 @pytest.fixture
 def every_program_is_cached(monkeypatch):
     """Small programs too; nothing is cached afterwards."""
@@ -68,7 +100,6 @@ def test_a_run_on_shards_is_the_run_on_files(world, tmp_path, every_program_is_c
         cfg.checkpoint.export_hf = False
         cfg.data.workers = depth // 2
         cfg.compile_cache = "none" if depth else str(tmp_path / "compiled")
-        cfg.log.gate = False  # the thread, not this one, starts the workers
         train.train(cfg, tmp_path / name, devices=ONE)
         ledger = (tmp_path / name / "ledger.jsonl").read_text()
         found[name] = helpers.losses(tmp_path / name), ledger

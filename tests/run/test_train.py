@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
@@ -144,28 +141,7 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     cfg.data.cache_dir = str(tmp_path / "data")
     cfg.model.drop_path = 0.2  # randomness must resume too
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
-
-    whole = helpers.start_training(root, world, path, tmp_path / "whole")
-    output, _ = whole.communicate(timeout=400)
-    assert whole.returncode == 0, output
-
-    killed = helpers.start_training(root, world, path, tmp_path / "killed")
-    metrics = tmp_path / "killed/metrics.jsonl"
-    deadline = time.time() + 300
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert killed.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    before_kill = helpers.losses(tmp_path / "killed")
-    assert 3 <= len(before_kill) < 6
-
-    resumed = helpers.start_training(root, world, path, tmp_path / "killed")
-    output, _ = resumed.communicate(timeout=400)
-    assert resumed.returncode == 0, output
-    expected = helpers.losses(tmp_path / "whole")
-    assert helpers.losses(tmp_path / "killed") == expected
-    assert before_kill.items() <= expected.items()
+    helpers.kill_and_resume(root, world, path, tmp_path)
 
 
 def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
@@ -185,6 +161,25 @@ def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tm
                 online[step][name], cached[step][name], rtol=1e-4, atol=2e-6
             )
     assert not list(tmp_path.glob("data/reference/*"))
+
+
+def test_held_out_pairs_do_not_follow_a_moving_reference(world, tmp_path, capsys):
+    """It is the policy itself after each step here; they keep the starting point."""
+    cfg = helpers.small(world)
+    cfg.reference = config.ReferenceConfig(
+        mode="moving", moving_alpha=1.0, moving_every=1
+    )
+    cfg.data.eval_meta = str(world["eval_meta"])
+    cfg.checkpoint.export_hf = False
+    result = train.train(cfg, tmp_path, devices=ONE)
+    lines = [line for step, line in helpers.losses(tmp_path).items() if step]
+    assert len(lines) == 6
+    for line in lines:
+        assert line["loss/sigmoid"] == pytest.approx(np.log(2), rel=1e-5)
+    assert result["before"]["loss/sigmoid"] == pytest.approx(np.log(2), rel=1e-5)
+    assert abs(result["after"]["rewards/chosen"]) > 0.1
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "Held-out pairs are scored against the starting point" in printed
 
 
 def test_sft_trains_on_chosen_responses_alone(world, tmp_path):

@@ -336,8 +336,8 @@ def test_as_many_layers_as_run_are_refused():
 
 
 def test_the_reference_of_adapters_is_the_policy_without_them():
-    """Nothing is copied, and its log-probs are the base's."""
-    cfg = lora_config(vision=3, reference__mode="online")
+    """Nothing is copied, and its log-probs are the base's, without drop path."""
+    cfg = lora_config(vision=3, reference__mode="online", model__drop_path=0.5)
     run = Run(cfg)
     weights = drawn(run.model, b=0.3)
     assert adapted.kept_by_reference(weights, run.trained) == {}
@@ -423,13 +423,67 @@ def test_frozen_weights_have_their_dtype_and_lose_nothing():
         lambda x: np.asarray(jnp.asarray(x, "bfloat16"), "float32"),
         drawn(plain.model, b=0.3),
     )
-    expected, wanted = plain.update(weights)
+    _, wanted = plain.update(weights)
     found, means = small.update(weights)
     for name in TERMS:
         np.testing.assert_allclose(means[name], wanted[name], rtol=1e-5)
     for path, leaf in params_lib.flatten(found.params):
         assert leaf.dtype == ("float32" if lora.is_adapter(path) else "bfloat16")
-    del expected
+
+
+def test_the_logged_rate_is_the_one_applied():
+    """AdamW's first update of a weight is the rate itself, where nothing is decayed."""
+    cfg = lora_config(optim__weight_decay=0.0)
+    run = Run(cfg)
+    weights = drawn(run.model, b=0.3)
+    after, means = run.update(weights)
+    rate = means["learning_rate"]
+    assert rate == pytest.approx(cfg.optim.learning_rate, rel=1e-6)
+    flat = dict(params_lib.flatten(weights))
+    moved = np.concatenate(
+        [
+            np.abs(leaf - flat[path]).ravel()
+            for path, leaf in params_lib.flatten(after.params)
+            if lora.is_adapter(path)
+        ]
+    )
+    # Weights near 0.1 are stored in steps of 7e-9.
+    assert np.median(moved) == pytest.approx(rate, rel=5e-3)
+    with jax.set_mesh(run.mesh):
+        batch = sharding.to_global(batch_of(), run.mesh)
+        state = run.start(weights)
+        rates = []
+        for _ in range(3):
+            state, metrics = run.step(state, batch, jax.random.key(1), None)
+            rates.append(float(metrics["learning_rate"][0]))
+    peak = cfg.optim.learning_rate
+    expected = [peak * (1 + np.cos(np.pi * step / 10)) / 2 for step in range(3)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("delta", ["cumulative", "previous"])
+def test_accumulation_keeps_dtypes_and_the_program(delta):
+    """Gradients are summed in float32, whatever the dtypes of what is frozen."""
+    cfg = lora_config(
+        loss__delta=delta,
+        model__frozen_dtype="bfloat16",
+        optim__accumulation=2,
+        rows__row_multiple=2,
+    )
+    run = Run(cfg)
+    state = run.start(drawn(run.model))
+
+    def kinds(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+
+    before = kinds(state)
+    assert before == kinds(run.abstract)
+    with jax.set_mesh(run.mesh):
+        batch = sharding.to_global(batch_of(), run.mesh)
+        for _ in range(2):
+            state, _ = run.step(state, batch, jax.random.key(1), None)
+            assert kinds(state) == before
+    assert run.step._cache_size() == 1
 
 
 SCHEDULED = {

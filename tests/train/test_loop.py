@@ -470,11 +470,12 @@ def test_mfu_is_logged_where_flops_and_peak_are_known(job, tmp_path, monkeypatch
         time.sleep(0.01)
         return fake_step(*args)
 
-    loop.run(job(steps=[step], flops=lambda n: 1e9 * (1 + n), every=8))
+    two = sharding.make_mesh(tensor=2, devices=jax.devices()[:2])
+    loop.run(job(steps=[step], flops=lambda n: 1e9 * (1 + n), every=8, mesh=two))
     (line,) = lines(tmp_path)
-    # Steps 2 to 8 are measured: 35e9 FLOPs in their time, on one device.
+    # Steps 2 to 8 are measured: 35e9 FLOPs in their time, on two devices.
     seconds = 7 * line["time/step_s"]
-    assert line["throughput/mfu"] == pytest.approx(35e9 / 1e12 / seconds)
+    assert line["throughput/mfu"] == pytest.approx(35e9 / 2e12 / seconds)
     # The loop is a step behind the host, where this fake spends its time: six sleeps.
     assert 0.06 <= seconds < 5
 

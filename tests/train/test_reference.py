@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +134,7 @@ def key(**changes):
         "policy": {"template": "internvl2_5", "max_tiles": 6},
         "content": "c0",
         "weights": "w0",
+        "architecture": packed.tiny_config(),
         **changes,
     }
     return reference.cache_key(model=model, **parts)
@@ -165,6 +168,68 @@ def test_a_cache_of_something_else_is_refused_by_name(tmp_path, changes, named):
     assert reference.key_digest(key(**changes)) != reference.key_digest(key())
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("language.rms_norm_eps", 1e-2),
+        ("language.rope_theta", 5e5),
+        ("language.rope.frequencies", None),
+        ("language.rope.long_frequencies", None),
+        ("language.qk_norm", True),
+        ("vision.layer_norm_eps", 1e-3),
+        ("vision.qk_normalization", True),
+        ("ps_version", "v1"),
+        ("select_layer", -2),
+        ("downsample_ratio", 1.0),
+    ],
+)
+def test_the_key_sees_the_architecture(field, value):
+    """Weights may be the same, and the numbers others."""
+    plain = packed.tiny_config()
+    *path, name = field.split(".")
+    owners = [plain]
+    for part in path:
+        owners.append(getattr(owners[-1], part))
+    if value is None:
+        value = tuple(x + 0.5 for x in plain.language.rope.frequencies)
+    changed = dataclasses.replace(owners[-1], **{name: value})
+    for owner, part in zip(reversed(owners[:-1]), reversed(path), strict=True):
+        changed = dataclasses.replace(owner, **{part: changed})
+    assert reference.key_digest(key(architecture=changed)) != (
+        reference.key_digest(key())
+    )
+    assert len(reference.differences(key(architecture=changed), key())) == 1
+
+
+def test_every_field_of_an_architecture_is_in_the_key_or_named_as_harmless():
+    fields = set(packed.tiny_config().fields())
+    harmless = fields - set(key()["architecture"])
+    assert harmless == {
+        *("template", "min_tiles", "max_tiles", "use_thumbnail"),
+        *("vision.initializer_factor", "vision.initializer_range"),
+        *("language.initializer_range", "language.max_position_embeddings"),
+    }
+
+
+def test_the_key_holds_the_attention_that_auto_means():
+    """On another platform it is another one, and so are the numbers."""
+    auto, blocks = (
+        reference.cache_key(
+            model=config.ModelConfig(attention=name),
+            architecture=packed.tiny_config(),
+            **dict.fromkeys(("tokenizer", "content", "weights"), ""),
+            policy={},
+        )
+        for name in ("auto", "blocks")
+    )
+    assert auto == blocks and auto["attention"] == "blocks"
+    other = {**auto, "attention": "splash"}
+    assert reference.differences(auto, other) == [
+        'attention: "blocks" here, "splash" there'
+    ]
+    assert reference.key_digest(auto) != reference.key_digest(other)
+
+
 def test_the_same_key_opens_the_cache_again(tmp_path):
     reference.Cache(tmp_path / "c", key(), size=4)
     reference.Cache(tmp_path / "c", key(), size=4)
@@ -179,7 +244,7 @@ def test_what_is_appended_comes_back(tmp_path):
     first = np.array([[-1.25, -2.5], [-1e-3, -300.0]], np.float32)
     cache.append(np.array([4, 0]), first)
     # A part that a kill left under its temporary name is no part.
-    (tmp_path / "part-000001.tmp77").write_bytes(b"PAR1")
+    (tmp_path / "part-1f.tmp").write_bytes(b"PAR1")
     again = reference.Cache(tmp_path, key(), size=6)
     again.append(np.array([2]), np.array([[-7.0, -8.0]], np.float32))
     found = again.load()
@@ -187,10 +252,21 @@ def test_what_is_appended_comes_back(tmp_path):
     np.testing.assert_array_equal(found[[4, 0]], first)
     np.testing.assert_array_equal(found[2], [-7, -8])
     assert np.isnan(found[[1, 3, 5]]).all()
-    assert sorted(p.name for p in tmp_path.glob("part-*.parquet")) == [
-        "part-000000.parquet",
-        "part-000001.parquet",
-    ]
+    assert len(list(tmp_path.glob("part-*.parquet"))) == 2
+
+
+def test_runs_that_append_at_once_lose_nothing(tmp_path):
+    """Each looks at the folder before the other has written; records may repeat."""
+    caches = [reference.Cache(tmp_path, key(), size=64) for _ in range(4)]
+    starts = np.arange(4) * 12
+    ids = [np.arange(start, start + 16) for start in starts]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            list(pool.map(lambda c, i: c.append(i, logps_of(i)), caches, ids))
+    found = caches[0].load()
+    np.testing.assert_array_equal(found[:52], logps_of(np.arange(52)))
+    assert np.isnan(found[52:]).all()
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def logps_of(ids: np.ndarray) -> np.ndarray:
@@ -199,23 +275,22 @@ def logps_of(ids: np.ndarray) -> np.ndarray:
     return np.where(ids[..., None] >= 0, pair, np.nan)
 
 
-IDS = [np.array([[n, -1], [10 + n, 20 + n]]) for n in range(5)]
-DUMMY = packed.batch([[]])
+IDS = [np.array([[10 + n, 20 + n], [n, -1]]) for n in range(5)]
+BATCHES = [dataclasses.replace(packed.batch([[]]), record_ids=ids) for ids in IDS]
 
 
 def run(cache, *, numbers=range(5), step=None, part_batches=2, told=None):
     calls = []
 
     def default(batch, n):
-        assert batch is DUMMY
+        assert batch is BATCHES[n]
         calls.append(n)
         return jnp.asarray(logps_of(IDS[n]))
 
     reference.compute(
         cache,
-        ((n, DUMMY) for n in numbers),
+        ((n, BATCHES[n]) for n in numbers),
         step=step or default,
-        record_ids_of=lambda n: IDS[n],
         part_batches=part_batches,
         on_batch=None if told is None else told.append,
     )
@@ -259,7 +334,7 @@ def test_a_log_prob_that_is_not_finite_stops_with_its_record(tmp_path, bad, side
     def step(_, n):
         values = logps_of(IDS[n])
         if n == 1:
-            values[1, 1, side] = bad
+            values[0, 1, side] = bad
         return jnp.asarray(values)
 
     with pytest.raises(FloatingPointError, match=r"records \[21\] are not finite"):

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import packed
 import pytest
+from flax import nnx
 
 from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture
@@ -108,9 +109,9 @@ def rows_of(examples, layout):
 
 
 def update(
-    cfg, weights, layout, *, sizes=(1, 1, 1), shape=packed.SHAPE, reference=None
+    cfg, weights, layout, *, sizes=(1, 1, 1), shape=packed.SHAPE, reference=None, at=0
 ):
-    """Gradients (through plain SGD), metrics and state after one step."""
+    """Gradients (through plain SGD), metrics and state after one step: number `at`."""
     examples = pairs()
     rows, ids = rows_of(examples, layout)
     refs = None
@@ -119,8 +120,10 @@ def update(
     batch = packed.batch(rows, shape=shape, ids=ids, refs=refs)
     mesh, start, step = built(cfg.to_json(), sizes, shape)
     with jax.set_mesh(mesh):
+        before = start(weights)
+        now = jax.device_put(jnp.int32(at), before.step.sharding)
         after, metrics = step(
-            start(weights),
+            dataclasses.replace(before, step=now),
             sharding.to_global(batch, mesh),
             jax.random.key(1),
             reference,
@@ -196,6 +199,35 @@ def test_accumulation_is_exact(weights, delta, parts, field, monkeypatch):
     )
 
 
+def test_micro_batches_are_those_of_the_row_shape():
+    long = dataclasses.replace(packed.SHAPE, chosen_tokens=30)
+    cfg = run_config(optim__accumulation=2)
+    cfg.rows.long = config.RowShapeConfig(*dataclasses.astuple(long))
+    for accumulation_long, wanted in ((0, (2, 2)), (6, (2, 6))):
+        cfg.optim.accumulation_long = accumulation_long
+        found = tuple(step_lib.micro_batches(cfg, s) for s in (packed.SHAPE, long))
+        assert found == wanted
+
+
+def test_fill_is_the_used_share_of_tokens_and_tiles():
+    rng = np.random.default_rng(0)
+    examples = [packed.example(rng, tiles=n) for n in (2, 1)]
+    batch = packed.batch([examples, []])
+    # As if a tile had four tokens: each image token thrice more, in padding.
+    slots = np.concatenate([batch.image_slot] * 4, axis=1)
+    batch = dataclasses.replace(batch, image_slot=slots)
+    found = step_lib.fill(batch, tokens_per_tile=4)
+    used = sum(
+        len(e.prompt) + len(e.chosen_tokens) + len(e.rejected_tokens) for e in examples
+    )
+    means = {name: float(s) / float(w) for name, (s, w) in found.items()}
+    assert means == {
+        "tokens": used,
+        "fill/tokens": pytest.approx(used / (2 * packed.SHAPE.tokens)),
+        "fill/tiles": pytest.approx(3 / (2 * packed.SHAPE.tiles)),
+    }
+
+
 @pytest.mark.parametrize(
     "terms", [("aot", "sft"), ("ipo", "orpo", "sft")], ids=["coupled", "separable"]
 )
@@ -264,6 +296,53 @@ def test_drop_path_is_keyed_by_record_not_by_place(weights, baseline):
     assert abs(first[1]["loss"] - baseline[1]["loss"]) > 1e-4
     chunked = run_config(model__drop_path=0.5, model__vision_chunk=1)
     assert_same(update(chunked, weights, LAYOUT)[0], first[0])
+    # Drawn anew for every step, and by its number alone.
+    later, again = (update(cfg, weights, LAYOUT, at=3)[1]["loss"] for _ in range(2))
+    assert later == again and abs(later - first[1]["loss"]) > 1e-4
+
+
+def test_drop_path_is_drawn_per_tile_of_a_record():
+    rng = np.random.default_rng(0)
+    examples = [packed.example(rng, tiles=n) for n in (2, 0, 1, 2)]
+    batch = packed.batch([examples[:3], [], examples[3:]], ids=[[7, 8, 9], [], [7]])
+    cfg = dataclasses.replace(CONFIG.vision, num_hidden_layers=64)
+    model = internvl.InternVL(dataclasses.replace(CONFIG, vision=cfg))
+    batch = jax.tree.map(jnp.asarray, batch)
+    factors = np.asarray(
+        model._drop_path(
+            batch, packed.SHAPE.prompt_tokens, rate=0.9, key=jax.random.key(0)
+        )
+    )
+    assert factors.shape == (64, 2, 3, packed.SHAPE.tiles)
+    first, second, other = (factors[:, :, 0, tile] for tile in range(3))
+    # A record's tiles, the tiles of two records, the branches of a block: of 64 layers,
+    # half of which are dropped, some differ.
+    for a, b in ((first, second), (first, other), (second, other)):
+        assert np.mean((a > 0) != (b > 0)) > 0.2
+    assert np.mean((first[:, 0] > 0) != (first[:, 1] > 0)) > 0.2
+    # The same record elsewhere has the same.
+    np.testing.assert_array_equal(factors[:, :, 2, 0], first)
+    np.testing.assert_array_equal(factors[:, :, 2, 1], second)
+
+
+def test_drop_path_scales_each_branch_by_its_own_factor(weights):
+    tower = MODEL.declared.merge(weights).vision
+    graph, stacked = nnx.split(tower.layers.blocks)
+    block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
+
+    def run(attention: list[float], mlp: list[float]) -> np.ndarray:
+        return np.asarray(block(x, "reference", jnp.asarray([attention, mlp])))
+
+    whole = run([1.0, 1.0], [1.0, 1.0])
+    np.testing.assert_allclose(block(x, "reference", None), whole, rtol=1e-6)
+    np.testing.assert_allclose(run([0.0, 0.0], [0.0, 0.0]), x, rtol=1e-6)
+    # Factors belong to tiles: the second tile's do not touch the first.
+    np.testing.assert_allclose(run([1.0, 0.0], [1.0, 0.0])[0], whole[0], rtol=1e-6)
+    first, second = run([1.0, 1.0], [0.0, 0.0]), run([0.0, 0.0], [1.0, 1.0])
+    assert np.abs(first - second).max() > 1e-2
+    twice = run([2.0, 2.0], [0.0, 0.0])
+    np.testing.assert_allclose(twice - x, 2 * (first - x), rtol=1e-4, atol=1e-5)
 
 
 def test_drop_path_keeps_the_expected_share():
@@ -280,6 +359,26 @@ def test_drop_path_keeps_the_expected_share():
         shares, 1 - np.array([[0.0], [0.2], [0.4]]) @ [[1, 1]], atol=0.03
     )
     np.testing.assert_allclose(np.asarray(keep).mean(axis=2), 1.0, atol=0.05)
+
+
+def test_forward_programs_are_compiled_with_the_options_of_their_mesh(
+    weights, monkeypatch
+):
+    """An option that no compiler knows is refused, so it has come that far."""
+    monkeypatch.setattr(
+        sharding, "compiler_options", lambda mesh: {f"no_such_{mesh.size}": "1"}
+    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:2])
+    batch = packed.batch([[], []], refs={})
+    cfg = run_config()
+    score = step_lib.build_logps_step(MODEL, cfg.model, packed.SHAPE, mesh)
+    evaluate = step_lib.build_eval_step(MODEL, cfg, packed.SHAPE, mesh)
+    for step, inputs in (
+        (score, (weights, batch)),
+        (evaluate, (weights, mixture.init_reward_shift(), batch)),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_2"):
+            step.lower(*inputs).compile()
 
 
 def test_online_reference_gives_the_cached_numbers(weights):
@@ -303,6 +402,25 @@ def test_moving_reference_moves_when_it_should(weights):
         strict=True,
     ):
         np.testing.assert_allclose(ref, old + 0.25 * (new - old), rtol=1e-5, atol=1e-6)
+
+
+def test_moving_reference_moves_with_the_last_of_its_steps(weights):
+    """Every third step: after the updates that bring the count to 3, 6, …"""
+    cfg = run_config(
+        reference__mode="moving",
+        reference__moving_alpha=0.25,
+        reference__moving_every=3,
+    )
+    for at in range(4):
+        _, _, after = update(cfg, weights, LAYOUT, at=at)
+        assert int(after.step) == at + 1
+        old, new, ref = (
+            np.asarray(tree["projector"]["fc1"]["kernel"])
+            for tree in (weights, after.params, after.reference)
+        )
+        share = 0.25 if at == 2 else 0.0
+        np.testing.assert_allclose(ref, old + share * (new - old), rtol=1e-5, atol=1e-6)
+        assert np.abs(new - old).max() > 1e-3
 
 
 def test_moving_reference_rests_between_updates():
