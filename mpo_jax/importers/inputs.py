@@ -14,6 +14,7 @@ from mpo_jax.importers import hub, messages, readers
 from mpo_jax.importers.messages import Tags
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_MAX_INFO_BYTES = 1 << 24  # no meta.json or dataset_info.json is larger
 _HUB = "data set of the hub"
 _FOLDER = "folder of a data set"
 
@@ -240,7 +241,7 @@ def _kind(path: str) -> str:
 
 def _json_object(path: str) -> dict[str, Any] | None:
     """A small JSON file that holds one object; None where `path` is no such file."""
-    if not os.path.isfile(path) or os.path.getsize(path) > records.MAX_META_BYTES:
+    if not os.path.isfile(path) or os.path.getsize(path) > _MAX_INFO_BYTES:
         return None
     try:
         with open(path, encoding="utf-8-sig") as file:
