@@ -45,6 +45,7 @@ and reason. docs/import.md has the rest.
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import rich.box
@@ -119,7 +120,7 @@ def find_inputs(names: list[str]) -> list[inputs.Input]:
     if not DATASET_INFO.value:
         return inputs.find(
             names,
-            image_root=IMAGE_ROOT.value,
+            image_root=os.path.expanduser(IMAGE_ROOT.value),
             columns=columns,
             layout=LAYOUT.value,
             subset=SUBSET.value,
@@ -128,7 +129,10 @@ def find_inputs(names: list[str]) -> list[inputs.Input]:
     if columns or SUBSET.value or SPLIT.value:
         raise ValueError("--dataset_info says columns, subset and split itself")
     return inputs.from_dataset_info(
-        DATASET_INFO.value, names, image_root=IMAGE_ROOT.value, layout=LAYOUT.value
+        os.path.expanduser(DATASET_INFO.value),
+        names,
+        image_root=os.path.expanduser(IMAGE_ROOT.value),
+        layout=LAYOUT.value,
     )
 
 
@@ -259,19 +263,16 @@ def main(argv: list[str]) -> None:
         return
     if not OUT.value:
         raise ValueError("--out is required: a folder that does not exist yet")
+    out = os.path.expanduser(OUT.value)
     try:
         tallies = run.import_data(
-            sources,
-            OUT.value,
-            plan,
-            overwrite=OVERWRITE.value,
-            progress=report_progress,
+            sources, out, plan, overwrite=OVERWRITE.value, progress=report_progress
         )
     except run.NothingWritten as error:
         print_summary(error.tallies)
         raise
     print_summary(tallies)
-    print_next(OUT.value)
+    print_next(out)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def read(name: str, *, subset: str, split: str) -> Iterator[readers.Item]:
     try:
         found = _open(datasets, name, subset)
     except Exception as error:  # the library and its readers raise anything
-        raise ValueError(f"{name}: datasets cannot open it: {_line(error)}") from error
+        here = "" if os.path.isdir(name) else " (it is no file or folder here)"
+        problem = f"{name}: datasets cannot open it{here}: {_line(error)}"
+        raise ValueError(problem) from error
     if isinstance(found, dict):
         found = found[_choose(name, list(found), split)]
     number = 0

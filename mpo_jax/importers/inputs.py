@@ -92,20 +92,24 @@ def find(
     Raises:
       FileNotFoundError, ValueError: naming the input.
     """
-    if image_root and not os.path.isdir(image_root):
-        raise FileNotFoundError(f"--image_root={image_root} is not a folder")
+    _check_root(image_root)
     found: list[Input] = []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):
         sources = _meta_sources(path)
         if sources is not None:
+            if image_root:
+                raise ValueError(f"--image_root: {path} has a root for each source")
             found += [_of_meta(source, layout, columns or {}) for source in sources]
             continue
+        kind = _kind(path)
+        if (subset or split) and kind not in (_HUB, _FOLDER):
+            raise ValueError(f"{path} is a file: --subset and --split choose nothing")
         folder = path if os.path.isdir(path) else os.path.dirname(path)
         found.append(
             Input(
                 name=_stem(path),
                 path=path,
-                kind=_kind(path),
+                kind=kind,
                 root=os.path.abspath(image_root or folder),
                 columns=columns or {},
                 layout=layout,
@@ -130,6 +134,7 @@ def from_dataset_info(
     Raises:
       FileNotFoundError, ValueError: naming the entry and the field.
     """
+    _check_root(image_root)
     info = _json_object(path)
     if info is None:
         raise ValueError(f"--dataset_info={path} is not a JSON object in a file")
@@ -139,6 +144,12 @@ def from_dataset_info(
         if not isinstance(entry, dict):
             known = ", ".join(sorted(info))[:200]
             raise ValueError(f"{where}: there is no such entry; it has {known}")
+        unread = set(entry) - _ENTRY
+        if unread:
+            raise ValueError(
+                f"{where}: {messages.names(unread)} cannot be followed; remove it, or "
+                "import the file itself"
+            )
         folder = os.path.dirname(path)  # what image paths are relative to
         if entry.get("hf_hub_url"):
             source = entry["hf_hub_url"]
@@ -163,11 +174,22 @@ def from_dataset_info(
     return _named_apart(found)
 
 
+def _check_root(image_root: str) -> None:
+    if image_root and not os.path.isdir(image_root):
+        raise FileNotFoundError(f"--image_root={image_root} is not a folder")
+
+
 def _factory_layout(entry: Mapping[str, Any], sharegpt: bool) -> str:
     if not sharegpt:
         return "alpaca"
     return "sharegpt" if entry.get("ranking") else "internvl"
 
+
+_ENTRY = frozenset(
+    "hf_hub_url ms_hub_url om_hub_url script_url file_name file_sha1 formatting "
+    "ranking subset split columns tags".split()
+)
+"""Fields of an entry that are read, or say once more where the data are."""
 
 _FACTORY = {
     "prompt": "instruction",

@@ -7,6 +7,7 @@ or ``value``; the text is a string or a list of parts, some of which are images.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,14 +56,19 @@ class Turn:
     images: tuple[Any, ...] = ()
 
 
+class _Short(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 60
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        del level
+        return f"<{len(value)} bytes>"
+
+
 def short(value: Any) -> str:
-    """``repr`` for messages, never longer than a line."""
-    if isinstance(value, str | bytes) and len(value) > 200:
-        value = value[:200]
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = "a value that is nested deeply"
+    """What a value is, for messages; long and deep ones are cut."""
+    text = _Short().repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -58,8 +58,9 @@ def building(out: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
         except BaseException:
             shutil.rmtree(folder)
             raise
-        (folder / _LOCK).unlink()
         _replace(folder, out)
+        # Only now: a lock that goes first would let another import empty the folder.
+        (out / _LOCK).unlink()
 
 
 def _check_free(out: pathlib.Path, overwrite: bool) -> None:

@@ -223,6 +223,8 @@ class _Window:
                 inside = error.pos < len(self._text) - 64
                 if inside and not problem.startswith("Unterminated string"):
                     raise self._fail(number, problem) from error
+            except ValueError as error:  # such as a number of 5,000 digits
+                raise self._fail(number, str(error)) from error
             if self._done:
                 raise self._fail(number, problem)
             if len(self._text) - self._at > self._max:

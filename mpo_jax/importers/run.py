@@ -129,6 +129,7 @@ def import_data(
         lies in `out`.
     """
     target = pathlib.Path(out).absolute()
+    beside = target.with_name(f"{target.name}.{output.LEDGER}")
     _check_outside(sources, target)
     with output.building(target, overwrite=overwrite) as folder:
         store = pictures.Pictures(
@@ -141,9 +142,9 @@ def import_data(
                 writer.end_source()
             writer.finish(_report(tallies, plan))
         if not any(tally.written for tally in tallies):
-            beside = target.with_name(f"{target.name}.{output.LEDGER}")
             os.replace(folder / output.LEDGER, beside)
             raise NothingWritten(tallies, beside)
+    beside.unlink(missing_ok=True)  # of an earlier import that wrote nothing
     return tallies
 
 

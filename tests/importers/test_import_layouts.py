@@ -289,6 +289,7 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
                 **{"user_tag": "student", "assistant_tag": "teacher"},
             },
         },
+        "part": {"file_name": "talk.json", "folder": "x", "num_samples": 9},
         "odd": {"file_name": "talk.json", "columns": {"nonsense": "x"}},
     }
     path = tmp_path / "dataset_info.json"
@@ -304,6 +305,8 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
     ]
     with pytest.raises(ValueError, match="entry 'odd': columns must be"):
         inputs.from_dataset_info(str(path), ["odd"])
+    with pytest.raises(ValueError, match="'part': folder, num_samples cannot be"):
+        inputs.from_dataset_info(str(path), ["part"])
     with pytest.raises(ValueError, match="'none': there is no such entry; it has mine"):
         inputs.from_dataset_info(str(path), ["none"])
     with pytest.raises(ValueError, match="--dataset_info="):
@@ -322,6 +325,8 @@ def test_a_meta_json_stands_for_its_sources(tmp_path):
             }
         },
     )
+    with pytest.raises(ValueError, match="--image_root: .* has a root for each"):
+        cases.imported(tmp_path / "out", meta, image_root=str(tmp_path))
     (tally,) = cases.imported(tmp_path / "out", meta)
     assert tally.written == 2
     written = json.loads((tmp_path / "out/meta.json").read_text())

@@ -201,6 +201,9 @@ def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
     assert caught.value.tallies[0].left_out == {("bad_field", "question"): 30}
     assert not (tmp_path / "out").exists()
     assert len(list(ledger.read(tmp_path / "out.ledger.jsonl"))) == 30
+    cases.write_lines(path, [cases.records()["mmpr"][1]])
+    cases.imported(tmp_path / "out", path)
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_an_input_inside_the_folder_is_refused(source, tmp_path):

@@ -97,6 +97,7 @@ def test_a_list_is_what_json_reads(values, indent, chunk):
         ('["' + "x" * 200_000 + '"]', "longer than 1000; raise --max_record_bytes"),
         ("[" * 100_000, "item 1 of the list: is nested too deeply"),
         ('["\xff"]', "is not UTF-8"),
+        ("[" + "1" * 5000 + "]", "item 1 of the list: Exceeds"),
     ],
 )
 def test_a_broken_list_ends_the_reading_by_name(tmp_path, text, problem):
@@ -163,6 +164,8 @@ def test_inputs_that_are_not_there(tmp_path):
     path.write_text("[]")
     with pytest.raises(FileNotFoundError, match="--image_root=none"):
         inputs.find([str(path)], image_root="none")
+    with pytest.raises(ValueError, match="--subset and --split choose nothing"):
+        inputs.find([str(path)], split="train")
     (tmp_path / "b").mkdir()
     (tmp_path / "b/a.jsonl").write_text("{}")
     found = inputs.find([str(path), str(tmp_path / "b/a.jsonl")])
