@@ -6,6 +6,7 @@ bytes, so that pixels come from the bytes that the index will see.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ def read(name: str, *, subset: str, split: str) -> Iterator[readers.Item]:
     Raises:
       ValueError: the library is absent, cannot open it, or a choice is missing.
     """
+    # Or it tells which frameworks it has found.
+    logging.getLogger("datasets").setLevel(logging.WARNING)
     try:
         import datasets
     except ModuleNotFoundError as error:

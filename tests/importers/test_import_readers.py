@@ -7,6 +7,7 @@ import io
 import json
 import tracemalloc
 
+import import_cases as cases
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -178,12 +179,12 @@ def test_data_sets_of_the_library(tmp_path):
 
     image = tiny_mmpr.write_image(tmp_path / "pictures/a.png")
     features = datasets.Features(
-        {"images": datasets.List(datasets.Image()), "prompt": datasets.Value("string")}
+        {"images": datasets.List(datasets.Image())}
+        | dict.fromkeys(("prompt", "chosen", "rejected"), datasets.Value("string"))
     )
-    data = datasets.Dataset.from_list(
-        [{"images": [{"bytes": image.read_bytes(), "path": None}], "prompt": "Q"}] * 3,
-        features=features,
-    )
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    row |= {"images": [{"bytes": image.read_bytes(), "path": None}]}
+    data = datasets.Dataset.from_list([row] * 3, features=features)
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "disk")
     for split in ("train", "test"):
         data.to_parquet(tmp_path / f"hub/data/{split}-00000-of-00001.parquet")
@@ -196,6 +197,11 @@ def test_data_sets_of_the_library(tmp_path):
         assert [number for number, _ in rows] == [1, 2, 3]
         (stored,) = rows[0][1]["images"]
         assert stored["bytes"] == image.read_bytes()  # not decoded, not encoded anew
+        out = tmp_path / f"out_{folder}"
+        (tally,) = cases.imported(out, tmp_path / folder, split="test")
+        assert (tally.layout, tally.written) == ("trl", 3)
+        for line in cases.lines(out, folder):
+            assert (out / "images" / line["image"]).read_bytes() == image.read_bytes()
     (tmp_path / "pictures/metadata.jsonl").write_text(
         json.dumps({"file_name": "a.png", "question": "Q"}) + "\n"
     )
