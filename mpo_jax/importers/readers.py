@@ -30,6 +30,7 @@ Item = tuple[int, Any]
 """1-based number (line, item or row), and the record or the BadRecord that it is."""
 
 _CHUNK = 1 << 16
+_LOOK = 64  # characters beyond which a cut-off token is none
 _ROWS = 32  # rows of Parquet held at once; each may carry an image
 
 
@@ -176,7 +177,7 @@ class _Window:
         self._parser = _Parser()
         self._text, self._at, self._done = "", 0, False
 
-    def _grow(self, size: int = _CHUNK) -> None:
+    def _grow(self, size: int) -> None:
         raw = self._file.read(size)
         try:
             more = self._decode.decode(raw, final=not raw)
@@ -192,7 +193,7 @@ class _Window:
                 self._at += 1
             if self._at < len(self._text) or self._done:
                 return self._text[self._at : self._at + 1]
-            self._grow()
+            self._grow(_CHUNK)
 
     def skip(self, wanted: str) -> None:
         found = self.peek()
@@ -210,8 +211,13 @@ class _Window:
         while True:
             try:
                 value, end = self._parser.parse(self._text, self._at)
-                # A number may go on in the next piece.
-                if end < len(self._text) or self._done:
+                after = self._text[end : end + _LOOK]
+                # A number may go on in the next piece: 1 becomes 12 or 1.5.
+                if (
+                    self._done
+                    or len(after) == _LOOK
+                    or after.lstrip()[:1] in (",", "]")
+                ):
                     self._at = end
                     return value
                 problem = "it is cut off"
@@ -220,7 +226,7 @@ class _Window:
             except json.JSONDecodeError as error:
                 problem = error.msg
                 # Near the end, or a text that goes on: more may mend it.
-                inside = error.pos < len(self._text) - 64
+                inside = error.pos < len(self._text) - _LOOK
                 if inside and not problem.startswith("Unterminated string"):
                     raise self._fail(number, problem) from error
             except ValueError as error:  # such as a number of 5,000 digits

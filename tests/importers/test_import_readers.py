@@ -33,7 +33,8 @@ def read(path, max_bytes=1 << 20):
         ("a.jsonl", b"".join(json.dumps(r).encode() + b"\n" for r in RECORDS), "lines"),
         (
             "a.json",
-            b"".join(json.dumps(r).encode() + b"\r\n" for r in RECORDS),
+            b"\xef\xbb\xbf"
+            + b"".join(json.dumps(r).encode() + b"\r\n" for r in RECORDS),
             "lines",
         ),
         ("a.json", json.dumps(RECORDS, ensure_ascii=False).encode(), "list"),
