@@ -204,7 +204,7 @@ def print_summary(tallies: list[run.Tally]) -> None:
         console.print(table)
     for tally in tallies:
         for note, count in tally.notes.most_common():
-            say(console, f"{tally.source.name}: {count:,} records: {note}")
+            say(console, f"{tally.source.name}: {note} (records: {count:,})")
         if tally.unused:
             fields = [
                 f"{name} ({count:,})" for name, count in tally.unused.most_common()
@@ -247,7 +247,17 @@ def report_progress(tally: run.Tally) -> None:
 
 
 def main(argv: list[str]) -> None:
-    sources = find_inputs([*INPUT.value, *argv[1:]])
+    try:
+        import_all([*INPUT.value, *argv[1:]])
+    except OSError as error:  # no permission, no space: the message has the path
+        if isinstance(error, cli.EXPLAINED):
+            raise
+        raise ValueError(str(error)) from error
+
+
+def import_all(names: list[str]) -> None:
+    """Show or import what the flags describe."""
+    sources = find_inputs(names)
     plan = run.Plan(
         rules=pairs.Rules(
             chosen_only=CHOSEN_ONLY.value, system=SYSTEM.value, history=HISTORY.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -307,11 +308,16 @@ def _stem(path: str) -> str:
 
 
 def _named_apart(found: list[Input]) -> list[Input]:
-    """Names that are file names, each given once."""
+    """Names that are file names, each given once; the folder tells equal ones apart."""
+    names = collections.Counter(source.name for source in found)
     taken: set[str] = set()
     result = []
     for source in found:
-        plain = re.sub(r"[^\w.-]+", "_", source.name) or "data"
+        plain = source.name
+        if names[plain] > 1:
+            folder = os.path.dirname(os.path.abspath(source.path))
+            plain = f"{os.path.basename(folder)}_{plain}"
+        plain = re.sub(r"[^\w.-]+", "_", plain)
         name, number = plain, 1
         while name in taken:
             number += 1

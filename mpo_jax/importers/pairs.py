@@ -198,8 +198,10 @@ def _question(prompt: Sequence[Turn], rules: Rules, notes: list[str]) -> str:
                 f"{messages.short(system)}; MMPR has no system text, --system=fold "
                 "writes it before the question, --system=drop leaves it out",
             )
-        notes.append(f"system text: {rules.system}")
-        if rules.system == FOLD:
+        if rules.system == DROP:
+            notes.append("system text left out")
+        else:
+            notes.append("system text folded into the question")
             question = f"{system}\n\n{question}"
     return question
 

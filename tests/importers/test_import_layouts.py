@@ -231,7 +231,7 @@ def test_system_text_and_earlier_turns_are_folded_where_asked():
     drop = pairs.Rules(system="drop", history="fold")
     pair = layouts.LAYOUTS["swift"].convert(record, drop)
     assert pair.question == "User: Q\n\nAssistant: A\n\nUser: Q2"
-    assert "system text: drop" in pair.notes
+    assert "system text left out" in pair.notes
 
 
 def test_several_unmarked_images_come_before_the_question():

@@ -170,8 +170,10 @@ def test_inputs_that_are_not_there(tmp_path):
         inputs.find([str(path)], split="train")
     (tmp_path / "b").mkdir()
     (tmp_path / "b/a.jsonl").write_text("{}")
-    found = inputs.find([str(path), str(tmp_path / "b/a.jsonl")])
-    assert [source.name for source in found] == ["a", "a_2"]
+    twice = str(tmp_path / "b/a.jsonl")
+    found = inputs.find([str(path), twice, twice, "owner/b"])
+    first = f"{tmp_path.name}_a"
+    assert [source.name for source in found] == [first, "b_a", "b_a_2", "b"]
 
 
 def test_data_sets_of_the_library(tmp_path):
