@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpo_jax.convert import files, hf, hub
-from mpo_jax.models import config, internvl
+from mpo_jax.convert import settings as settings_lib
+from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 
 IMG_CONTEXT = "<IMG_CONTEXT>"
@@ -34,6 +35,7 @@ class InternVL:
       params: nested dict ``{vision, projector, language}``; may be replaced by one of
         the same shapes.
       files: directory whose config.json, tokenizer and so on belong to it, or None.
+      settings: what a training run set otherwise than those files say.
       img_context_token_id: token that image features replace, or None if unknown.
     """
 
@@ -43,6 +45,7 @@ class InternVL:
         params: params_lib.Params,
         *,
         files: pathlib.Path | None = None,
+        settings: settings_lib.Settings = settings_lib.NONE,
         img_context_token_id: int | None = None,
         dtype: str = "float32",
     ):
@@ -50,6 +53,7 @@ class InternVL:
         self.cfg = model.cfg
         self.params = params
         self.files = files
+        self.settings = settings
         self.img_context_token_id = img_context_token_id
         compute = internvl.Compute(dtype=jnp.dtype(dtype), remat="none")
         self._features = jax.jit(
@@ -83,13 +87,15 @@ class InternVL:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={dtype!r}: use float32 or bfloat16")
         found = hub.locate(source, revision=revision)
-        model = internvl.InternVL(config.load(found.files))
+        model = internvl.InternVL(found.config())
         if img_context_token_id is None:
-            img_context_token_id = files.special_token_id(found.files, IMG_CONTEXT)
+            place = found.settings.tokenizer or found.files
+            img_context_token_id = files.special_token_id(place, IMG_CONTEXT)
         return cls(
             model,
             hub.load_params(found, model, dtype=dtype),
             files=found.files,
+            settings=found.settings,
             img_context_token_id=img_context_token_id,
             dtype=dtype,
         )
@@ -194,7 +200,7 @@ class InternVL:
         dtype: str = "bfloat16",
         layout: str | None = None,
         overwrite: bool = False,
-    ) -> None:
+    ) -> list[str]:
         """Write a directory for the released code or for transformers.
 
         Args:
@@ -203,15 +209,19 @@ class InternVL:
             of the files the model came with.
           overwrite: replace a model that is there already.
 
+        Returns:
+          Notes: what could not be written as it was meant.
+
         Raises:
           FileExistsError: if the directory is not empty and `overwrite` is False.
         """
-        hf.save(
+        return hf.save(
             directory,
             self.params,
             self.model,
             dtype=dtype,
             source_dir=self.files,
+            settings=self.settings,
             layout=layout,
             overwrite=overwrite,
         )

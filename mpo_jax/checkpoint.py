@@ -8,13 +8,15 @@ becomes visible by a rename: a kill at any moment leaves the last complete one.
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
+from etils.epath import gpath
 from orbax.checkpoint import v1 as ocp
 
 from mpo_jax import config
@@ -23,10 +25,37 @@ from mpo_jax.utils import remote
 PARAMS = "params"
 
 
+@epath.register_path_cls
+class _Directory(gpath.PosixGPath):
+    """A directory whose own name is never taken for a pattern.
+
+    Orbax finds the files of each process by ``glob``, whose pattern would hold the
+    directory's name: in one such as ``lr[1e-5]`` it found none, and saved nothing.
+    """
+
+    def glob(self, pattern: str) -> Iterator[_Directory]:  # type: ignore[override]
+        for name in glob.iglob(pattern, root_dir=str(self)):
+            yield self / name
+
+
+def check_place(path: Any) -> None:
+    """Check that checkpoints can be written to a directory of this name.
+
+    Raises:
+      ValueError: if it holds a backslash, which TensorStore takes for a separator.
+    """
+    if "\\" in str(path):
+        raise ValueError(
+            f"{path}: checkpoints cannot be written to a path with a backslash; name "
+            "another one"
+        )
+
+
 def _place(path: Any) -> Any:
     """A path, absolute; an address as Orbax's own kind, since pathlib would fold it."""
+    check_place(path)
     if not remote.is_remote(path):
-        return pathlib.Path(path).absolute()
+        return pathlib.Path(os.path.expanduser(path)).absolute()
     if not str(path).startswith(("gs://", "s3://")):
         raise ValueError(
             f"{path}: Orbax checkpoints are read from and written to directories, "
@@ -34,6 +63,12 @@ def _place(path: Any) -> Any:
         )
     remote.Folder(str(path))  # names what is not installed
     return epath.Path(str(path))
+
+
+def _orbax(path: Any) -> Any:
+    """The same as Orbax should see it."""
+    place = _place(path)
+    return _Directory(place) if isinstance(place, pathlib.Path) else place
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -78,7 +113,7 @@ class Checkpoints:
         if cfg.keep_every:
             kept.append(policies.EveryNSteps(cfg.keep_every))
         self._checkpointer = ocp.training.Checkpointer(
-            str(self.directory),
+            _orbax(directory),
             save_decision_policy=decisions.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
@@ -102,6 +137,7 @@ class Checkpoints:
         )
 
     _pending: Any = None
+    _closed = False
 
     def wait(self) -> None:
         """Wait for the save under way; raises if it failed."""
@@ -131,9 +167,18 @@ class Checkpoints:
         return self._checkpointer.load_checkpointables(step, dict(abstract))
 
     def close(self) -> None:
-        """Wait and release."""
-        self.wait()
-        self._checkpointer.close()
+        """Wait and release; safe to call twice, and where a save has failed.
+
+        Without it Orbax's threads meet the end of the interpreter, and their traceback
+        hides what ended the program.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
 
 def save_params(path: str | pathlib.Path, params: Any, *, metadata: dict) -> None:
@@ -143,7 +188,7 @@ def save_params(path: str | pathlib.Path, params: Any, *, metadata: dict) -> Non
       metadata: JSON-able description (source, dtype, fingerprint).
     """
     ocp.save_checkpointables(
-        str(_place(path)),
+        _orbax(path),
         {PARAMS: params},
         overwrite=True,
         custom_metadata=metadata,
@@ -172,7 +217,7 @@ def params_directory(path: str | os.PathLike[str]) -> Any:
 def check_params(path: str | pathlib.Path, abstract: Any) -> None:
     """Check the shapes of stored weights without reading them; raises ValueError."""
     found = params_directory(path) or _place(path)
-    stored = ocp.checkpointables_metadata(str(found)).metadata
+    stored = ocp.checkpointables_metadata(_orbax(found)).metadata
     _check(PARAMS, abstract, stored[PARAMS], path=found)
 
 
@@ -193,9 +238,9 @@ def load_params(path: str | pathlib.Path, abstract: Any) -> Any:
             f"{path} holds no checkpoint; convert a HF model with "
             "scripts/convert_from_hf.py, or name a training --workdir"
         )
-    stored = ocp.checkpointables_metadata(str(found)).metadata
+    stored = ocp.checkpointables_metadata(_orbax(found)).metadata
     _check(PARAMS, abstract, stored[PARAMS], path=found)
-    return ocp.load_checkpointables(str(found), {PARAMS: abstract})[PARAMS]
+    return ocp.load_checkpointables(_orbax(found), {PARAMS: abstract})[PARAMS]
 
 
 def load_metadata(path: str | pathlib.Path) -> dict:
@@ -203,4 +248,4 @@ def load_metadata(path: str | pathlib.Path) -> dict:
     found = params_directory(path)
     if found is None:
         return {}
-    return _json(ocp.metadata(str(found)).custom_metadata)
+    return _json(ocp.metadata(_orbax(found)).custom_metadata)

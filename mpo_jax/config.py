@@ -6,10 +6,13 @@ overridden on the command line (``--config.optim.learning_rate=1e-6``).
 Annotations are not postponed here: the flag library reads field types as classes.
 """
 
+import copy
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from mpo_jax import fields, types
 
@@ -481,9 +484,42 @@ class RunConfig:
                 "a mixture; use 'cache' or 'online' with model.lora"
             )
 
+    def located(self) -> "RunConfig":
+        """The same with every path absolute and ``~`` expanded; addresses stay.
+
+        What is stored with a run must mean the same elsewhere. A `model.path` that is
+        no directory here is taken for a hub id.
+        """
+        found = copy.deepcopy(self)
+        for name in _PATHS:
+            group, _, field = name.rpartition(".")
+            section = getattr(found, group) if group else found
+            setattr(section, field, absolute(name, getattr(section, field)))
+        return found
+
     def to_json(self) -> str:
         """The whole configuration as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+# Fields that name files or directories.
+_PATHS = (
+    *("model.path", "data.meta", "data.eval_meta", "data.reroot", "data.cache_dir"),
+    *("data.tokenizer", "reference.path", "reference.cache", "compile_cache"),
+)
+
+
+def absolute(name: str, value: Any) -> Any:
+    """The value of a field, absolute and with ``~`` expanded if it is a path."""
+    if name not in _PATHS or not value or "://" in value:
+        return value
+    if name == "data.reroot":
+        old, equals, new = value.partition("=")
+        return old + equals + os.path.expanduser(new)
+    path = os.path.expanduser(value)
+    hub = name in ("model.path", "reference.path") and not os.path.exists(path)
+    none = name == "compile_cache" and value == "none"
+    return path if hub or none else os.path.abspath(path)
 
 
 def from_json(text: str) -> RunConfig:

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"reference.mode={cfg.reference.mode!r}: nothing to cache")
     runtime.initialise()
     run = setup.setup(cfg, _WORKDIR.value)
+    cfg = run.cfg
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
     params = setup.reference_params(run, cfg.reference.path)

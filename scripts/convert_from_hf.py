@@ -91,7 +91,7 @@ def convert(
             place = files.resumable_directory(dst, job=job, overwrite=overwrite)
             partial, progress = stack.enter_context(place)
             params = partial / checkpoint.PARAMS
-        stream.write(
+        notes = stream.write(
             params,
             opened,
             model,
@@ -102,12 +102,15 @@ def convert(
         )
         carried = partial / hub.FILES
         carried.mkdir(exist_ok=True)
-        files.copy_carried(found.files, carried)
-        vocabulary.write_files(carried, model.cfg, addition)
+        files.copy_model_files(found.files, carried)
+        for folder in (carried, carried / files.KEPT):
+            if folder.is_dir():
+                vocabulary.write_files(folder, model.cfg, addition)
         source.write_dtypes(carried, source.dtypes(found.weights))
     larger = vocabulary.extended(model.cfg, addition)
     count = sum(tensor.size for tensor in table.tensors(larger))
-    return f"{dst}: {count:,} parameters, dtype {dtype}"
+    text = f"{dst}: {count:,} parameters, dtype {dtype}"
+    return "\n".join([text, *(f"note: {note}" for note in notes)])
 
 
 if __name__ == "__main__":

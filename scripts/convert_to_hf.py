@@ -39,6 +39,7 @@ extra `gcs`): tensors are fetched one by one, each file is uploaded when it is c
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ from absl import flags
 from mpo_jax.convert import adapter as adapter_lib
 from mpo_jax.convert import command, files, hf, hub, layouts, places, table, writer
 from mpo_jax.convert import verify as verify_lib
-from mpo_jax.models import config, internvl
+from mpo_jax.models import internvl
 from mpo_jax.utils import remote
 
 
@@ -85,7 +86,10 @@ def export(
       FileNotFoundError, FileExistsError, ValueError: naming what is wrong.
     """
     found = hub.locate(src, files=hf_files)
-    model = internvl.InternVL(config.load(found.files))
+    if template:
+        settings = dataclasses.replace(found.settings, template=template)
+        found = dataclasses.replace(found, settings=settings)
+    model = internvl.InternVL(found.config())
     layout = layouts.choose(layout, found.files)
     if adapter:
         if verify:
@@ -111,7 +115,8 @@ def export(
     job = {"weights": str(found.weights), "files": str(found.files), "dtype": dtype}
     job |= {"max_shard_bytes": max_shard_bytes}
     job |= {"of": files.fingerprint(found.weights), "layout": layout}
-    job |= {"beside": files.fingerprint(found.files), "template": template}
+    job |= {"beside": files.fingerprint(found.files)}
+    job |= {"settings": found.settings.describe()}
     if verify:
         remote.refuse(dst, field="--dst", why="--verify reads the export with torch")
     with contextlib.ExitStack() as stack:
@@ -123,10 +128,14 @@ def export(
             place = files.resumable_directory(dst, job=job, overwrite=overwrite)
             partial, _ = stack.enter_context(place)
         notes = layouts.write_files(
-            found.files, partial, layout=layout, dtype=dtype, template=template
+            found.files,
+            partial,
+            layout=layout,
+            kinds=set(dtypes.values()),
+            settings=found.settings,
         )
         with hub.fetching(found, model) as fetch:
-            hf.write_weights(
+            notes += hf.write_weights(
                 partial,
                 fetch,
                 model,
@@ -158,7 +167,7 @@ if __name__ == "__main__":
         "transformers has in memory.",
     )
     flags.DEFINE_string(
-        "template", "", "Chat template, where a native source names none."
+        "template", "", "Chat template, where the source names none or another one."
     )
     flags.DEFINE_string(
         "hf_files", None, "Directory or hub id with config.json, tokenizer and so on."

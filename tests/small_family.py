@@ -53,7 +53,7 @@ def original(directory: pathlib.Path, name: str, tokenizer_files: pathlib.Path):
         **{"num_key_value_heads": 2, "max_position_embeddings": 512},
         **language,
     }
-    raw["force_image_size"] = 56
+    raw["force_image_size"], raw["torch_dtype"] = 56, "bfloat16"
     (directory / "config.json").write_text(json.dumps(raw))
     rng = np.random.default_rng(0)
     tensors = {}

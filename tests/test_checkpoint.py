@@ -305,6 +305,44 @@ def test_where_weights_lie(open_run, tmp_path):
         )
 
 
+@pytest.mark.parametrize("name", ["layers=[0,1]", "b[/x]", "a*b?[!c]", "with space"])
+def test_names_are_not_patterns(tmp_path, name):
+    tree = {"a": jnp.arange(3.0)}
+    kinds = abstract(tree, lambda x: x.sharding)
+    run = checkpoint.Checkpoints(tmp_path / name / "checkpoints", CONFIG)
+    run.save(1, {"params": tree}, meta={"x": 1})
+    run.close()
+    run.close()  # twice is fine
+    again = checkpoint.Checkpoints(tmp_path / name / "checkpoints", CONFIG)
+    restored = again.restore(1, {"params": kinds})["params"]
+    again.close()
+    np.testing.assert_array_equal(restored["a"], tree["a"])
+    loaded = checkpoint.load_params(tmp_path / name, kinds)
+    np.testing.assert_array_equal(loaded["a"], tree["a"])
+    assert checkpoint.load_metadata(tmp_path / name) == {"x": 1}
+
+
+def test_a_backslash_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="backslash"):
+        checkpoint.Checkpoints(tmp_path / "a\\b", CONFIG)
+
+
+def test_a_failed_save_does_not_keep_the_rest_open(tmp_path):
+    run = checkpoint.Checkpoints(tmp_path / "checkpoints", CONFIG)
+
+    class Failed:
+        def result(self):
+            raise OSError("disk")
+
+    run._pending = Failed()
+    with pytest.raises(OSError, match="disk"):
+        run.close()
+    run.close()  # closed all the same
+
+
+CONFIG = config.CheckpointConfig()
+
+
 def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")

@@ -46,6 +46,28 @@ def check(cfg):
     mixture.validate_loss_config(cfg.loss)
 
 
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    """What a run stores means the same from elsewhere; what is no path stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    cfg = config.RunConfig()
+    cfg.model.path, cfg.reference.path = "models/tiny", "OWNER/NAME"
+    cfg.data.meta, cfg.data.cache_dir = "~/data/meta.json", "cache"
+    cfg.data.tokenizer, cfg.data.reroot = "gs://bucket/tokenizer", "/old=~/new"
+    cfg.compile_cache = "none"
+    found = cfg.located()
+    assert found.model.path == str(tmp_path / "models/tiny")
+    assert found.reference.path == "OWNER/NAME"
+    assert found.data.meta == "/home/me/data/meta.json"
+    assert found.data.cache_dir == str(tmp_path / "cache")
+    assert found.data.tokenizer == "gs://bucket/tokenizer"
+    assert found.data.reroot == "/old=/home/me/new"
+    assert found.compile_cache == "none" and found.data.eval_meta == ""
+    assert cfg.model.path == "models/tiny"  # the given one is not changed
+    assert found.located() == found
+
+
 def test_the_defaults_are_valid():
     check(valid())
 

@@ -56,9 +56,9 @@ def save(
     }
     config = _config(run, layout, base=hub.trained_with(found).path)
     with files.new_directory(directory, overwrite=overwrite) as partial:
-        safetensors_numpy.save_file(
-            converted, partial / WEIGHTS, metadata={"format": "pt"}
-        )
+        # The library's own files are readable by their owner alone.
+        content = safetensors_numpy.save(converted, metadata={"format": "pt"})
+        (partial / WEIGHTS).write_bytes(content)
         text = json.dumps(config, indent=2, sort_keys=True)
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
     return len(converted)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from mpo_jax.utils import cli
+from mpo_jax.utils import cli, runtime
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
@@ -37,6 +37,7 @@ def run(action: Callable[..., str], *, names: tuple[str, ...]) -> None:
         values: Any = flags.FLAGS
         if values.dst is None and not values.dry_run:
             raise app.UsageError("--dst is missing (or ask for --dry_run)")
+        runtime.quiet()
         # Conversion is host work; it must not take an accelerator from a running job.
         jax.config.update("jax_platforms", "cpu")
         options = {name: values[name].value for name in names}

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,16 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = "tensor_dtypes.json"
 """Record of a converted checkpoint: dtype that each tensor had in its source."""
+
+KEPT = "original"
+"""Sub-directory of a native model with the files of the original it came from."""
+
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json", *CHAT_TEMPLATES),
+)
+"""What makes a tokenizer, and the template that is saved with one."""
 
 _MAX_JSON_BYTES = 64 * 2**20
 # Weights in any format, and what trainers leave beside them.
@@ -58,6 +69,17 @@ def _parse(where: Any, data: bytes) -> dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def naming(file: pathlib.Path) -> Iterator[None]:
+    """Put a file's name on errors of writing to it; the system leaves it out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
+
+
 def own_files(place: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every plain file directly in a directory or behind an address."""
     if remote.is_remote(place):
@@ -87,9 +109,29 @@ def carried_files(source_dir: str | pathlib.Path) -> list[pathlib.Path]:
 
 
 def copy_carried(source_dir: str | pathlib.Path, target: str | pathlib.Path) -> None:
-    """Copy :func:`carried_files`, following the links of a download cache."""
+    """Copy :func:`carried_files`, following the links of a download cache.
+
+    Contents alone: modes of a read-only model store would forbid to replace the copy.
+    """
     for file in carried_files(source_dir):
         shutil.copyfile(file, pathlib.Path(target) / file.name)
+
+
+def copy_model_files(
+    source_dir: str | pathlib.Path, target: str | pathlib.Path
+) -> None:
+    """:func:`copy_carried`, with what a native model keeps of its original."""
+    copy_carried(source_dir, target)
+    kept = pathlib.Path(source_dir) / KEPT
+    if kept.is_dir():
+        (pathlib.Path(target) / KEPT).mkdir(exist_ok=True)
+        copy_carried(kept, pathlib.Path(target) / KEPT)
+
+
+def write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as released files have it: indented, in UTF-8."""
+    text = json.dumps(dict(content), indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _check_target(target: pathlib.Path, *, overwrite: bool) -> None:
@@ -119,40 +161,82 @@ def check_names(target: Any, names: set[str], *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
+def _alone(
+    directory: str | pathlib.Path, *, overwrite: bool
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """The place to write and the hidden sibling for it, for one process at a time.
+
+    What killed processes left of a replacement is cleared up.
+    """
+    remote.refuse(directory, field="directory", why="a model appears there by a rename")
+    target = pathlib.Path(os.path.expanduser(directory)).resolve()
+    held = target.with_name(f".{target.name}.lock")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with held.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"{target}: another process is writing it; wait, or stop that one"
+            ) from error
+        try:
+            replaced = _replaced(target)
+            if replaced.exists() and target.exists():
+                remove_tree(replaced)
+            elif replaced.exists():  # killed between the two renames
+                replaced.rename(target)
+            _check_target(target, overwrite=overwrite)
+            yield target, target.with_name(f".{target.name}.partial")
+        finally:
+            held.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def new_directory(
     directory: str | pathlib.Path, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
     """A directory that appears complete or not at all.
 
     Yields a hidden sibling to write into, and renames it at the end. What it replaces
-    is deleted only after the rename.
+    is deleted only after the rename; what a killed process left is deleted at once.
 
     Raises:
       FileExistsError: if `directory` is a file, or holds something and `overwrite` is
-        False, or what it holds is no model.
+        False, or what it holds is no model, or another process is at work on it.
       ValueError: if it is an address, where nothing can be renamed.
     """
-    remote.refuse(directory, field="directory", why="a model appears there by a rename")
-    target = pathlib.Path(directory).resolve()
-    _check_target(target, overwrite=overwrite)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _appear(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _alone(directory, overwrite=overwrite) as (target, partial):
+        if partial.exists():
+            remove_tree(partial)
+        partial.mkdir()
+        try:
+            yield partial
+            _appear(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _replaced(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(f".{target.name}.replaced")
 
 
 def _appear(partial: pathlib.Path, target: pathlib.Path) -> None:
-    replaced = None
+    replaced = _replaced(target)
     if target.exists():
-        replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
         target.rename(replaced)
     partial.rename(target)
-    if replaced is not None:
-        shutil.rmtree(replaced)
+    if replaced.exists():
+        remove_tree(replaced)
+
+
+def remove_tree(directory: pathlib.Path) -> None:
+    """Delete a directory of our own, also where its folders were made read-only."""
+    for folder, _, _ in os.walk(directory):
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(folder, mode | stat.S_IRWXU)
+    shutil.rmtree(directory)
 
 
 class Progress:
@@ -194,27 +278,15 @@ def resumable_directory(
       job: JSON-able description of all that decides the result.
 
     Raises:
-      FileExistsError, ValueError: as :func:`new_directory`; also FileExistsError if
-        another process is at work on `directory`.
+      FileExistsError, ValueError: as :func:`new_directory`.
     """
-    remote.refuse(directory, field="directory", why="a model appears there by a rename")
-    target = pathlib.Path(directory).resolve()
-    _check_target(target, overwrite=overwrite)
-    partial = target.with_name(f".{target.name}.partial")
-    held = target.with_name(f".{target.name}.lock")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with held.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"{target}: another process is writing it; wait, or stop that one"
-            ) from error
+    with _alone(directory, overwrite=overwrite) as (target, partial):
         description = json.dumps(dict(job), sort_keys=True, indent=1)
         note = partial / ".job.json"
         resumed = note.is_file() and note.read_text(encoding="utf-8") == description
         if not resumed:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                remove_tree(partial)
             partial.mkdir()
             note.write_text(description, encoding="utf-8")
         steps = partial / ".progress"
@@ -226,8 +298,6 @@ def resumable_directory(
         except ValueError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        finally:
-            held.unlink(missing_ok=True)
 
 
 def fingerprint(directory: str | pathlib.Path) -> list[list[Any]]:

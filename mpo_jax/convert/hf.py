@@ -21,6 +21,7 @@ import numpy as np
 
 from mpo_jax import sharding
 from mpo_jax.convert import files, layouts, places, source, table, writer
+from mpo_jax.convert.settings import NONE, Settings
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
@@ -308,10 +309,11 @@ def save(
     *,
     dtype: str = "bfloat16",
     source_dir: str | pathlib.Path | None = None,
+    settings: Settings = NONE,
     layout: str | None = None,
     max_shard_bytes: int = writer.SHARD_BYTES,
     overwrite: bool = False,
-) -> None:
+) -> list[str]:
     """Write a directory that the released code, or transformers, loads.
 
     Call it on every process; the first one writes.
@@ -322,8 +324,12 @@ def save(
         dtype that it had in `source_dir`.
       source_dir: model directory whose other files are carried along, or rewritten
         where `layout` is another than theirs; None writes weights only.
+      settings: what was trained with where it is not what those files say.
       layout: ``original`` or ``native``; None is that of `source_dir`.
       max_shard_bytes: limit of a file; one tensor is never split.
+
+    Returns:
+      Notes for the user, on the process that writes: see ``layouts.write_files``.
 
     Raises:
       FileExistsError: see ``files.new_directory``.
@@ -337,7 +343,8 @@ def save(
         # Fetching is collective; the tensors are dropped here.
         for unit in table.units(model.cfg, layout):
             collections.deque(tensors_of(unit, fetch), maxlen=0)
-        return
+        return []
+    notes: list[str] = []
     with contextlib.ExitStack() as stack:
         store = None
         if remote.is_remote(directory):
@@ -350,8 +357,14 @@ def save(
             place = files.new_directory(directory, overwrite=overwrite)
             partial = stack.enter_context(place)
         if source_dir is not None:
-            layouts.write_files(source_dir, partial, layout=layout, dtype=dtype)
-        write_weights(
+            notes = layouts.write_files(
+                source_dir,
+                partial,
+                layout=layout,
+                kinds=set(target.values()),
+                settings=settings,
+            )
+        notes += write_weights(
             partial,
             fetch,
             model,
@@ -360,6 +373,7 @@ def save(
             max_bytes=max_shard_bytes,
             store=store,
         )
+    return notes
 
 
 def write_weights(
@@ -372,13 +386,16 @@ def write_weights(
     max_bytes: int = writer.SHARD_BYTES,
     by_row: bool = False,
     store: remote.Folder | None = None,
-) -> None:
+) -> list[str]:
     """Write weight files and index; files that are complete already are kept.
 
     Args:
       store: see ``writer.Writer``.
       by_row: ask for all layers of a parameter in a row, which fills all files at
         once; else in the files' order, which finishes one after another.
+
+    Returns:
+      Notes on weights that look damaged.
     """
     shapes = table.hf_shapes(model.cfg, layout)
     out = writer.Writer(
@@ -389,3 +406,4 @@ def write_weights(
             for name, tensor in tensors_of(unit, fetch):
                 out.put(name, tensor)
     out.close()
+    return out.health.notes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,10 @@ from mpo_jax import checkpoint
 from mpo_jax import config as config_lib
 from mpo_jax.convert import files as files_lib
 from mpo_jax.convert import hf, places, stream
+from mpo_jax.convert import settings as settings_lib
 from mpo_jax.convert import source as source_lib
 from mpo_jax.models import adapted, internvl
+from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 from mpo_jax.utils import remote
@@ -42,11 +45,21 @@ class Source:
       kind: ``hf`` (safetensors) or ``orbax``.
       weights: directory that holds them, or its address.
       files: local directory with config.json and what else an export carries along.
+      settings: what a training run set otherwise than those files say.
     """
 
     kind: str
     weights: str | pathlib.Path
     files: pathlib.Path
+    settings: settings_lib.Settings = settings_lib.NONE
+
+    def config(self) -> model_config.InternVLConfig:
+        """The architecture, with the run's template and tile limits.
+
+        Raises:
+          FileNotFoundError, ValueError: see ``models.config.load``.
+        """
+        return self.settings.of_model(model_config.load(self.files))
 
 
 def resolve(
@@ -69,7 +82,7 @@ def resolve(
     if remote.is_remote(source) and not weights:
         return places.mirror(str(source))
     remote.refuse(source, field="model", why="its weights are wanted on a disk here")
-    path = pathlib.Path(source)
+    path = pathlib.Path(os.path.expanduser(source))
     if path.is_dir():
         return path
     if path.exists():
@@ -120,39 +133,94 @@ def locate(
         if (directory / "config.json").is_file():
             return Source("hf", directory, named or directory)
     weights = checkpoint.params_directory(directory)
+    if weights is None and "adapter_config.json" in files_lib.own_files(directory):
+        raise FileNotFoundError(
+            f"{directory} is a PEFT adapter without its model; merge the two first "
+            "(merge_and_unload) and name the result"
+        )
     if weights is None:
         raise FileNotFoundError(
             f"{directory} holds neither a config.json (HF directory) nor a checkpoint"
         )
-    if named is None:
-        named = _files_of(directory)
+    named, settings = _beside(directory, named)
     if remote.is_remote(directory):
         weights = str(weights)
-    return Source("orbax", weights, named)
+    return Source("orbax", weights, named, settings)
 
 
-def _files_of(directory: str | pathlib.Path) -> pathlib.Path:
-    beside = remote.join(directory, FILES)
-    if "config.json" in files_lib.own_files(beside):
-        return resolve(beside, weights=False)
+def _beside(
+    directory: str | pathlib.Path, named: pathlib.Path | None = None
+) -> tuple[pathlib.Path, settings_lib.Settings]:
+    """Files that belong to a checkpoint, and what its run set otherwise.
+
+    Args:
+      named: directory to take the files from, instead of those that are found.
+    """
     run = checkpoint.load_metadata(directory).get("config") or {}
+    own = remote.join(directory, FILES)
+    if named is None and "config.json" in files_lib.own_files(own):
+        named = resolve(own, weights=False)
+    files, start = named, settings_lib.NONE
+    if files is None:
+        files, start = _of_start(directory, run)
+    if run.get("data") is None:  # converted, not trained
+        return files, start
+    data = _section(config_lib.DataConfig(), run["data"])
+    tokenizer = start.tokenizer
+    if data.tokenizer:
+        try:
+            tokenizer = resolve(data.tokenizer, weights=False)
+        except FileNotFoundError as error:
+            # Files that the run exported, or that are named, come with a tokenizer.
+            if named is None:
+                raise FileNotFoundError(
+                    f"{directory} was trained with data.tokenizer={data.tokenizer}, "
+                    "which is not there (any more); put it back, or name a model "
+                    "directory that holds this tokenizer (--hf_files)"
+                ) from error
+    template = data.template or start.template or model_config.load(files).template
+    return files, settings_lib.of_run(
+        data, files, template=template, tokenizer=tokenizer
+    )
+
+
+def _section(default: Any, stored: Mapping[str, Any]) -> Any:
+    """Part of a stored config; one that is older than a field has its default."""
+    names = {field.name for field in dataclasses.fields(default)}
+    known = {name: value for name, value in stored.items() if name in names}
+    return dataclasses.replace(default, **known)
+
+
+def _of_start(
+    directory: str | pathlib.Path, run: Mapping[str, Any]
+) -> tuple[pathlib.Path, settings_lib.Settings]:
+    """The same of the model that a run started from, which may be a run's too."""
     start = (run.get("model") or {}).get("path")
     if not start:
         raise FileNotFoundError(
             f"{directory} has no {FILES}/config.json and names no model that it "
-            "started from; name a model directory for config.json and tokenizer"
+            "started from; name a model directory for config.json and tokenizer "
+            "(--hf_files)"
         )
-    if remote.is_remote(start):
-        candidates = [start.rstrip("/"), remote.join(start, FILES)]
-    else:
-        origin = resolve(start, weights=False)
-        candidates = [origin, origin / FILES]
-    for candidate in candidates:
-        if "config.json" in files_lib.own_files(candidate):
-            return resolve(candidate, weights=False)
+    origin: str | pathlib.Path = start.rstrip("/")
+    if not remote.is_remote(start):
+        try:
+            origin = resolve(start, weights=False)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{directory} was trained from {start}: {error}. If it is gone, name a "
+                "model directory for config.json and tokenizer (--hf_files)"
+            ) from error
+    if "config.json" in files_lib.own_files(origin):
+        return resolve(origin, weights=False), settings_lib.NONE
+    if checkpoint.params_directory(origin) is not None:
+        return _beside(origin)
+    beside = remote.join(origin, FILES)
+    if "config.json" in files_lib.own_files(beside):
+        return resolve(beside, weights=False), settings_lib.NONE
     raise FileNotFoundError(
         f"{directory} was trained from {start}, which has no config.json (any more); "
-        "name a model directory for config.json and tokenizer"
+        "name a model directory for config.json and tokenizer (--hf_files)"
     )
 
 

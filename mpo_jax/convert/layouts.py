@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import pathlib
 import shutil
+from collections.abc import Collection
 
-from mpo_jax.convert import files, native_files, table
+from mpo_jax.convert import files, native_files, remote_code, table
+from mpo_jax.convert.settings import NONE, Settings, state_weights, stated_dtype
 from mpo_jax.data import tokenizer
 from mpo_jax.models import config, native_config
 
 CHOICES = table.LAYOUTS
-KEPT_DIRECTORY = "original"
-"""Sub-directory of a native export with the files of the original that it came from."""
 
 _TEXTS = ("README*", "LICENSE*", "NOTICE*")
 # Files of a native-born model that keep their meaning in the original layout.
 _SHARED = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
-    *("merges.txt", "added_tokens.json", "special_tokens_map.json"),
-    *("generation_config.json", "chat_template.jinja", "chat_template.json", *_TEXTS),
+    *files.TOKENIZER_FILES,
+    *("generation_config.json", *_TEXTS),
 )
 
 
@@ -57,16 +56,17 @@ def write_files(
     target: str | pathlib.Path,
     *,
     layout: str,
-    dtype: str,
-    template: str = "",
+    kinds: Collection[str],
+    settings: Settings = NONE,
 ) -> list[str]:
     """Carry files along, or write what the other layout wants instead.
 
     Args:
       source_dir: model directory of either layout.
       layout: wanted one.
-      dtype: of the weights, for ``config.json``.
-      template: chat template for a native model that does not name one.
+      kinds: dtypes of the weights, for ``config.json``.
+      settings: what was trained with where it is not what the files say; also the chat
+        template for a native model that does not name one.
 
     Returns:
       Notes for the user: what could not be written.
@@ -76,52 +76,95 @@ def write_files(
     """
     source, target = pathlib.Path(source_dir), pathlib.Path(target)
     file = source / "config.json"
-    if not file.is_file() or same_files(source, layout):
-        files.copy_carried(source, target)
-        if (source / KEPT_DIRECTORY).is_dir():
-            shutil.copytree(
-                source / KEPT_DIRECTORY, target / KEPT_DIRECTORY, dirs_exist_ok=True
-            )
+    if not file.is_file():
+        files.copy_model_files(source, target)
         return []
     raw = files.read_json(file)
     try:
-        if layout == table.ORIGINAL:
-            return _to_original(source, target, raw, template=template)
-        return _to_native(source, target, raw, dtype=dtype)
+        if same_files(source, layout):
+            notes = _carried(source, target, raw, kinds=kinds, settings=settings)
+        elif layout == table.ORIGINAL:
+            notes = _to_original(source, target, raw, kinds=kinds, settings=settings)
+        else:
+            notes = _to_native(source, target, raw, kinds=kinds, settings=settings)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    return [*notes, *remote_code.missing(target)]
+
+
+def _carried(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    raw: dict,
+    *,
+    kinds: Collection[str],
+    settings: Settings,
+) -> list[str]:
+    """The same layout: files as they are, but for what the run or the dtype changed."""
+    files.copy_model_files(source, target)
+    changed, native = copy.deepcopy(raw), native_config.is_native(raw)
+    if native:
+        settings.into_native_config(changed)
+    else:
+        settings.into_config(changed)
+        settings.into_tokenizer(target)
+    state_weights(changed, kinds)
+    if changed != raw:  # else the file stays as it is, to the byte
+        files.write_json(target / "config.json", changed)
+    if not native or settings == NONE:
+        return []
+    if (target / files.KEPT).is_dir():
+        settings.into_tokenizer(target / files.KEPT)
+    return native_files.amend(
+        source, target, config.from_hf(changed), settings.tokenizer
+    )
 
 
 def _to_native(
-    source: pathlib.Path, target: pathlib.Path, raw: dict, *, dtype: str
+    source: pathlib.Path,
+    target: pathlib.Path,
+    raw: dict,
+    *,
+    kinds: Collection[str],
+    settings: Settings,
 ) -> list[str]:
+    settings.into_config(raw)
     cfg = config.from_hf(raw)
-    token = files.special_token_id(source, tokenizer.IMG_CONTEXT)
+    # The files of the original, as the run has them, are also what is kept of it.
+    kept = target / files.KEPT
+    kept.mkdir(exist_ok=True)
+    files.copy_carried(source, kept)
+    settings.into_tokenizer(kept)
+    if raw != files.read_json(source / "config.json"):
+        files.write_json(kept / "config.json", raw)
+    token = files.special_token_id(kept, tokenizer.IMG_CONTEXT)
     if token is None:
         raise ValueError(
             f"the native layout names the id of {tokenizer.IMG_CONTEXT}, but the "
             "directory has no tokenizer that knows it; name one with --hf_files"
         )
-    if dtype == "keep":
-        dtype = str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16")
+    dtype = stated_dtype(kinds, raw.get("torch_dtype") or raw.get("dtype"))
     native = native_config.from_original(raw, cfg, image_token_id=token, dtype=dtype)
-    _write_json(target / "config.json", native)
-    notes = native_files.write(source, target, cfg)
+    state_weights(native, kinds)
+    files.write_json(target / "config.json", native)
+    notes = native_files.write(kept, target, cfg, trained=bool(settings.template))
     for pattern in _TEXTS:
         for path in source.glob(pattern):
             shutil.copyfile(path, target / path.name)
-    kept = target / KEPT_DIRECTORY
-    kept.mkdir(exist_ok=True)
-    files.copy_carried(source, kept)
     return notes
 
 
 def _to_original(
-    source: pathlib.Path, target: pathlib.Path, raw: dict, *, template: str
+    source: pathlib.Path,
+    target: pathlib.Path,
+    raw: dict,
+    *,
+    kinds: Collection[str],
+    settings: Settings,
 ) -> list[str]:
     original = native_config.to_original(raw)
     notes = []
-    kept = source / KEPT_DIRECTORY
+    kept = source / files.KEPT
     if kept.is_dir():
         files.copy_carried(kept, target)
     else:
@@ -132,18 +175,14 @@ def _to_original(
             "no remote code is carried, as the source has none: take the *.py files "
             "and auto_map of a released model of this family to load it with them"
         )
-    if template:
-        original["template"] = template
+    settings.into_tokenizer(target)
+    settings.into_config(original)
     if not original.get("template"):
         raise ValueError(
             "the native layout names no chat template; give it, e.g. "
             "--template=internvl2_5 for the series 2.5, 3 and 3.5"
         )
-    config.from_hf(original)  # says what is wrong before anything is written
-    _write_json(target / "config.json", original)
+    config.from_hf(original)  # says what is wrong before weights are written
+    state_weights(original, kinds)
+    files.write_json(target / "config.json", original)
     return notes
-
-
-def _write_json(file: pathlib.Path, content: dict) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ Everything is written as JSON that transformers 4.52 and later read; no code is 
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from mpo_jax.convert import files
+from mpo_jax.convert import chat_files, files
 from mpo_jax.data import sentencepiece_bpe, template, tokenizer
 from mpo_jax.models.config import InternVLConfig
 from mpo_jax.models.vit import MEAN, STD
@@ -26,15 +25,99 @@ IMAGE_ROLES = {
 # The processor asks for a token that stands for a video. One that the vocabulary has
 # already: a new one would have an id without an embedding.
 _VIDEO_TOKENS = ("<video>", "<|video_pad|>", "</quad>")
-_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> list[str]:
+def write(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    cfg: InternVLConfig,
+    *,
+    trained: bool = False,
+) -> list[str]:
     """Write all of them from an original-layout directory; returns notes to print.
+
+    Args:
+      trained: a run trained with the prompts of `cfg`, which the chat template must
+        then give; else one of the source that knows images may differ.
 
     Raises:
       ValueError: if there is no tokenizer that can be read; names the directory.
     """
+    backend, roles, notes = _tokenizer(source, target, cfg)
+    _processors(target, cfg)
+    video = next(t for t in _VIDEO_TOKENS if backend.token_to_id(t) is not None)
+    return [
+        *notes,
+        *chat_files.write_template(
+            source, target, cfg.template, video=video, roles=roles, trained=trained
+        ),
+        *chat_files.write_generation(
+            source, target, cfg.template, id_of=backend.token_to_id, roles=roles
+        ),
+    ]
+
+
+def amend(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    cfg: InternVLConfig,
+    tokenizer_dir: pathlib.Path | None,
+) -> list[str]:
+    """Change the copied files of a native model where a run set otherwise.
+
+    Args:
+      target: holds the files of `source`.
+      cfg: with the run's template and tile limits.
+      tokenizer_dir: the run's tokenizer, where it is not the source's.
+
+    Returns:
+      Notes to print.
+    """
+    notes: list[str] = []
+    if tokenizer_dir is not None:
+        for name in files.TOKENIZER_FILES:
+            (target / name).unlink(missing_ok=True)
+        notes = _tokenizer(tokenizer_dir, target, cfg)[2]
+    for name, path in _TILE_FIELDS:
+        _set_tiles(target / name, path, cfg)
+    roles = roles_of(target)
+    chat = tokenizer.load_tokenizer(target)
+    video = next(t for t in _VIDEO_TOKENS if chat.id_of(t) is not None)
+    return [
+        *notes,
+        *chat_files.write_template(
+            source, target, cfg.template, video=video, roles=roles, trained=True
+        ),
+        *chat_files.write_generation(
+            source, target, cfg.template, id_of=chat.id_of, roles=roles
+        ),
+    ]
+
+
+# Where image processors keep their tile limits: older files, and those of version 5.
+_TILE_FIELDS = (
+    ("preprocessor_config.json", ()),
+    ("processor_config.json", ("image_processor",)),
+)
+
+
+def _set_tiles(file: pathlib.Path, path: tuple[str, ...], cfg: InternVLConfig) -> None:
+    if not file.is_file():
+        return
+    content = files.read_json(file)
+    section: Any = content
+    for name in path:
+        section = section.get(name)
+    wanted = {"min_patches": cfg.min_tiles, "max_patches": cfg.max_tiles}
+    if section is not None and not wanted.items() <= section.items():
+        section |= wanted
+        files.write_json(file, content)
+
+
+def _tokenizer(
+    source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig
+) -> tuple[tokenizers.Tokenizer, dict[str, str], list[str]]:
+    """Write the tokenizer; returns it, its named tokens, and notes."""
     backend, roles, chat = _backend(source)
     backend.save(str(target / "tokenizer.json"))
     if (source / "tokenizer.model").is_file():
@@ -64,8 +147,12 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
     }
     if chat.space_not_before is not None:
         settings[tokenizer.SPACE_NOT_BEFORE] = sorted(chat.space_not_before)
-    _write(target / "tokenizer_config.json", settings)
-    _write(
+    files.write_json(target / "tokenizer_config.json", settings)
+    return backend, roles, _leading_space(cfg, chat, backend)
+
+
+def _processors(target: pathlib.Path, cfg: InternVLConfig) -> None:
+    files.write_json(
         target / "processor_config.json",
         {
             "processor_class": "InternVLProcessor",
@@ -85,7 +172,7 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
         "size": size,
         "processor_class": "InternVLProcessor",
     }
-    _write(
+    files.write_json(
         target / "preprocessor_config.json",
         common
         | {
@@ -95,28 +182,16 @@ def write(source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig) -> li
             "max_patches": cfg.max_tiles,
         },
     )
-    _write(
+    files.write_json(
         target / "video_preprocessor_config.json",
         common | {"video_processor_type": "InternVLVideoProcessor"},
     )
-    return [
-        *_leading_space(cfg, chat, backend),
-        *_chat_template(source, target, cfg, video),
-        *_generation(source, target, cfg, backend, roles),
-    ]
 
 
-def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
-
-
-def _backend(
-    source: pathlib.Path,
-) -> tuple[tokenizers.Tokenizer, dict[str, str], tokenizer.ChatTokenizer]:
-    """The fast tokenizer, its named tokens, and ours of the same files."""
+def roles_of(directory: pathlib.Path) -> dict[str, str]:
+    """Tokens that a tokenizer's files name by their role, e.g. ``eos_token``."""
     config, special_map = (
-        files.read_json(source / name) if (source / name).is_file() else {}
+        files.read_json(directory / name) if (directory / name).is_file() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json")
     )
     roles = {}
@@ -125,7 +200,17 @@ def _backend(
         value = value.get("content") if isinstance(value, dict) else value
         if value is not None:
             roles[role] = value
+    return roles
+
+
+def _backend(
+    source: pathlib.Path,
+) -> tuple[tokenizers.Tokenizer, dict[str, str], tokenizer.ChatTokenizer]:
+    """The fast tokenizer, its named tokens, and ours of the same files."""
+    roles = roles_of(source)
     chat = tokenizer.load_tokenizer(source)  # says what is wrong with the files
+    if chat.add_bos and chat.bos_id is not None:
+        roles.setdefault("bos_token", chat.token(chat.bos_id))
     if (source / "tokenizer.model").is_file():
         return _sentencepiece(source, chat, roles), roles, chat
     if (source / "tokenizer.json").is_file():
@@ -221,79 +306,3 @@ def _leading_space(
         f"with {found[0]}: its chat tokens are not named as special in "
         "tokenizer_config.json, so that it puts a space before the first"
     ]
-
-
-def _chat_template(
-    source: pathlib.Path, target: pathlib.Path, cfg: InternVLConfig, video: str
-) -> list[str]:
-    own = [name for name in _CHAT_TEMPLATES if (source / name).is_file()]
-    if own:
-        for name in own:
-            (target / name).write_bytes((source / name).read_bytes())
-        return []
-    known = template.TEMPLATES.get(cfg.template)
-    if known is None:
-        return [f"no chat template is written: template {cfg.template!r} is unknown"]
-    text = _jinja(known, video)
-    (target / "chat_template.jinja").write_text(text, encoding="utf-8")
-    return []
-
-
-def _jinja(chat: template.Template, video: str) -> str:
-    """The template in Jinja; its default system message is the released one."""
-    quote = json.dumps
-    separator = quote(chat.separator, ensure_ascii=False)
-    system = quote(chat.system_message, ensure_ascii=False)
-    parts = [
-        "{%- if messages[0]['role'] != 'system' %}",
-        "{{- " + f"{quote(chat.system)} + {system} + {separator}" + " }}",
-        "{%- endif %}",
-        "{%- for message in messages %}",
-        "{%- if message['role'] == 'system' %}{{- " + quote(chat.system) + " }}",
-        "{%- elif message['role'] == 'user' %}{{- " + quote(chat.user) + " }}",
-        "{%- elif message['role'] == 'assistant' %}{{- "
-        + quote(chat.assistant)
-        + " }}",
-        "{%- else %}{{- raise_exception('unknown role ' + message['role']) }}",
-        "{%- endif %}",
-        "{%- if message['content'] is string %}{{- message['content'] }}",
-        "{%- else %}{%- for part in message['content'] %}",
-        "{%- if part['type'] == 'image' %}{{- "
-        + quote(tokenizer.IMG_CONTEXT + "\n")
-        + " }}",
-        "{%- elif part['type'] == 'video' %}{{- " + quote(video + "\n") + " }}",
-        "{%- elif part['type'] == 'text' %}{{- part['text'] }}",
-        "{%- endif %}{%- endfor %}{%- endif %}",
-        "{{- " + separator + " }}",
-        "{%- endfor %}",
-        "{%- if add_generation_prompt %}{{- " + quote(chat.assistant) + " }}",
-        "{%- endif %}",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _generation(
-    source: pathlib.Path,
-    target: pathlib.Path,
-    cfg: InternVLConfig,
-    backend: tokenizers.Tokenizer,
-    roles: dict[str, str],
-) -> list[str]:
-    """Generation stops where the template's messages end, or as the source says."""
-    file = source / "generation_config.json"
-    content = files.read_json(file) if file.is_file() else {}
-    stops = content.get("eos_token_id", [])
-    stops = list(stops) if isinstance(stops, list) else [stops]
-    known = template.TEMPLATES.get(cfg.template)
-    if known is not None:
-        stop = backend.token_to_id(known.stop)
-        stops = [stop, *(s for s in stops if s != stop)]
-    out: dict[str, Any] = {"eos_token_id": [s for s in stops if s is not None]}
-    for role in ("bos", "pad"):
-        token = roles.get(f"{role}_token")
-        if token is not None:
-            out[f"{role}_token_id"] = backend.token_to_id(token)
-    _write(target / "generation_config.json", out)
-    if out["eos_token_id"]:
-        return []
-    return ["generation_config.json names no token that ends an answer"]

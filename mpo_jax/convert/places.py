@@ -22,7 +22,7 @@ from mpo_jax.utils import remote
 MARKER = ".unfinished.json"
 """Object that stands in a model's folder as long as it is being written."""
 
-SUBFOLDERS = ("original",)
+SUBFOLDERS = (files.KEPT,)
 """Folders of a model directory that are carried along with its own files."""
 
 _MAX_FILE_BYTES = 256 * 2**20

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from mpo_jax.models.config import InternVLConfig
 from mpo_jax.utils import remote
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_SHOWN = 20  # lines of a list of what is wrong
 NAMES = {code: name for name, code in CODES.items()}
 
 
@@ -69,11 +72,7 @@ def _shards(
     Args:
       present: sizes of the files in the directory, by name.
     """
-    if files.SINGLE in present and files.INDEX in present:
-        raise ValueError(
-            f"{directory} holds both {files.SINGLE} and {files.INDEX}; remove one"
-        )
-    if files.SINGLE in present:
+    if files.SINGLE in present and files.INDEX not in present:
         return {files.SINGLE: None}
     if files.INDEX not in present:
         others = sorted(name for name in present if name.endswith(".bin"))
@@ -105,8 +104,9 @@ def _shards(
         raise FileNotFoundError(
             f"{index} names files that are absent: {', '.join(absent)}; download them"
         )
-    weights = {name for name in present if name.endswith(".safetensors")}
-    stray = sorted(weights - shards.keys())
+    # Other weights of a model: of these and those of the index one is stale. Further
+    # files, such as adapters, are not a model's.
+    stray = sorted(n for n in present.keys() - shards.keys() if _SHARD.fullmatch(n))
     if stray:
         raise ValueError(
             f"{remote.join(directory, stray[0])}: not named by {files.INDEX}; remove "
@@ -122,6 +122,8 @@ def _tensors(
     if remote.is_remote(directory):
         return ranges.Tensors(remote.Folder(str(directory)), name, size)
     file = pathlib.Path(directory) / name
+    with file.open("rb"):  # says what is wrong; the library calls it absent
+        pass
     try:
         return stack.enter_context(_File(file))
     except safetensors.SafetensorError as error:
@@ -197,27 +199,96 @@ def _open(
     return found
 
 
+def _ties(directory: str | pathlib.Path) -> bool:
+    """Whether a model without a head means its embedding by it.
+
+    Transformers' default for a model as a whole; a configuration can say otherwise.
+    """
+    if "config.json" not in files.own_files(directory):
+        return False
+    raw = files.read_json_at(directory, "config.json")
+    sections = (raw, raw.get("llm_config"), raw.get("text_config"))
+    said = [
+        section["tie_word_embeddings"]
+        for section in sections
+        if isinstance(section, dict) and "tie_word_embeddings" in section
+    ]
+    return any(said) or not said
+
+
 @contextlib.contextmanager
 def opened(directory: str | pathlib.Path) -> Iterator[Source]:
     """Read the headers of a checkpoint's files; tensors stay there until read.
 
     Args:
-      directory: a path, or an address, whose tensors are fetched one by one.
+      directory: a path, or an address, whose tensors are fetched one by one. A head
+        that is tied to the embedding, and so absent, is read as a copy of it.
 
     Raises:
       FileNotFoundError, ValueError: naming the file; index and headers must agree.
     """
     with contextlib.ExitStack() as stack:
         found = _open(directory, stack)
+        pair = table.tied(found.keys())
+        if pair is not None and _ties(directory):
+            head, embedding = pair
+            found[head] = found[embedding]
         yield Source(directory, found, table.detect(found.keys()))
+
+
+_ADAPTERS = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save)\.")
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_(packed|scale|scale_inv|zero_point)|SCB"
+    r"|weight\.(absmax|quant_map|quant_state\..*)|input_scale)$"
+)
+# Codes of safetensors that quantised weights are stored in.
+_QUANTISED_CODES = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
+
+
+def _check_plain(source: Source) -> None:
+    """Raise ValueError where the tensors are not the weights of a whole model."""
+    adapters = [name for name in source.found if _ADAPTERS.search(name)]
+    if adapters:
+        raise ValueError(
+            f"{source.directory}: adapters (LoRA) stand beside the weights in "
+            f"{len(adapters)} tensors, such as {adapters[0]}; merge them first, with "
+            "what trained them (upstream: tools/merge_lora.py; PEFT: "
+            "merge_and_unload), and name the result"
+        )
+    packed = [
+        name
+        for name, stored in source.found.items()
+        if _QUANTISED.search(name) or stored.code in _QUANTISED_CODES
+    ]
+    if packed:
+        method = _quantisation(source.directory)
+        raise ValueError(
+            f"{source.directory}: the weights are quantised{method}, {len(packed)} "
+            f"tensors such as {packed[0]} ({source.found[packed[0]].code}); name the "
+            "release in bfloat16, float16 or float32"
+        )
+
+
+def _quantisation(directory: str | pathlib.Path) -> str:
+    """What the configuration calls it, for the message."""
+    if "config.json" not in files.own_files(directory):
+        return ""
+    raw = files.read_json_at(directory, "config.json")
+    for section in (raw, raw.get("llm_config"), raw.get("text_config")):
+        said = section.get("quantization_config") if isinstance(section, dict) else None
+        if isinstance(said, dict) and said.get("quant_method"):
+            return f" ({said['quant_method']})"
+    return ""
 
 
 def account(source: Source, cfg: InternVLConfig) -> None:
     """Check that a source holds exactly the tensors of an architecture.
 
     Raises:
-      ValueError: naming every missing, surplus or misshapen tensor and its file.
+      ValueError: naming missing, surplus or misshapen tensors and their files, or what
+        else was done to the weights: adapters beside them, quantisation.
     """
+    _check_plain(source)
     wanted = table.hf_shapes(cfg, source.layout)
     wrong = [
         f"missing {name} {shape}"
@@ -237,10 +308,12 @@ def account(source: Source, cfg: InternVLConfig) -> None:
                 f"dtype of {where}: {stored.code}, only {sorted(NAMES)} are read"
             )
     if wrong:
+        more = f"\n  … and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ValueError(
             f"{source.directory}: weights ({source.layout} layout) do not fit the "
             "model:\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(wrong[:_SHOWN])
+            + more
             + "\nDo weights and config.json belong to the same model?"
         )
 

@@ -20,7 +20,7 @@ import numpy as np
 import tensorstore
 
 from mpo_jax import checkpoint
-from mpo_jax.convert import files, source, table, vocabulary
+from mpo_jax.convert import files, health, source, table, vocabulary
 from mpo_jax.models import internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
@@ -90,6 +90,7 @@ class Sink:
           directory: of the checkpoint; its parent exists.
           dtypes: by parameter path.
         """
+        self.health = health.Health()
         self._stores: dict[str, Any] = {}
         flat = dict(params_lib.flatten(model.declared.shapes))
         if not resume:
@@ -121,12 +122,14 @@ class Sink:
 
     def put(self, path: str, layer: int | None, part: np.ndarray) -> None:
         """Write a layer (None: all) of a parameter; on disk when this returns."""
+        name = path if layer is None else f"{path}[{layer}]"
         store = self._stores[path]
         sizes = store.chunk_layout.write_chunk.shape
         target, sizes = (store, sizes) if layer is None else (store[layer], sizes[1:])
         # A chunk at a time, since a copy of it is made.
         for index in _pieces(part.shape, sizes):
             piece = np.ascontiguousarray(part[index])
+            self.health.see(name, piece)
             target[index].write(
                 piece.astype(store.dtype.numpy_dtype, copy=False)
             ).result()
@@ -141,7 +144,7 @@ def write(
     dtype: str,
     metadata: dict,
     addition: vocabulary.Addition,
-) -> None:
+) -> list[str]:
     """Stream released files into a checkpoint, going on where `progress` says.
 
     Args:
@@ -149,6 +152,9 @@ def write(
       opened: files that fit the model (``source.account``).
       dtype: as for ``hf.load``.
       addition: tokens that get new rows.
+
+    Returns:
+      Notes on weights that look damaged.
     """
     dtypes: dict[str, np.dtype] = {}
     for group in table.groups(model.cfg, opened.layout):
@@ -167,6 +173,7 @@ def write(
         for path, part in zip(unit.row.paths, opened.read(unit), strict=True):
             sink.put(path, unit.layer, vocabulary.extend(path, part, addition))
         progress.mark(unit.names[0])
+    return sink.health.notes()
 
 
 class Reader:

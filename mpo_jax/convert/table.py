@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from mpo_jax.convert.transforms import Fused, Move, PackedHeads, Shape, Split, Transform
@@ -59,6 +59,7 @@ _ORIGINAL = _Names(
     norms=("norm1", "norm2"),
     scales=("ls1", "ls2"),
 )
+_OUTPUT = "language_model.output"  # InternLM2's head
 _NATIVE = _Names(
     vision="vision_tower",
     language="language_model.model",
@@ -95,6 +96,17 @@ def detect(names: Iterable[str]) -> str:
         if any(name.startswith(f"{_NAMES[layout].vision}.") for name in names):
             return layout
     return ORIGINAL
+
+
+def tied(names: Collection[str]) -> tuple[str, str] | None:
+    """Names of an absent head and of the embedding that may stand for it, or None."""
+    layout = _NAMES[detect(names)]
+    for own, head in ((_LLAMA_NAMES, layout.head), (_INTERNLM2_NAMES, _OUTPUT)):
+        embedding = f"{layout.language}.{own['embedding']}.weight"
+        if embedding in names:
+            found = f"{head}.weight"
+            return None if found in names else (found, embedding)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +318,7 @@ def _language(cfg: LanguageConfig, layout: str) -> tuple[Group, ...]:
     original = layout == ORIGINAL
     kind = "llama" if cfg.kind == "internlm2" and not original else cfg.kind
     own = _INTERNLM2_NAMES if kind == "internlm2" else _LLAMA_NAMES
-    head = "language_model.output" if kind == "internlm2" else names.head
+    head = _OUTPUT if kind == "internlm2" else names.head
     width, hidden, vocab = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
     embedding = Row(
         (f"{names.language}.{own['embedding']}.weight",),

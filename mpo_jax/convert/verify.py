@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -121,6 +122,26 @@ def compare_config(
             if raw.get(name) != value
         ]
     return wrong
+
+
+def compare_dtype(directory: str | pathlib.Path, kinds: Collection[str]) -> list[str]:
+    """Fields of ``config.json`` that name a dtype which no tensor has.
+
+    Transformers loads weights in the dtype that is written there.
+    """
+    raw = files.read_json(pathlib.Path(directory) / "config.json")
+    found = []
+    for section in ("", "vision_config", "llm_config", "text_config"):
+        content = raw.get(section) or {} if section else raw
+        for name in ("torch_dtype", "dtype"):
+            stated = content.get(name)
+            if stated and stated not in kinds:
+                where = f"{section}.{name}".lstrip(".")
+                found.append(
+                    f"config.json: {where} is {stated!r}, the tensors are "
+                    f"{', '.join(sorted(kinds))}"
+                )
+    return found
 
 
 def _rope_scaling(raw: dict[str, Any]) -> dict[str, Any]:
@@ -312,6 +333,7 @@ def check(
         for e in entries
     ]
     wrong = [f"{e.name} differs by {e.difference:g}" for e in entries if e.difference]
+    wrong += compare_dtype(directory, {entry.dtype for entry in entries})
     difference, theirs, ours = compare_outputs(directory, model)
     lines.append(f"logits: relative difference {difference:.2g}, bound {RELATIVE:g}")
     lines.append(f"greedy tokens: torch {theirs}, ours {ours}")

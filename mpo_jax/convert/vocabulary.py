@@ -8,8 +8,8 @@ policy and reference start from the same rows.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,30 @@ def write_files(
     directory = pathlib.Path(directory)
     ids = {token: addition.first + i for i, token in enumerate(addition.tokens)}
     raw = files.read_json(directory / "config.json")
-    section = raw["text_config" if "text_config" in raw else "llm_config"]
+    section = raw["llm_config" if "llm_config" in raw else "text_config"]
     section["vocab_size"] = addition.rows(cfg.language.vocab_size)
-    _write(directory / "config.json", raw)
+    files.write_json(directory / "config.json", raw)
+    add_tokens(directory, ids, special=False)
+    chat = tokenizer.load_tokenizer(directory)
+    for token, i in ids.items():
+        found = chat.encode(token, bos=False, start=False)
+        if found != [i]:
+            raise ValueError(
+                f"{directory}: new token {token!r} should be {i}, but the tokenizer "
+                f"reads {found}; add it with transformers and convert that directory"
+            )
+
+
+def add_tokens(
+    directory: pathlib.Path, ids: Mapping[str, int], *, special: bool
+) -> None:
+    """Write added tokens into the tokenizer files of a directory that list such."""
+    if not ids:
+        return
 
     def entry(token: str) -> dict[str, Any]:
         plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-        return {"content": token, **plain, "special": False}
+        return {"content": token, **plain, "special": special}
 
     for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
         file = directory / name
@@ -126,17 +143,4 @@ def write_files(
         else:
             decoder = content.setdefault("added_tokens_decoder", {})
             decoder |= {str(i): entry(token) for token, i in ids.items()}
-        _write(file, content)
-    chat = tokenizer.load_tokenizer(directory)
-    for token, i in ids.items():
-        found = chat.encode(token, bos=False, start=False)
-        if found != [i]:
-            raise ValueError(
-                f"{directory}: new token {token!r} should be {i}, but the tokenizer "
-                f"reads {found}; add it with transformers and convert that directory"
-            )
-
-
-def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+        files.write_json(file, content)

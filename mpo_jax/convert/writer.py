@@ -16,7 +16,7 @@ from typing import IO
 import jax.numpy as jnp
 import numpy as np
 
-from mpo_jax.convert import files
+from mpo_jax.convert import files, health
 from mpo_jax.convert.source import CODES
 from mpo_jax.utils import remote
 
@@ -56,6 +56,7 @@ class Writer:
     Attributes:
       plan: file of every tensor.
       total: bytes of all tensors.
+      health: what the tensors that were written look like.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Writer:
             if not self._complete(file):
                 self._missing[file] = set(names)
         self._open: dict[str, IO[bytes]] = {}
+        self.health = health.Health()
 
     def _header(self, names: list[str], sizes: Mapping[str, int]) -> bytes:
         """Header of a file, with its length; fills the offsets behind it."""
@@ -152,14 +154,17 @@ class Writer:
         stream.seek(len(self._headers[file]) + self._offsets[name])
         for block in _blocks(tensor):
             cast = np.ascontiguousarray(_cast(name, block, self._dtypes[name]))
-            stream.write(cast.reshape(-1).view(np.uint8).data)
+            self.health.see(name, cast)
+            with files.naming(partial):
+                stream.write(cast.reshape(-1).view(np.uint8).data)
         self._missing[file].remove(name)
         if not self._missing[file]:
             del self._missing[file]
             stream = self._open.pop(file)
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
+            with files.naming(partial):
+                stream.flush()
+                os.fsync(stream.fileno())
+                stream.close()
             if self._store is None:
                 partial.rename(self._directory / file)
             else:

@@ -8,6 +8,7 @@ cost as much, so pairs that fit any shape move there until all batches are alike
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,12 +63,33 @@ def even_out(
         total, full = len(first) + len(needing), len(first) * rows_per_batch[0]
         left = max(-(-total * rows // full) - batches, 0)
         wanted = (len(first) * batches - len(needing) * left) // (left + batches)
-        wanted = min(max(wanted, 0), len(movable))
-        room = batches * rows_per_batch[shape]
-        while wanted:
-            joined = np.sort(np.concatenate([needing, movable[:wanted]]))
-            if rows_of(need[joined], capacities[shape], window=window) <= room:
-                break
-            wanted = wanted * 9 // 10
+        wanted = _fitting(
+            need,
+            needing,
+            movable[: max(wanted, 0)],
+            capacities[shape],
+            rows=batches * rows_per_batch[shape],
+            window=window,
+        )
         shape_of[movable[:wanted]] = shape
     return shape_of
+
+
+def _fitting(
+    need: np.ndarray,
+    there: np.ndarray,
+    more: np.ndarray,
+    capacity: np.ndarray,
+    *,
+    rows: int,
+    window: int,
+) -> int:
+    """How many items of `more`, from the first on, fit into `rows` beside `there`."""
+
+    def rows_with(number: int) -> int:
+        joined = np.sort(np.concatenate([there, more[:number]]))  # as they are packed
+        return rows_of(need[joined], capacity, window=window)
+
+    if rows_with(len(more)) <= rows:
+        return len(more)
+    return bisect.bisect_right(range(1, len(more)), rows, key=rows_with)

@@ -8,9 +8,12 @@ which, ``sharding.rows_of_process``), and a run resumes by starting at batch ``n
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from multiprocessing import connection
 from typing import Any
 
 import grain
@@ -142,6 +145,7 @@ class BatchSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+        _end_with_parent()
 
     def __repr__(self) -> str:
         # Grain prints the source in its own messages; a plan is long.
@@ -233,6 +237,24 @@ class BatchSource:
                 f"records, expected {(len(ids), 2)}"
             )
         return refs
+
+
+def _end_with_parent() -> None:
+    """In a worker process: end when the process that started it is gone.
+
+    One that is killed (by the kernel, where memory is short) cannot stop its workers,
+    which would hold their memory and wait for ever. The resource tracker then frees
+    what they shared.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="mpo-parent", daemon=True).start()
 
 
 def make_dataset(

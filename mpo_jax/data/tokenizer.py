@@ -413,11 +413,22 @@ def _load_sentencepiece(path: pathlib.Path) -> ChatTokenizer:
             backend,
             bos=bos,
             pad=named("pad_token"),
-            # InternLM2's class adds BOS unless its config says otherwise.
-            add_bos=bool(config.get("add_bos_token", bos is not None)),
+            add_bos=_sentencepiece_bos(path, config, bos),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _sentencepiece_bos(
+    path: pathlib.Path, config: Mapping[str, Any], bos: str | None
+) -> bool:
+    """Whether upstream's slow tokenizer puts BOS before a text."""
+    if "add_bos_token" in config:
+        return bool(config["add_bos_token"])
+    if (path / "tokenizer.json").is_file():
+        # Saved by a version that no longer writes the field: what it saved knows.
+        return _begins_with(_load_backend(path), path) is not None
+    return bos is not None  # InternLM2's class adds it unless told otherwise
 
 
 def _spaced(
@@ -441,7 +452,12 @@ def _spaced(
     return frozenset(named)
 
 
-def _load_fast(path: pathlib.Path) -> ChatTokenizer:
+def _load_backend(path: pathlib.Path) -> Any:
+    """Transformers' tokenizer of ``tokenizer.json``, or of Qwen2's files.
+
+    Raises:
+      ValueError: naming the directory.
+    """
     import transformers  # takes seconds; workers get a pickled tokenizer instead
 
     if (path / "tokenizer.json").is_file():
@@ -455,13 +471,18 @@ def _load_fast(path: pathlib.Path) -> ChatTokenizer:
             )
         kind = transformers.Qwen2Tokenizer
     try:
-        loaded: Any = kind.from_pretrained(str(path), local_files_only=True)
+        return kind.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # malformed files raise anything
         raise ValueError(f"cannot load the tokenizer of {path}: {error}") from error
+
+
+def _load_fast(path: pathlib.Path) -> ChatTokenizer:
+    loaded = _load_backend(path)
     # The Rust tokenizer alone: faster to call and to pickle than its wrapper.
     backend: tokenizers.Tokenizer = loaded.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    bos = _begins_with(loaded, path)
     missing = [name for name in ADDED_TOKENS if backend.token_to_id(name) is None]
     backend.add_special_tokens(
         [tokenizers.AddedToken(name, normalized=False) for name in missing]
@@ -469,12 +490,34 @@ def _load_fast(path: pathlib.Path) -> ChatTokenizer:
     try:
         return ChatTokenizer(
             _FastBackend(backend),
-            bos=loaded.bos_token,
+            bos=bos or loaded.bos_token,
             pad=loaded.pad_token,
-            add_bos=bool(getattr(loaded, "add_bos_token", False)),
+            add_bos=bos is not None,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _begins_with(loaded: Any, path: pathlib.Path) -> str | None:
+    """The token that a tokenizer puts before a text, or None: asked, not looked up.
+
+    No field says it for sure: ``add_bos_token`` is not saved by newer versions, and
+    Llama 3's post-processor adds the token without one.
+
+    Raises:
+      ValueError: if it adds anything else, which training would leave out.
+    """
+    found = loaded("a", add_special_tokens=True).input_ids
+    plain = loaded("a", add_special_tokens=False).input_ids
+    if found == plain:
+        return None
+    if found[1:] == plain:
+        return str(loaded.convert_ids_to_tokens(found[0]))
+    raise ValueError(
+        f"{path}: the tokenizer makes {loaded.convert_ids_to_tokens(found)} of 'a'; "
+        "only one token before a text is supported: remove others from post_processor "
+        "in tokenizer.json, or add_eos_token from tokenizer_config.json"
+    )
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

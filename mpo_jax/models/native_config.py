@@ -61,8 +61,13 @@ _TEXT_FIELDS = (
 
 
 def is_native(raw: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is of the native layout."""
-    return "text_config" in raw or raw.get("model_type") == "internvl"
+    """Whether a ``config.json`` is of the native layout.
+
+    An original one may have a `text_config` too: newer versions write it beside.
+    """
+    if raw.get("model_type") == "internvl":
+        return True
+    return "text_config" in raw and "llm_config" not in raw
 
 
 def _only(raw: Mapping[str, Any], fields: tuple[tuple[str, Any], ...], where: str):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
 import jax
 
+from mpo_jax import checkpoint, sharding, types
 from mpo_jax import config as config_lib
-from mpo_jax import sharding, types
-from mpo_jax.convert import hub
+from mpo_jax.convert import health, hub
+from mpo_jax.convert import settings as settings_lib
 from mpo_jax.data import examples, tokenizer
 from mpo_jax.data import template as template_lib
 from mpo_jax.losses import mixture
 from mpo_jax.models import adapted, internvl
-from mpo_jax.models import config as model_config
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state
 from mpo_jax.utils import progress, remote, slices
@@ -40,6 +41,16 @@ class Setup:
         return tuple(s.build() for s in (rows.short, rows.long) if s.used)
 
     @property
+    def settings(self) -> settings_lib.Settings:
+        """What exports of this run say of its prompts, whatever it started from."""
+        return settings_lib.of_run(
+            self.cfg.data,
+            self.source.files,
+            template=self.policy.template,
+            tokenizer=self.tokenizer_path,
+        )
+
+    @property
     def cache_dir(self) -> pathlib.Path:
         return pathlib.Path(self.cfg.data.cache_dir or self.workdir / "data")
 
@@ -56,6 +67,7 @@ def setup(
       ValueError: if config, model and tokenizer do not fit together; says what to do.
     """
     cfg.validate()
+    cfg, workdir = cfg.located(), os.path.expanduser(workdir)
     _check_places(cfg, workdir)
     mixture.validate_loss_config(cfg.loss)
     if cfg.mode == types.MPO and mixture.needs_reference(cfg.loss):
@@ -65,13 +77,13 @@ def setup(
                 "reference log-probs; use 'cache' or 'online'"
             )
     source = hub.locate(cfg.model.path)
-    model_cfg = model_config.load(source.files)
+    model_cfg = source.config()
     template = cfg.data.template or model_cfg.template
     if not template:
         raise ValueError(
             f"{source.files}/config.json names no template; set data.template"
         )
-    path = source.files
+    path = source.settings.tokenizer or source.files
     if cfg.data.tokenizer:
         path = pathlib.Path(cfg.data.tokenizer)
         if remote.is_remote(cfg.data.tokenizer):
@@ -104,7 +116,7 @@ def setup(
     )
     if cfg.topology:
         _check_topology(cfg.topology, mesh)
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     return Setup(
         cfg=cfg,
@@ -131,6 +143,7 @@ def _check_places(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> Non
         ("reference.cache", cfg.reference.cache, parts),
     ):
         remote.refuse(place, field=field, why=why)
+    checkpoint.check_place(workdir)
 
 
 def _check_topology(name: str, mesh: Any) -> None:
@@ -149,6 +162,9 @@ def initial_params(run: Setup) -> params_lib.Params:
     """The policy's first weights on the mesh: the run's starting point, adapters drawn.
 
     Straight into their sharding; with ``model.init=random`` they are drawn there.
+
+    Raises:
+      ValueError: if weights that are read hold NaN or infinite values.
     """
     return _adapted(run, run.model, _base_params(run, ""))
 
@@ -170,7 +186,10 @@ def _base_params(run: Setup, path: str) -> params_lib.Params:
 
         return jax.jit(draw, out_shardings=placed)(jax.random.key(run.cfg.seed))
     source = hub.locate(path) if path else run.source
-    return hub.load_params(source, model, dtype=dtypes, shardings=placed)
+    params = hub.load_params(source, model, dtype=dtypes, shardings=placed)
+    for note in health.check(params, where=str(source.weights)):
+        progress.console().print(f"note: {note}")
+    return params
 
 
 def _dtypes(run: Setup) -> params_lib.Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax import fields, sharding, types
-from mpo_jax.convert import hf
+from mpo_jax.convert import hf, layouts
 from mpo_jax.data import packing, pipeline
 from mpo_jax.data.index import Index
 from mpo_jax.models import adapted
@@ -37,8 +38,19 @@ def train(
     Returns:
       ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
+    with contextlib.ExitStack() as stack:
+        return _train(cfg, workdir, devices, stack)
+
+
+def _train(
+    cfg: config_lib.RunConfig,
+    workdir: str | pathlib.Path,
+    devices: Any,
+    stack: contextlib.ExitStack,
+) -> dict[str, Any]:
     started, compiles = time.perf_counter(), profiling.Compiles()
     run = setup.setup(cfg, workdir, devices=devices)
+    cfg = run.cfg  # with its paths made absolute
     console = progress.console()
     runtime.compilation_cache(_compile_cache(run))
     runtime.log_devices()
@@ -49,6 +61,9 @@ def train(
     stages.describe(run, index, plan, num_steps, ledger_counts)
 
     transform, schedule = optimizer.build(cfg.optim, num_steps)
+    idle = _idle(cfg, schedule, num_steps)
+    if idle:
+        console.print(f"note: {idle}")
     trained = adapted.trained(cfg.model)
     moving = cfg.reference.mode == "moving"
     abstract = state.abstract(
@@ -63,6 +78,7 @@ def train(
     checkpoints = checkpoint_lib.Checkpoints(
         run.workdir / "checkpoints", cfg.checkpoint
     )
+    stack.callback(checkpoints.close)
     latest = checkpoints.latest()
     uses_reference = cfg.mode == types.MPO and cfg.reference.mode != "none"
     if latest is None:
@@ -85,6 +101,7 @@ def train(
     else:
         stored = checkpoints.meta(latest)
         _check_resume(run, stored, plan)
+        _check_length(run, latest, num_steps)
         current = loop.from_trees(checkpoints.restore(latest, loop.trees(abstract)))
         weights = stored["reference_weights"]
         console.print(f"Resuming {run.workdir} after step {latest}.")
@@ -194,9 +211,14 @@ def train(
     )
     try:
         final = loop.run(job)
-        after = evaluate(final) if evaluate else None
-        if writer is not None and after is not None:
-            writer.write(num_steps, _eval_names(after))
+        # A finished run that is started again has its last line already.
+        after = None
+        if evaluate is not None and first == num_steps:
+            after = _held_out_at(run, num_steps)
+        if evaluate is not None and after is None:
+            after = evaluate(final)
+            if writer is not None:
+                writer.write(num_steps, _eval_names(after))
     finally:
         batches.close()
         if writer is not None:
@@ -236,22 +258,37 @@ def _held_out_before(
         if writer is not None:
             writer.write(0, _eval_names(values))
         return values
+    return _held_out_at(run, 0)
+
+
+def _held_out_at(run: setup.Setup, step: int) -> dict[str, float] | None:
+    """Held-out metrics that an earlier start wrote for a step; None without any."""
     for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
-        if line["step"] == 0:
-            return {
-                name.removeprefix("eval/"): value
-                for name, value in line.items()
-                if name.startswith("eval/")
-            }
+        found = {
+            name.removeprefix("eval/"): value
+            for name, value in line.items()
+            if name.startswith("eval/")
+        }
+        if line["step"] == step and found:
+            return found
     return None
 
 
 def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
-    """Write ``<workdir>/hf``: weights in bf16, other files as they came."""
-    target = run.workdir / "hf"
-    hf.save(target, params, run.model, source_dir=run.source.files, overwrite=True)
-    if runtime.is_main():
-        progress.console().print(f"Exported {target} (original HF layout).")
+    """Write ``<workdir>/hf``: weights in bf16, other files as the run has them."""
+    target, files = run.workdir / "hf", run.source.files
+    notes = hf.save(
+        target,
+        params,
+        run.model,
+        source_dir=files,
+        settings=run.settings,
+        overwrite=True,
+    )
+    console = progress.console()
+    console.print(f"Exported {target} ({layouts.of_files(files)} layout).")
+    for note in notes:
+        console.print(f"note: {note}")
     runtime.barrier("export")
     return target
 
@@ -266,6 +303,7 @@ def _check_resume(
     # A checkpoint that is older than a field was written with its default.
     before = fields.flat(dataclasses.asdict(config_lib.RunConfig()))
     before |= fields.flat(stored["config"])
+    before = {name: config_lib.absolute(name, value) for name, value in before.items()}
     now = fields.flat(dataclasses.asdict(run.cfg))
     fixed = [
         f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"
@@ -288,6 +326,26 @@ def _check_resume(
                 f"Changed since the checkpoint: {name} {before.get(name)!r} "
                 f"-> {value!r}"
             )
+
+
+def _idle(cfg: config_lib.RunConfig, schedule: Any, num_steps: int) -> str:
+    """What to say where no step changes a weight; warm-up begins at 0."""
+    if any(np.any(schedule(n)) for n in range(min(num_steps, 2))):
+        return ""
+    return (
+        f"the learning rate of all {num_steps} steps is 0 (optim.learning_rate="
+        f"{cfg.optim.learning_rate}, optim.warmup_fraction="
+        f"{cfg.optim.warmup_fraction}): the weights stay as they are"
+    )
+
+
+def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
+    if latest > num_steps:
+        raise ValueError(
+            f"{run.workdir} is trained up to step {latest}, beyond the {num_steps} "
+            f"of optim.max_steps={run.cfg.optim.max_steps}: raise it to {latest} or "
+            "more, or name another --workdir to train fewer"
+        )
 
 
 def _name_records(index: Index, rows: list[np.ndarray]) -> str:

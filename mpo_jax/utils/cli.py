@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable
 
-import rich.markup
+import rich.text
 from absl import app, flags
 
 from mpo_jax import config
 from mpo_jax.utils import progress
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)
+
+_REMEDIES = {
+    errno.EACCES: "get the permission, or name another place",
+    errno.EPERM: "get the permission, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "make room and start the same command again",
+    errno.EDQUOT: "make room and start the same command again",
+    errno.EFBIG: "the file system takes no file of this size; name another place",
+    errno.ENOTDIR: "a part of this path is a file; name another place",
+    errno.EISDIR: "this is a directory; name a file",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "there is too little memory",
+    errno.EIO: "the device or the network file system failed; look at it",
+    errno.ESTALE: "the network file system lost this file; start the command again",
+}
+
+
+def explain(error: BaseException) -> str:
+    """One line on an error; an ``OSError`` of the system gets its file and a remedy.
+
+    Errors that the project raises on purpose explain themselves.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    files = [str(f) for f in (error.filename, error.filename2) if f is not None]
+    where = f"{' -> '.join(files)}: " if files else ""
+    remedy = _REMEDIES.get(error.errno)
+    return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
+
+
+def _expanded(argument: str) -> str:
+    """``--flag=~/place`` as the home directory, which a shell expands only alone."""
+    name, equals, value = argument.partition("=")
+    if name.startswith("-") and equals and value.startswith("~") and "/" in value:
+        return name + equals + os.path.expanduser(value)
+    return argument
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -21,8 +61,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     the remedy, those of the system the file; a traceback would bury that.
     ``--traceback`` shows it nevertheless.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know ASCII alone
     program = sys.argv[0].rsplit("/", 1)[-1]
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
+    sys.argv[1:] = [_expanded(argument) for argument in sys.argv[1:]]
     try:
         config.check_overrides(sys.argv[1:])
     except ValueError as error:
@@ -34,8 +78,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         except EXPLAINED as error:
             if trace.value:
                 raise
-            text = rich.markup.escape(str(error))  # brackets in paths are not markup
-            progress.console().print(f"[bold red]{program}:[/] {text}", markup=True)
+            text = rich.text.Text.assemble((f"{program}: ", "bold red"), explain(error))
+            progress.console().print(text)
             sys.exit(1)
 
     app.run(guarded)

@@ -12,9 +12,10 @@ from mpo_jax.utils import runtime
 def console() -> rich.console.Console:
     """Where people read; quiet on all processes but the first.
 
-    Logs get wide lines: they are not wrapped to a terminal that is not there.
+    Text is printed as it is: brackets in a path are not markup. Logs get wide lines:
+    they are not wrapped to a terminal that is not there.
     """
-    made = rich.console.Console(stderr=True, quiet=not runtime.is_main())
+    made = rich.console.Console(stderr=True, quiet=not runtime.is_main(), markup=False)
     if not made.is_terminal:
         made.width = 160
     return made
@@ -24,15 +25,15 @@ def bar(*, extra: str = "") -> rich.progress.Progress:
     """A progress bar with rate and time left.
 
     Args:
-      extra: a rich format of additional task fields, e.g. ``{task.fields[loss]}``.
+      extra: format of additional task fields, e.g. ``{task.fields[loss]}``.
     """
     columns: list[str | rich.progress.ProgressColumn] = [
-        rich.progress.TextColumn("[bold]{task.description}"),
+        rich.progress.TextColumn("{task.description}", style="bold", markup=False),
         rich.progress.BarColumn(bar_width=12),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     ]
     if extra:
-        columns.append(rich.progress.TextColumn(extra))
+        columns.append(rich.progress.TextColumn(extra, markup=False))
     return rich.progress.Progress(*columns, console=console(), transient=False)

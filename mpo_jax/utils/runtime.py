@@ -20,18 +20,61 @@ def initialise(*, distributed: bool | None = None) -> None:
 
     Args:
       distributed: None decides by the environment.
+
+    Raises:
+      ValueError: if one of the variables is missing or malformed; names it.
     """
-    if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present == 0:
-        logging.set_verbosity(logging.WARNING)
-    coordinator = os.environ.get("MPO_COORDINATOR")
-    if coordinator:
+    quiet()
+    launch = _launch()
+    if launch is not None:
+        coordinator, processes, number = launch
         jax.distributed.initialize(
             coordinator_address=coordinator,
-            num_processes=int(os.environ["MPO_NUM_PROCESSES"]),
-            process_id=int(os.environ["MPO_PROCESS_ID"]),
+            num_processes=processes,
+            process_id=number,
         )
     elif distributed or (distributed is None and _on_tpu_host()):
         jax.distributed.initialize()
+
+
+def quiet() -> None:
+    """Leave out libraries' progress messages, unless ``--verbosity`` asks for them."""
+    if "verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present == 0:
+        logging.set_verbosity(logging.WARNING)
+
+
+_VARIABLES = ("MPO_COORDINATOR", "MPO_NUM_PROCESSES", "MPO_PROCESS_ID")
+
+
+def _launch() -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and of this one, if the environment says so."""
+    values = [os.environ.get(name, "") for name in _VARIABLES]
+    if not any(values):
+        return None
+    for name, value in zip(_VARIABLES, values, strict=True):
+        if not value:
+            given = [n for n in _VARIABLES if os.environ.get(n)]
+            raise ValueError(
+                f"{name} is not set, but {' and '.join(given)} is: set all of "
+                f"{', '.join(_VARIABLES)}, or none of them"
+            )
+    address, count, number = values
+    port = address.rpartition(":")[2]
+    if not (":" in address[1:] and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(
+            f"MPO_COORDINATOR={address!r}: write HOST:PORT, the first process's host "
+            "and a free port there"
+        )
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(
+            f"MPO_NUM_PROCESSES={count!r}: write the number of processes, 1 or more"
+        )
+    if not number.isdecimal() or int(number) >= int(count):
+        raise ValueError(
+            f"MPO_PROCESS_ID={number!r}: write this process's number, from 0 to "
+            f"{int(count) - 1} (MPO_NUM_PROCESSES={count})"
+        )
+    return address, int(count), int(number)
 
 
 def _on_tpu_host() -> bool:

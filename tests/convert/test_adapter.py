@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 
@@ -26,23 +25,6 @@ from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
 FLOAT32 = internvl.Compute(dtype=jnp.float32, remat="none", attention="reference")
-
-
-@pytest.fixture(scope="module")
-def script(root):
-    path = root / "scripts/convert_to_hf.py"
-    spec = importlib.util.spec_from_file_location("convert_to_hf", path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-
-    def export(src, dst, **options):
-        defaults = {"layout": None, "template": "", "hf_files": None}
-        switches = dict.fromkeys(("verify", "adapter", "overwrite"), False)
-        values = {"dtype": "float32", **defaults, **switches, **options}
-        return loaded.export(str(src), None if dst is None else str(dst), **values)
-
-    return export
 
 
 def run_config(source, **changes) -> config.RunConfig:
@@ -125,6 +107,10 @@ def test_merged_model_and_peft_adapter_compute_the_same(
     assert np.abs(before - expected).max() > 100 * bound
     said = script(tmp_path / "run", tmp_path / "peft", layout="native", adapter=True)
     assert "PEFT adapter" in said
+    modes = {file.stat().st_mode for file in (tmp_path / "peft").iterdir()}
+    assert len(modes) == 1  # the weights too are readable by others
+    with pytest.raises(FileNotFoundError, match="PEFT adapter without its model"):
+        hub.locate(tmp_path / "peft")
     wrapped = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
     np.testing.assert_allclose(torch_logits(wrapped, ids, tiles), expected, atol=bound)
     with wrapped.disable_adapter():

@@ -184,6 +184,59 @@ def test_everything_wrong_is_named_at_once(model, tmp_path):
         hf.check_source(tmp_path, model)
 
 
+def test_a_long_list_is_cut_and_counted(model, tmp_path):
+    tensors = random_tensors(model, "float32")
+    extra = {f"extra.{n}": np.zeros(1, np.float32) for n in range(30)}
+    write(tmp_path, tensors | extra)
+    with pytest.raises(ValueError, match="… and 10 more") as error:
+        hf.load(tmp_path, model)
+    assert str(error.value).count("surplus") == 20
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "words"),
+    [
+        (("lora_A.default.weight", "lora_B.default.weight"), "not merged|merge them"),
+        (("base_layer.weight",), "merge them first"),
+        (("qweight", "qzeros", "scales"), r"quantised \(awq\), 2"),
+        (("weight_scale",), "quantised"),
+    ],
+)
+def test_weights_that_are_not_plain(model, tmp_path, suffixes, words):
+    """The reason in a line, not the names of all tensors."""
+    tensors = random_tensors(model, "float32")
+    for suffix in suffixes:
+        name = f"language_model.model.layers.0.feed_forward.w1.{suffix}"
+        tensors[name] = np.zeros((2, 2), np.float32)
+    write(tmp_path, tensors)
+    quantised = {"quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps({"llm_config": quantised}))
+    with pytest.raises(ValueError, match=words) as error:
+        hf.load(tmp_path, model)
+    assert len(str(error.value)) < 500
+
+
+def test_quantised_dtypes(model, tmp_path):
+    tensors = random_tensors(model, "float32")
+    name = "language_model.model.layers.0.feed_forward.w1.weight"
+    tensors[name] = np.zeros(tensors[name].shape, np.int8)
+    with pytest.raises(ValueError, match=rf"quantised, 1 tensors such as {name} \(I8"):
+        hf.load(write(tmp_path, tensors), model)
+
+
+def test_an_index_of_one_file(model, tmp_path):
+    """Tools that always write an index; other files beside it are not the model's."""
+    tensors = random_tensors(model, "float32")
+    write(tmp_path, tensors)
+    write_index(tmp_path, dict.fromkeys(tensors, files.SINGLE))
+    other = {"lora_A": np.zeros(1, np.float32)}
+    safetensors_numpy.save_file(other, tmp_path / "adapter_model.safetensors")
+    loaded = hf.load(tmp_path, model)
+    np.testing.assert_array_equal(
+        loaded["projector"]["norm"]["bias"], tensors["mlp1.0.bias"]
+    )
+
+
 def test_native_names_are_recognised(model, tmp_path):
     tensors = {"vision_tower.embeddings.cls_token": np.zeros((1, 1, 24), np.float32)}
     with pytest.raises(ValueError, match="native layout"):
@@ -239,7 +292,8 @@ def _no_map(directory):
 
 def _stray(directory):
     shutil.copy(
-        directory / "model-00001-of-00003.safetensors", directory / "old.safetensors"
+        directory / "model-00001-of-00003.safetensors",
+        directory / "model-00001-of-00002.safetensors",
     )
 
 
@@ -266,8 +320,8 @@ def _both(directory):
         (_escaping, ("index.json", "mlp1.3.bias", "../other", "beside the index")),
         (_not_json, ("index.json", "not JSON")),
         (_no_map, ("index.json", "weight_map")),
-        (_stray, ("old.safetensors", "not named by")),
-        (_both, ("holds both",)),
+        (_stray, ("model-00001-of-00002.safetensors", "not named by")),
+        (_both, ("/model.safetensors", "not named by")),
     ],
 )
 def test_damaged_sources_name_the_file(model, tmp_path, damage, words):

@@ -15,7 +15,7 @@ import pytest
 import small_family
 from safetensors import numpy as safetensors_numpy
 
-from mpo_jax.convert import files, hf, hub, layouts, table, verify
+from mpo_jax.convert import files, hf, hub, layouts, settings, table, verify
 from mpo_jax.models import config, internvl, native_config
 
 
@@ -157,7 +157,7 @@ def test_native_model_without_a_past(tmp_path, tokenizer_files):
         source_dir=tmp_path / "start",
         layout="native",
     )
-    shutil.rmtree(tmp_path / "native" / layouts.KEPT_DIRECTORY)
+    shutil.rmtree(tmp_path / "native" / files.KEPT)
     file = tmp_path / "native" / "config.json"
     raw = json.loads(file.read_text())
     del raw[native_config.KEPT]
@@ -166,14 +166,14 @@ def test_native_model_without_a_past(tmp_path, tokenizer_files):
     out.mkdir()
     with pytest.raises(ValueError, match="--template=internvl2_5"):
         layouts.write_files(
-            tmp_path / "native", out, layout="original", dtype="bfloat16"
+            tmp_path / "native", out, layout="original", kinds={"bfloat16"}
         )
     notes = layouts.write_files(
         tmp_path / "native",
         out,
         layout="original",
-        dtype="bfloat16",
-        template="internvl2_5",
+        kinds={"bfloat16"},
+        settings=settings.Settings(template="internvl2_5"),
     )
     assert any("remote code" in note for note in notes)
     cfg = config.load(out)
@@ -214,7 +214,7 @@ def test_files_to_files(tmp_path, tokenizer_files, name):
         there = tmp_path / str(number)
         there.mkdir()
         kinds = hf.target_dtypes(model, dtype="keep", source_dir=here, layout=layout)
-        layouts.write_files(here, there, layout=layout, dtype="keep")
+        layouts.write_files(here, there, layout=layout, kinds=set(kinds.values()))
         with hub.fetching(hub.locate(here), model) as fetch:
             hf.write_weights(
                 there, fetch, model, kinds, layout=layout, max_bytes=20_000

@@ -208,7 +208,7 @@ def test_phi3_says_where_prompts_differ(tmp_path):
     small_family.original(tmp_path / "start", "phi3", words)
     (tmp_path / "out").mkdir()
     (note,) = layouts.write_files(
-        tmp_path / "start", tmp_path / "out", layout="native", dtype="float32"
+        tmp_path / "start", tmp_path / "out", layout="native", kinds={"float32"}
     )
     assert "tokenizer.json begins a prompt with" in note
     # Training on the export goes on with the original's ids.

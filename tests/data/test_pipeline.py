@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
+import os
+import pathlib
 import pickle
+import subprocess
+import sys
+import time
 
 import grain
 import numpy as np
@@ -250,6 +256,55 @@ def test_empty_plan_is_refused(plan):
     )
     with pytest.raises(ValueError, match="no batch; 2 records fit no row shape"):
         collect(empty)
+
+
+def read_one(plan) -> None:
+    """Program of its own: start workers, say which, wait to be killed."""
+    loader = pipeline.make_loader(plan, load, workers=2, **SIZES)
+    next(loader)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    print(json.dumps(workers), flush=True)
+    time.sleep(300)
+
+
+def test_workers_end_with_a_killed_process(plan, tmp_path):
+    """SIGKILL, as of the kernel where memory is short, lets nobody clear up."""
+    stored = tmp_path / "plan"
+    stored.write_bytes(pickle.dumps(plan))
+    code = (
+        "import pickle, sys; from absl import flags; import test_pipeline\n"
+        "if __name__ == '__main__':\n"
+        "    flags.FLAGS(sys.argv[:1])\n"
+        f"    test_pipeline.read_one(pickle.load(open({str(stored)!r}, 'rb')))"
+    )
+    (tmp_path / "program.py").write_text(code)
+    here = pathlib.Path(__file__).parent
+    paths = os.pathsep.join([str(here), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert process.stdout is not None
+    try:
+        workers = json.loads(process.stdout.readline())
+        assert len(workers) == 2
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.time() + 60
+    while any(_runs(pid) for pid in workers):
+        assert time.time() < deadline, "workers are left"
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1]
+    except FileNotFoundError:
+        return False
+    return state.split()[0] != "Z"
 
 
 def test_workers_need_parsed_flags(plan, monkeypatch):

@@ -9,8 +9,11 @@ import shutil
 import unicodedata
 
 import pytest
+import tokenizers
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from mpo_jax.data import tokenizer as tokenizer_lib
 
@@ -71,6 +74,51 @@ def test_bos(internlm2_dir, qwen2_dir):
     qwen2 = tokenizer_lib.load_tokenizer(qwen2_dir)
     with pytest.raises(ValueError, match="begin-of-sequence"):
         qwen2.encode("an", bos=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_bos_is_asked_for(qwen2_dir, tmp_path, named):
+    """A post-processor adds it, as Llama 3's does; no field says so."""
+    plain = tokenizer_lib.load_tokenizer(qwen2_dir)
+    backend = transformers.Qwen2Tokenizer.from_pretrained(qwen2_dir).backend_tokenizer
+    bos = "<|endoftext|>"
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": bos}
+    config |= {"bos_token": bos} if named else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = tokenizer_lib.load_tokenizer(tmp_path)
+    assert found.add_bos and not plain.add_bos
+    ids = found.encode("the", bos=found.add_bos)
+    assert ids == [plain.id_of(bos), *plain.encode("the", bos=False)]
+    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert ids == loaded("the").input_ids
+
+    # What training would leave out is refused.
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {bos}", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="only one token before a text"):
+        tokenizer_lib.load_tokenizer(tmp_path)
+
+
+def test_bos_of_a_model_file_that_was_saved_again(phi3_dir, tmp_path):
+    """Newer versions drop the field, and leave the model file beside their own."""
+    for added in (True, False):
+        path = tmp_path / str(added)
+        shutil.copytree(phi3_dir, path)
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<s>": 0, "a": 1}, []))
+        if added:
+            backend.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 0)]
+            )
+        else:
+            backend.post_processor = processors.ByteLevel()
+        backend.save(str(path / "tokenizer.json"))
+        assert tokenizer_lib.load_tokenizer(path).add_bos is added
 
 
 @given(text=TEXT | st.text("the an\n<|img>/", max_size=40))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import small_runs as helpers
 import tiny_mmpr
+from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
-from mpo_jax import config
+from mpo_jax import checkpoint, config
 from mpo_jax.data import ledger
-from mpo_jax.run import train
+from mpo_jax.run import setup, train
+from mpo_jax.train import optimizer
 from mpo_jax.utils import profiling
 
 ONE = jax.devices()[:1]
@@ -60,6 +64,9 @@ def test_a_run_leaves_what_it_promises(done):
 def test_the_export_is_the_trained_model(done):
     workdir, result = done
     model = mpo_jax.InternVL.from_pretrained(workdir / "hf")
+    cfg = config.from_json((workdir / "run_config.json").read_text())
+    assert (model.cfg.min_tiles, model.cfg.max_tiles) == (1, cfg.data.max_tiles)
+    assert pathlib.Path(cfg.model.path).is_absolute()
     trained = result["params"]["language"]["lm_head"]["kernel"]
     exported = model.params["language"]["lm_head"]["kernel"]
     np.testing.assert_array_equal(
@@ -72,9 +79,61 @@ def test_the_export_is_the_trained_model(done):
 def test_starting_a_finished_run_again_does_nothing(done, world):
     workdir, result = done
     cfg = config.from_json((workdir / "run_config.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text()
     again = train.train(cfg, workdir, devices=ONE)
     assert again["before"] == pytest.approx(result["before"])
     assert again["after"] == pytest.approx(result["after"])
+    assert (workdir / "metrics.jsonl").read_text() == lines
+
+
+def test_fewer_steps_than_are_trained_are_refused(done):
+    """Weights of step 6 would be scored and exported as those of step 4."""
+    workdir, _ = done
+    cfg = config.from_json((workdir / "run_config.json").read_text())
+    cfg.optim.max_steps = 4
+    lines = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="step 6, beyond the 4 .*raise it to 6"):
+        train.train(cfg, workdir, devices=ONE)
+    assert (workdir / "metrics.jsonl").read_text() == lines
+
+
+def test_damaged_weights_are_named_and_all_is_closed(world, done, tmp_path, capsys):
+    """NaN ends the run before records are blamed; a map of zeros is pointed out."""
+    model = tmp_path / "model"
+    shutil.copytree(done[0] / "hf", model)
+    file = model / "model.safetensors"
+    tensors = safetensors_numpy.load_file(file)
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    tensors["language_model.model.layers.0.mlp.down_proj.weight"][:] = 0
+    safetensors_numpy.save_file(tensors, file)
+    cfg = helpers.small(world)
+    cfg.model.path, cfg.model.init, cfg.optim.max_steps = str(model), "pretrained", 1
+    run = setup.setup(cfg, tmp_path / "zeros", devices=ONE)
+    setup.initial_params(run)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "zeros in language/layers/blocks/mlp/down/kernel[0]; was the" in told
+    tensors[name][0, 0] = np.nan
+    safetensors_numpy.save_file(tensors, file)
+    closed = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = checkpoint.Checkpoints.close
+        patch.setattr(
+            checkpoint.Checkpoints,
+            "close",
+            lambda self: closed.append(1) or original(self),
+        )
+        with pytest.raises(ValueError, match="NaN .*language/layers/blocks/mlp/up"):
+            train.train(cfg, tmp_path / "nan", devices=ONE)
+    assert closed
+
+
+def test_steps_that_change_nothing_are_pointed_out():
+    cfg = config.RunConfig()
+    for steps, rate, said in ((1, 1e-3, True), (2, 1e-3, False), (9, 0.0, True)):
+        cfg.optim.learning_rate = rate
+        found = train._idle(cfg, optimizer.schedule(cfg.optim, steps), steps)
+        assert bool(found) is said
+        assert not said or f"rate of all {steps} steps is 0" in found
 
 
 def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
@@ -137,7 +196,7 @@ def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
     assert result["after"]["loss"] < result["before"]["loss"]
     assert (tmp_path / "hf/model.safetensors").is_file()
     cfg = config.from_json((tmp_path / "run_config.json").read_text())
-    again = train.train(cfg, tmp_path, devices=ONE)  # finished: only scored again
+    again = train.train(cfg, tmp_path, devices=ONE)  # finished: its score is read back
     assert again["after"] == pytest.approx(result["after"])
 
 

@@ -1,0 +1,135 @@
+"""What every program does with its arguments, its errors and its environment."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pathlib
+import stat
+
+import pytest
+import rich.console
+
+from mpo_jax.utils import cli, progress, runtime
+
+
+def raised(action) -> OSError:
+    with pytest.raises(OSError) as error:
+        action()
+    return error.value
+
+
+def test_system_errors_name_file_and_remedy(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    text = cli.explain(raised((file / "below").read_text))
+    assert text.startswith(f"{file}/below: Not a directory; ")
+    text = cli.explain(raised(tmp_path.read_text))
+    assert text.startswith(f"{tmp_path}: Is a directory; ")
+    text = cli.explain(raised(lambda: file.rename(tmp_path / "no" / "x")))
+    assert f"{file} -> {tmp_path}/no/x: No such file" in text
+    assert cli.explain(raised(lambda: open(tmp_path / ("x" * 400)))).endswith(
+        "name a shorter path"
+    )
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+        text = cli.explain(OSError(number, os.strerror(number), "/a/b"))
+        assert text.startswith("/a/b: ") and "; " in text
+    assert isinstance(PermissionError(), cli.EXPLAINED)
+
+
+def test_our_own_errors_stay_as_they_are():
+    for error in (ValueError("a: b"), FileNotFoundError("no a; name b")):
+        assert cli.explain(error) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expanded"),
+    [
+        ("--workdir=~/runs/x", "/home/me/runs/x"),
+        ("--config.model.path=~/m", "/home/me/m"),
+        ("--workdir=/a/~/b", None),
+        ("--new_tokens=~", None),
+        ("~/x", None),
+        ("--flag", None),
+    ],
+)
+def test_home_directories(monkeypatch, argument, expanded):
+    monkeypatch.setenv("HOME", "/home/me")
+    name = argument.split("=")[0]
+    wanted = argument if expanded is None else f"{name}={expanded}"
+    assert cli._expanded(argument) == wanted
+
+
+LAUNCH = {
+    "MPO_COORDINATOR": "10.0.0.1:1234",
+    "MPO_NUM_PROCESSES": "2",
+    "MPO_PROCESS_ID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *[({name: None}, (name, "is not set")) for name in LAUNCH],
+        *[({name: ""}, (name, "is not set")) for name in LAUNCH],
+        ({"MPO_NUM_PROCESSES": "two"}, ("MPO_NUM_PROCESSES='two'",)),
+        ({"MPO_NUM_PROCESSES": "0"}, ("MPO_NUM_PROCESSES='0'",)),
+        ({"MPO_PROCESS_ID": "2"}, ("MPO_PROCESS_ID='2'", "0 to 1")),
+        ({"MPO_PROCESS_ID": "-1"}, ("MPO_PROCESS_ID='-1'",)),
+        ({"MPO_COORDINATOR": "host"}, ("MPO_COORDINATOR='host'", "HOST:PORT")),
+        ({"MPO_COORDINATOR": ":1234"}, ("HOST:PORT",)),
+        ({"MPO_COORDINATOR": "host:70000"}, ("HOST:PORT",)),
+    ],
+)
+def test_launch_variables(monkeypatch, changes, words):
+    for name, value in (LAUNCH | changes).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError) as error:
+        runtime.initialise()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_launch_variables_that_are_whole(monkeypatch):
+    for name, value in LAUNCH.items():
+        monkeypatch.setenv(name, value)
+    assert runtime._launch() == ("10.0.0.1:1234", 2, 1)
+    monkeypatch.setenv("MPO_COORDINATOR", "[::1]:1234")
+    assert runtime._launch() == ("[::1]:1234", 2, 1)
+    for name in LAUNCH:
+        monkeypatch.delenv(name)
+    assert runtime._launch() is None
+
+
+def test_brackets_are_printed(capsys):
+    path = pathlib.Path("/runs/b[/x]/[red]/lr[1e-5]")
+    progress.console().print(f"Resuming {path} after step 3.")
+    assert f"Resuming {path} after step 3." in capsys.readouterr().err
+
+
+def test_brackets_in_the_name_of_a_run():
+    """The bar shows it: a closing tag there ended the run."""
+    with progress.bar(extra="loss {task.fields[loss]}") as bar:
+        bar.add_task("b[/x]", total=2, loss="[red]1")
+        out = io.StringIO()
+        rich.console.Console(file=out, width=120).print(bar.get_renderable())
+    assert "b[/x]" in out.getvalue() and "loss [red]1" in out.getvalue()
+
+
+def test_a_mode_of_no_one(tmp_path):
+    """A file that cannot be read is not called absent (root reads all)."""
+    from mpo_jax.convert import files, source
+
+    file = tmp_path / files.SINGLE
+    file.write_bytes(b"x")
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user reads every file")
+    with pytest.raises(PermissionError):
+        with source.opened(tmp_path):
+            pass
+    file.chmod(stat.S_IRUSR)
