@@ -227,7 +227,7 @@ def broken_run(world, tmp_path_factory):
     meta, expected = tiny_mmpr.write_broken(folder)
     cfg = helpers.small(world)
     cfg.data.meta = str(meta)
-    cfg.data.max_image_pixels = 1_000_000
+    cfg.data.max_image_pixels, cfg.data.max_left_out = 1_000_000, 1.0
     cfg.rows.short = config.RowShapeConfig(512, 400, 400, 4, 4)
     cfg.rows.rows_per_batch, cfg.optim.max_steps = 1, 1
     cfg.checkpoint.export_hf = False
