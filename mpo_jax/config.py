@@ -96,7 +96,8 @@ class DataConfig:
     eval_meta: str = ""
     """MMPR meta.json of held-out pairs, scored every `log.eval_every` steps."""
     reroot: str = ""
-    """``OLD=NEW``: replace the prefix OLD of every root and annotation path."""
+    """``OLD=NEW``: replace the leading path OLD of roots, annotations and absolute
+    image paths."""
     cache_dir: str = ""
     """Where index, ledger and reference cache live; empty is ``<workdir>/data``."""
     tokenizer: str = ""
@@ -110,6 +111,9 @@ class DataConfig:
     """Larger images are left out unread (decompression bombs)."""
     max_text_bytes: int = 1_000_000
     """Longer annotation lines are left out unparsed."""
+    max_left_out: float = 0.5
+    """Largest share of a source's records that may be left out; more stops the run.
+    1 never stops it."""
     index_workers: int = 0
     """Processes of the index stage; 0 is one per core."""
     workers: int = 0
@@ -307,6 +311,7 @@ class RunConfig:
         if not self.data.meta:
             raise ValueError("data.meta is empty; name the meta.json of the pairs")
         fields.within("model.drop_path", self.model.drop_path, 0, 0.999)
+        fields.within("data.max_left_out", self.data.max_left_out, 0, 1)
         fields.within("optim.warmup_fraction", self.optim.warmup_fraction, 0, 1)
         fields.within("reference.moving_alpha", self.reference.moving_alpha, 0, 1)
         fields.within("optim.b1", self.optim.b1, 0, 0.999_999)

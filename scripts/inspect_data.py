@@ -18,13 +18,20 @@ import prepare_data  # the script beside this one
 import rich.bar
 import rich.console
 import rich.table
-from absl import app, flags
+from absl import flags
 
 from mpo_jax.data import index as indexes
-from mpo_jax.data import report
+from mpo_jax.data import likeness, page, page_records, summary
+from mpo_jax.utils import cli
 
 HTML = flags.DEFINE_string("html", "", "Write a page with sample records here.")
-SAMPLE = flags.DEFINE_integer("sample", 24, "Records on the page.", lower_bound=0)
+SAMPLE = flags.DEFINE_integer(
+    "sample",
+    24,
+    "Records on the page, beside the first ones that are alike or opposite.",
+    lower_bound=0,
+    upper_bound=page_records.MAX_RECORDS,
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of records.", lower_bound=0)
 
 
@@ -36,7 +43,7 @@ def default_out() -> str:
 
 def print_histograms(index: indexes.Index, console: rich.console.Console) -> None:
     """Print one bar chart per measure."""
-    for title, bins in report.histograms(index).items():
+    for title, bins in summary.histograms(index).items():
         table = rich.table.Table(title, "records", "", box=None, min_width=60)
         most = max((count for _, count in bins), default=1)
         for label, count in bins:
@@ -44,35 +51,40 @@ def print_histograms(index: indexes.Index, console: rich.console.Console) -> Non
         console.print(table)
 
 
-def print_duplicates(index: indexes.Index, console: rich.console.Console) -> None:
-    """Print the first groups of records that are byte-equal."""
-    groups = list(indexes.duplicates(index))
-    console.print(f"\nduplicates: {len(groups)} groups of equal records")
-    for group in groups[:10]:
-        lines = [
-            f"{index.sources[index.source[n]].name}:{index.line[n]}" for n in group[:8]
-        ]
-        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
-        console.print("  " + ", ".join(lines) + more, markup=False)
+def print_alike(index: indexes.Index, console: rich.console.Console) -> None:
+    """Print the first groups of records that are alike or opposite, and markers."""
+    alike = likeness.Alike(index)
+    console.print()
+    for kind, groups in alike.groups.items():
+        meaning = likeness.MEANING[kind]
+        console.print(f"{kind}: {len(groups)} groups ({meaning})", markup=False)
+        for group in groups[:10]:
+            console.print(f"  {likeness.where(index, group)}", markup=False)
+    marked = alike.notable[likeness.MARKED]
+    meaning = likeness.MEANING[likeness.MARKED]
+    console.print(f"{likeness.MARKED}: {len(marked)} records ({meaning})", markup=False)
+    if len(marked):
+        console.print(f"  {likeness.where(index, marked)}", markup=False)
 
 
 def main(argv: list[str]) -> None:
     del argv
+    prepare_data.open_no_device()
     index = prepare_data.build(prepare_data.OUT.value or default_out())
     console = prepare_data.stdout_console()
     prepare_data.print_summary(index, console)
     print_histograms(index, console)
-    print_duplicates(index, console)
+    print_alike(index, console)
     if HTML.value:
-        page = report.render_page(
+        text = page.render_page(
             index,
             sample=SAMPLE.value,
             seed=SEED.value,
             title=f"Preference data: {prepare_data.META.value}",
         )
-        pathlib.Path(HTML.value).write_text(page, encoding="utf-8")
+        pathlib.Path(HTML.value).write_text(text, encoding="utf-8")
         console.print(f"page    {HTML.value}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

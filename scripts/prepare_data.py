@@ -13,7 +13,9 @@ Example, with the tokenizer of a downloaded checkpoint:
         --out=work/data
 
 Killed at any moment, the same command goes on where it stopped. Records that cannot be
-used are left out, counted by reason, and listed in the ledger with file and line.
+used are left out, counted by reason, and listed in the ledger with file and line. The
+same command also looks whether images or annotations have changed since, and examines
+those records again.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ import json
 import pathlib
 import sys
 
+import jax
 import rich.box
 import rich.console
 import rich.progress
 import rich.table
-from absl import app, flags
+from absl import flags
 
 from mpo_jax import config
-from mpo_jax.data import examples, index_build, ledger, report
+from mpo_jax.data import examples, index_build, ledger, shares, summary
 from mpo_jax.data import index as indexes
-from mpo_jax.utils import remote
+from mpo_jax.utils import cli, remote
 
 _DATA = config.DataConfig()
 META = flags.DEFINE_string(
@@ -45,7 +48,9 @@ TEMPLATE = flags.DEFINE_string(
     "Chat template; empty is the one that config.json beside the tokenizer names.",
 )
 REROOT = flags.DEFINE_string(
-    "reroot", _DATA.reroot, "OLD=NEW: replace the prefix OLD of paths in meta.json."
+    "reroot",
+    _DATA.reroot,
+    "OLD=NEW: replace the leading path OLD of roots, annotations and absolute images.",
 )
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 448, "Side of a tile in pixels.")
 TOKENS = flags.DEFINE_integer("tokens_per_tile", 256, "Language tokens of a tile.")
@@ -66,11 +71,6 @@ CHOSEN_ONLY = flags.DEFINE_bool("chosen_only", False, "SFT: needs no rejected si
 WORKERS = flags.DEFINE_integer(
     "workers", _DATA.index_workers, "Processes; 0 is one per core."
 )
-RETRY = flags.DEFINE_list(
-    "retry", [], "Reasons whose left-out records are looked at again: image_missing."
-)
-
-
 SHARDS = flags.DEFINE_string(
     "shards",
     "",
@@ -105,7 +105,9 @@ def write_shards() -> str:
         max_text_bytes=MAX_BYTES.value,
         num_shards=NUM_SHARDS.value,
         beam_options=BEAM.value,
-        progress=lambda note: console.print(f"shards: {note}"),
+        progress=lambda note: console.print(
+            f"shards: {note}", markup=False, soft_wrap=True
+        ),
     )
     console.print(f"shards  {store.directory}", markup=False, soft_wrap=True)
     return str(store.directory)
@@ -116,7 +118,11 @@ def template_name(tokenizer: str) -> str:
     if TEMPLATE.value:
         return TEMPLATE.value
     path = pathlib.Path(tokenizer) / "config.json"
-    name = json.loads(path.read_text()).get("template") if path.is_file() else None
+    try:
+        config_json = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    name = config_json.get("template") if isinstance(config_json, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"{path} names no template; give one with --template")
     return name
@@ -128,7 +134,7 @@ def build(out: str, meta: str = "") -> indexes.Index:
     `meta` replaces ``--meta``: the folder of shards that were just written.
     """
     if not TOKENIZER.value:
-        raise app.UsageError("--tokenizer is required: a directory")
+        raise ValueError("--tokenizer is required: a directory")
     for flag, place in (("meta", META), ("out", None), ("tokenizer", TOKENIZER)):
         remote.refuse(
             out if place is None else place.value or "",
@@ -172,30 +178,31 @@ def build(out: str, meta: str = "") -> indexes.Index:
             reroot="" if meta else REROOT.value,
             max_text_bytes=MAX_BYTES.value,
             workers=WORKERS.value,
-            retry=RETRY.value,
             progress=show,
         )
 
 
 def print_summary(index: indexes.Index, console: rich.console.Console) -> None:
     """Print the table per source and what was left out."""
-    name, *measures = report.SUMMARY_HEAD
+    name, *measures = summary.SUMMARY_HEAD
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(name, overflow="fold", min_width=8)
     for measure in measures:
         table.add_column(measure, justify="right")
-    *rows, total = report.summary_rows(report.summarise(index))
+    *rows, total = summary.summary_rows(summary.summarise(index))
     for row in rows:
         table.add_row(*row)
     table.add_section()
     table.add_row(*total)
     console.print(table, markup=False)
-    counts = sorted(ledger.count(index.ledger()).items(), key=lambda item: -item[1])
+    counts = ledger.count(ledger.read(index.ledger_path))  # may be millions: not held
     if counts:
         table = rich.table.Table("source", "reason", "records", "meaning")
-        for (source, reason), count in counts:
+        for (source, reason), count in sorted(counts.items(), key=lambda x: -x[1]):
             table.add_row(source, reason, str(count), ledger.REASONS[reason])
         console.print(table, markup=False)
+    for share in shares.poor(shares.shares(index)):
+        console.print(f"Warning: {share}.", markup=False)
     console.print(f"index   {index.directory}", markup=False, soft_wrap=True)
     console.print(f"ledger  {index.ledger_path}", markup=False, soft_wrap=True)
 
@@ -205,8 +212,14 @@ def stdout_console() -> rich.console.Console:
     return rich.console.Console(width=None if sys.stdout.isatty() else 140)
 
 
+def open_no_device() -> None:
+    """Keep to the CPU: a message must not take a device from a run that trains."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def main(argv: list[str]) -> None:
     del argv
+    open_no_device()
     meta = ""
     if VERIFY.value:
         from mpo_jax.data import shard_writer
@@ -218,12 +231,12 @@ def main(argv: list[str]) -> None:
     if (SHARDS.value or VERIFY.value) and not (OUT.value or TOKENIZER.value):
         return
     if not OUT.value:
-        raise app.UsageError("--out is required: the folder of the indexes")
+        raise ValueError("--out is required: the folder of the indexes")
     index = build(OUT.value, meta)
     print_summary(index, stdout_console())
     if not len(index):
-        sys.exit("no usable record: see the ledger")
+        raise ValueError(f"no usable record; {index.ledger_path} has the reasons")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -105,6 +105,7 @@ WRONG: dict[str, tuple] = {
     "data.max_tiles": ONE,
     "data.max_image_pixels": ONE,
     "data.max_text_bytes": ONE,
+    "data.max_left_out": SHARE,
     "data.index_workers": ZERO,
     "data.workers": ZERO,
     "data.threads": ONE,

@@ -164,6 +164,11 @@ def write_broken(folder: pathlib.Path) -> tuple[pathlib.Path, list[tuple[int, st
         (pair(16, video="v.mp4"), "unsupported"),
         (pair(17, image=["good.png"] * 2, question="<image><image>Q"), kept),
         (pair(18), kept),
+        (pair(19, images=["good.png"]), "bad_field"),
+        (pair(20, question="<image> Q"), "image_count"),
+        (pair(21, chosen="A<|im_end|>"), "chat_marker"),
+        (pair(22, history=[["Q", "A"]]), "unsupported"),
+        (pair(23, image="s3://bucket/good.png"), "bad_field"),
     ]
     write_lines(folder / "broken.jsonl", [line for line, _ in lines])
     meta = write_meta(folder, {"b": {"root": "images", "annotation": "broken.jsonl"}})

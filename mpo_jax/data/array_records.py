@@ -31,7 +31,7 @@ from mpo_jax.data import ledger, records
 from mpo_jax.types import PreferenceRecord
 
 MANIFEST = "shards.json"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a file of the shards changes its meaning."""
 
 LINES, IMAGES = "lines", "images"
@@ -54,10 +54,13 @@ class ShardStore:
     Positions are line numbers from 0. Pickling carries the folder only.
 
     Attributes:
+      watched: False: what is in shards does not change.
       fingerprint: hash over the contents of all shards.
-      held: root and annotation that the sources had, by name; they make the paths
-        that records and ledger name.
+      held: places that the sources had, by name; they make the paths that records
+        and ledger name.
     """
+
+    watched = False
 
     def __init__(
         self,
@@ -84,12 +87,12 @@ class ShardStore:
         if fingerprint and fingerprint != self.fingerprint:
             raise ValueError(
                 f"the shards in {self.directory} are {self.fingerprint[:16]}, the "
-                f"index was made from {fingerprint[:16]}; run scripts/prepare_data.py "
-                "again"
+                f"index was made from {fingerprint[:16]}; start again: every start "
+                "looks which shards there are"
             )
         self.max_text_bytes: int = manifest["max_text_bytes"]
         self.held = {
-            entry["name"]: (entry["root"], entry["annotation"])
+            entry["name"]: records.Place(*(entry[key] for key in records.Place._fields))
             for entry in manifest["sources"]
         }
         self._ranges = {
@@ -114,7 +117,7 @@ class ShardStore:
 
     def _range(self, source: records.Source) -> tuple[int, int, int]:
         # By paths, not by name: two entries of meta.json may name one source.
-        return self._ranges[self._names[source.root, source.annotation]]
+        return self._ranges[self._names[source.place]]
 
     def digest(self, source: records.Source) -> str:
         first, lines, _ = self._range(source)
@@ -155,6 +158,11 @@ class ShardStore:
     def reader(self, files: Any, record: PreferenceRecord) -> Any:
         numbers = dict(zip(record.images, files, strict=True))
         return functools.cache(lambda path: self._image(path, numbers[path]))
+
+    def image(self, number: int) -> bytes | None:
+        """Bytes of an image by its number, None where there was none to store."""
+        fields = self._kinds[IMAGES].read(number)
+        return None if fields["reason"][0] else bytes(fields["data"][0])
 
     def _image(self, path: str, number: int) -> bytes:
         fields = self._kinds[IMAGES].read(number)

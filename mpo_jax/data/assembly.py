@@ -184,7 +184,7 @@ def _check_budget(record: int, name: str, used: int, limit: int) -> None:
         raise ValueError(
             f"record {record}: {name} of its row come to {used}, the row shape holds "
             f"{limit}; the record is longer than the index says (its files have "
-            "changed: rerun prepare_data) or the plan was made for another row shape"
+            "changed: start again) or the plan was made for another row shape"
         )
 
 

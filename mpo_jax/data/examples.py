@@ -67,9 +67,9 @@ def build_example(
 
     Sample kinds as upstream's MPO dataset: a single image gets its placeholder put in
     front where the question has none; several images need one placeholder each and
-    share the tile limit (at least one tile each); without images ``<image>`` is
-    ordinary text. Unlike upstream, superfluous placeholders beside an image are
-    refused instead of trained on as text, and text only needs no blank tile.
+    share the tile limit (at least one tile each). Unlike upstream, superfluous
+    placeholders are refused instead of trained on as text, without an image too, and
+    text only needs no blank tile.
 
     Args:
       record: the parsed annotation line.
@@ -87,16 +87,19 @@ def build_example(
       OSError: the file system failed, see ``images.read_file``.
     """
     chat = template.get_template(policy.template)
-    _check_text(record, policy.chosen_only)
+    _check_text(record, tokenizer, policy.chosen_only)
     question = record.question
     if len(record.images) == 1:
         question = template.add_placeholder(question)
     placeholders = question.count(template.PLACEHOLDER)
-    if record.images and placeholders != len(record.images):
+    if placeholders != len(record.images):
+        remedy = "they must be equal"
+        if not record.images:
+            remedy = "name the images in the field image, or remove the placeholders"
         raise ledger.BadRecord(
             "image_count",
             f"question has {placeholders} {template.PLACEHOLDER!r} for "
-            f"{len(record.images)} images; they must be equal",
+            f"{len(record.images)} images; {remedy}",
         )
     tiles, counts = _load_tiles(record, policy, with_tiles, read)
     image_tokens = [count * policy.tokens_per_tile for count in counts]
@@ -140,18 +143,23 @@ def build_example(
     return example
 
 
-def _check_text(record: types.PreferenceRecord, chosen_only: bool) -> None:
+def _check_text(
+    record: types.PreferenceRecord, tokenizer: ChatTokenizer, chosen_only: bool
+) -> None:
     texts = {"question": record.question, "chosen": record.chosen}
     if not chosen_only:
         texts["rejected"] = record.rejected
     for field, text in texts.items():
-        smuggled = template.find_image_token(text)
-        if smuggled:
-            at = max(0, text.index(smuggled) - 20)
-            raise ledger.BadRecord(
-                "smuggled_token",
-                f"{field} holds {smuggled!r}: ...{_short(text[at:])}; remove it",
-            )
+        for reason, found in (
+            ("smuggled_token", template.find_image_token(text)),
+            ("chat_marker", template.find_chat_marker(text, tokenizer)),
+        ):
+            if found:
+                at = max(0, text.index(found) - 20)
+                raise ledger.BadRecord(
+                    reason,
+                    f"{field} holds {found!r}: ...{_short(text[at:])}; remove it",
+                )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

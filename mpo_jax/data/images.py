@@ -15,15 +15,22 @@ import stat
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from mpo_jax.data import ledger
+from mpo_jax.data import file_kinds, image_paths, ledger
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow formats that may be opened; others have decoders that we need not trust."""
 
 MAX_FILE_BYTES = 1 << 30
 """Larger image files are refused unread."""
+
+MAX_METADATA_BYTES = 1 << 26
+"""Text and colour profiles of a PNG, decompressed; pictures edited often have many."""
+
+# Pillow's own limits are 1 MiB for one of them and 64 MiB for all; upstream raises the
+# former to 1 GiB, so that such files are read there.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA_BYTES
 
 _MISSING_ERRNOS = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -45,7 +52,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         status = os.stat(path)
         # A FIFO or device would block or never end, so look before opening.
         if not stat.S_ISREG(status.st_mode):
-            raise ledger.BadRecord("image_missing", f"image {path!r} is not a file")
+            detail = f"image {ledger.short(path, 300)} is not a file"
+            raise ledger.BadRecord("image_missing", detail)
         if status.st_size > MAX_FILE_BYTES:
             detail = f"image {path!r} has {status.st_size} bytes, the limit is "
             raise ledger.BadRecord("image_too_large", f"{detail}{MAX_FILE_BYTES}")
@@ -58,7 +66,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         if error.errno not in _MISSING_ERRNOS:
             raise
-        detail = f"image {path!r} does not exist; check root in meta.json"
+        detail = f"image {ledger.short(path, 300)} {image_paths.why_missing(path)}"
         raise ledger.BadRecord("image_missing", detail) from error
 
 
@@ -77,7 +85,8 @@ def open_image(
     Args:
       path: the image file.
       max_pixels: limit on width x height, checked from the header before decoding.
-        Pillow refuses more than twice ``Image.MAX_IMAGE_PIXELS`` by itself.
+        Pillow has a limit of its own, ``Image.MAX_IMAGE_PIXELS``; a lower one is
+        raised to this, for the whole process.
       read: gives the bytes; they may come from elsewhere, or have been read before.
 
     Raises:
@@ -85,26 +94,59 @@ def open_image(
       OSError: as :func:`read_file`.
     """
     path = os.fspath(path)
-    data = io.BytesIO(read(path))
+    data = read(path)
     formats: list[str] = list(FORMATS)
     if path.lower().endswith(".tga"):
         formats.append("TGA")  # has no magic number: any bytes may pass as TGA
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        with Image.open(data, formats=formats) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             _check_size(path, image.size, max_pixels)
             return image.convert("RGB")
     except (ledger.BadRecord, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        detail = f"image {path!r}: {error}"
+        detail = f"image {path!r}: {error} {_pixel_remedy(max_pixels)}"
         raise ledger.BadRecord("image_too_large", detail) from error
     except Image.UnidentifiedImageError as error:
-        detail = f"image {path!r} is in none of the formats {', '.join(formats)}"
+        detail = f"image {path!r} {_unidentified(data, formats)}"
         raise ledger.BadRecord("image_unreadable", detail) from error
     except Exception as error:  # decoders raise anything on malformed bytes
-        detail = f"image {path!r} cannot be decoded: {type(error).__name__}"
-        detail += f": {str(error)[:200]}"
+        detail = f"image {path!r} cannot be decoded: {_words(error)}"
         raise ledger.BadRecord("image_unreadable", detail) from error
+
+
+def _unidentified(data: bytes, formats: list[str]) -> str:
+    """Why Pillow found no format: what the bytes are, or what is wrong with them."""
+    if not data:
+        return "is empty; fetch the file again"
+    kind = file_kinds.of_bytes(data[:64])
+    if kind is not None:
+        return f"is {kind.name}; {kind.remedy}"
+    for name in formats:
+        factory, accept = Image.OPEN[name]
+        if accept is None or not accept(data[:16]):
+            continue
+        try:
+            factory(io.BytesIO(data), "").close()
+        except Exception as error:  # as above; Image.open has swallowed its words
+            return f"begins as {name} but cannot be read: {_words(error)}"
+    return f"is in none of the formats {', '.join(formats)}; convert it to PNG or JPEG"
+
+
+def _words(error: Exception) -> str:
+    """An error of a decoder, with a remedy where one is known."""
+    text = str(error)[:200]
+    remedy = ""
+    if "truncated" in text.lower():
+        remedy = "; the file is incomplete: fetch it again"
+    elif "MAX_TEXT" in text:
+        remedy = (
+            f"; its text or colour profile has more than {MAX_METADATA_BYTES} bytes: "
+            "strip it, such as with `mogrify -strip`"
+        )
+    return f"{type(error).__name__}: {text}{remedy}"
 
 
 def _check_size(path: str, size: tuple[int, int], max_pixels: int) -> None:
@@ -113,11 +155,14 @@ def _check_size(path: str, size: tuple[int, int], max_pixels: int) -> None:
         detail = f"image {path!r} has {width}x{height} pixels"
         raise ledger.BadRecord("image_unreadable", detail)
     if width * height > max_pixels:
-        detail = (
-            f"image {path!r} has {width}x{height} pixels, the limit is {max_pixels}; "
-            "raise data.max_image_pixels or shrink the image"
-        )
+        detail = f"image {path!r} has {width}x{height} pixels; "
+        detail += _pixel_remedy(max_pixels)
         raise ledger.BadRecord("image_too_large", detail)
+
+
+def _pixel_remedy(max_pixels: int) -> str:
+    option = ledger.option("max_image_pixels")
+    return f"the limit is {max_pixels}: raise {option} or shrink the image"
 
 
 @functools.lru_cache(maxsize=64)

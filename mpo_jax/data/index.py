@@ -5,12 +5,15 @@ has an entry per record that was left out. Both are made from shards, byte range
 the annotations, so that the work is parallel and resumes where it stopped. Under
 ``out_dir``::
 
-    shards/<key of source>/<start>-<stop>.{parquet,ledger.jsonl,json}
+    shards/<key of source>/<start>-<stop>.parquet
     <key of index>/{index.parquet,ledger.jsonl,manifest.json}
 
 A source's key covers whatever its shards depend on (annotation, paths, tokenizer,
-policy), so editing ``repeat_time`` or adding a source repeats no work, and any number
-of keys live side by side.
+policy) but the images, so editing ``repeat_time`` or adding a source repeats no work.
+Images are looked at again at every start (size and time), and records whose images
+changed, came or went are examined again. The key of the index covers what was found,
+so a folder never changes once it is there, any number of them live side by side, and
+any number of processes may build at once.
 """
 
 from __future__ import annotations
@@ -20,16 +23,19 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from absl import logging
 
 from mpo_jax.data import (
     array_records,
+    atomic,
     examples,
     index_build,
     ledger,
@@ -50,11 +56,13 @@ class SourceCounts:
       lines: records in the annotation (blank lines not counted).
       kept: rows in the index.
       left_out: number of records by ledger reason.
+      unread: number of records by field that is neither read nor known.
     """
 
     lines: int
     kept: int
     left_out: Mapping[str, int]
+    unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def _column(name: str) -> functools.cached_property[np.ndarray]:
@@ -83,6 +91,8 @@ class Index:
       chosen_labels, rejected_labels: int32, trained tokens.
       tiles, images: int32, image tiles and image files.
       hash: uint8 ``[len(index), 16]``, BLAKE2b of texts and image files.
+      prompt_key, chosen_key, rejected_key: int64, see :func:`likeness.keys`.
+      markers: int32, chat markers in the texts.
     """
 
     source = _column("source")
@@ -96,6 +106,10 @@ class Index:
     tiles = _column("tiles")
     images = _column("images")
     hash = _column("hash")
+    prompt_key = _column("prompt_key")
+    chosen_key = _column("chosen_key")
+    rejected_key = _column("rejected_key")
+    markers = _column("markers")
 
     def __init__(
         self,
@@ -115,7 +129,8 @@ class Index:
         if manifest.get("format") != index_build.FORMAT:
             raise ValueError(
                 f"{path} has format {manifest.get('format')!r}, this version reads "
-                f"{index_build.FORMAT}; run scripts/prepare_data.py again"
+                f"{index_build.FORMAT}; run scripts/prepare_data.py, which makes "
+                "another beside it"
             )
         self.sources = [records.Source(**entry) for entry in manifest["sources"]]
         self.counts = [SourceCounts(**entry) for entry in manifest["counts"]]
@@ -211,7 +226,7 @@ class Index:
 
 
 def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
-    """Open an index that :func:`build_index` has made.
+    """Open an index that :func:`build_index` has made; warns of unread fields.
 
     Args:
       directory: folder of the index.
@@ -221,7 +236,22 @@ def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
       FileNotFoundError: there is none.
       ValueError: it was made by another version.
     """
-    return Index(directory, shards=shards)
+    index = Index(directory, shards=shards)
+    for source, counts in zip(index.sources, index.counts, strict=True):
+        if counts.unread:
+            fields = ", ".join(f"{k!r} ({n} records)" for k, n in counts.unread.items())
+            logging.warning("source %r: fields not used: %s", source.name, fields)
+    return index
+
+
+def pairs_of(repeat_time: float, records: int) -> int:
+    """Pairs that an epoch has of a source with so many records.
+
+    As released: ``int(n * r)`` of them for r < 1, else ``int(r)`` copies of each.
+    """
+    if repeat_time < 1:
+        return int(records * repeat_time)
+    return records * int(repeat_time)
 
 
 def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
@@ -243,7 +273,7 @@ def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
         if repeat < 1:
             name = int.from_bytes(source.name.encode("utf-8"), "little")
             rng = np.random.default_rng([seed, epoch, name])
-            count = int(len(numbers) * repeat)
+            count = pairs_of(repeat, len(numbers))
             parts.append(np.sort(rng.choice(numbers, count, replace=False)))
             continue
         if repeat != int(repeat):
@@ -256,17 +286,6 @@ def effective(index: Index, *, seed: int, epoch: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def duplicates(index: Index) -> Iterator[np.ndarray]:
-    """Yield groups of record numbers whose texts and images are byte-equal."""
-    halves = np.ascontiguousarray(index.hash).view(np.uint64)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: groups ascend
-    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    starts = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0) == 1)
-    ends = np.flatnonzero(np.diff(same.astype(np.int8), append=0) == -1) + 2
-    for start, end in zip(starts, ends, strict=True):
-        yield order[start:end]
-
-
 def build_index(
     meta_path: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
@@ -277,13 +296,12 @@ def build_index(
     max_text_bytes: int = 1_000_000,
     workers: int = 0,
     shard_bytes: int = 1 << 22,
-    retry: Sequence[str] = (),
     progress: Callable[[index_build.Progress], None] | None = None,
 ) -> Index:
     """Visit every record once and store the index, or open it if it is there.
 
-    One process builds at a time; killed at any moment, the next call goes on with the
-    shards that were not finished.
+    Killed at any moment, the next call goes on with the shards that were not finished.
+    Several processes may build at once, the same index too; they share the work.
 
     Args:
       meta_path, reroot: meta.json or shards, see :func:`mpo_jax.data.store.open_data`.
@@ -293,8 +311,6 @@ def build_index(
       max_text_bytes: longer annotation lines are left out.
       workers: processes; 1 works in this one, 0 is one per core.
       shard_bytes: bytes of annotation per shard; does not change the index.
-      retry: ledger reasons; shards that left out a record for one of them are made
-        again (such as ``image_missing`` once the images have been unpacked).
       progress: called at the start and after each shard.
 
     Raises:
@@ -305,11 +321,6 @@ def build_index(
         raise ValueError(
             f"{max_text_bytes=} and {shard_bytes=} must be positive, {workers=} not "
             "negative"
-        )
-    unknown = set(retry) - ledger.REASONS.keys()
-    if unknown:
-        raise ValueError(
-            f"retry: unknown reasons {sorted(unknown)}; known: {list(ledger.REASONS)}"
         )
     chat = tokenizers.load_tokenizer(os.fspath(tokenizer_path))
     template.check_tokenizer(
@@ -324,31 +335,50 @@ def build_index(
     )
     key = index_build.index_key(sources, encoding)
     out = pathlib.Path(out_dir).absolute()
-    directory = out / index_build.digest(key)[:16]
     shards_at, place = "", {}
     if isinstance(store, array_records.ShardStore):
         shards_at = str(store.directory)
         place["shards"] = {"directory": shards_at, "fingerprint": store.fingerprint}
     else:
         place["annotation_bytes"] = [store.size(source) for source in sources]
-    if not retry and (directory / "manifest.json").is_file():
-        return load_index(directory, shards=shards_at)
+    plan = _cut(out, sources, key, store, shard_bytes=shard_bytes)
+    while True:
+        results = index_build.visit_all(
+            [shard for row in plan for shard in row],
+            encoding,
+            workers=workers or os.cpu_count() or 1,
+            progress=progress,
+        )
+        directory = out / index_build.directory_name(key, plan, results)
+        if (directory / "manifest.json").is_file():
+            break
+        if directory.exists():  # it appears whole, so somebody has taken it apart
+            shutil.rmtree(directory)
+        try:
+            index_build.merge(directory, key, sources, place, plan, results)
+            break
+        except shards.SupersededError as part:
+            logging.info("%s: images have changed meanwhile; looking again", part)
+    return load_index(directory, shards=shards_at)
 
-    plan: list[list[shards.Shard]] = []
+
+def _cut(
+    out: pathlib.Path,
+    sources: Sequence[records.Source],
+    key: Mapping[str, Any],
+    store: stores.Store,
+    *,
+    shard_bytes: int,
+) -> list[list[shards.Shard]]:
+    """Shards of every source, their folders made and cleared of dead builds."""
+    out.mkdir(parents=True, exist_ok=True)
+    atomic.clean(out)
+    plan = []
     for source, entry in zip(sources, key["sources"], strict=True):
         folder = out / "shards" / entry["key"][:16]
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.tmp"):  # of a build that was killed
-            leftover.unlink()
+        atomic.clean(folder)
         plan.append(
             shards.cut(source, store, shard_bytes=shard_bytes, directory=str(folder))
         )
-    results = index_build.visit_all(
-        [shard for row in plan for shard in row],
-        encoding,
-        workers=workers or os.cpu_count() or 1,
-        retry=frozenset(retry),
-        progress=progress,
-    )
-    index_build.merge(directory, key, sources, place, plan, results)
-    return load_index(directory, shards=shards_at)
+    return plan

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import pathlib
-import shutil
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import process
 from typing import Any
 
@@ -20,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from mpo_jax.data import ledger, records, shards
+from mpo_jax.data import atomic, ledger, records, shards
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a file of the index changes its meaning."""
 
 _ROW_GROUP = 1 << 17
+_DIGEST_THREADS = 4
+_LOOK_THREADS = 16  # a network file system answers many questions at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Progress:
 
 
 def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> dict:
-    """What the index depends on, as JSON; each source's key is that of its shards."""
+    """What the index depends on, as JSON, images aside (see :func:`directory_name`).
+
+    Each source's key is that of its shards.
+    """
     common = {
         "format": FORMAT,
         "tokenizer": encoding.tokenizer.fingerprint,
@@ -49,13 +53,14 @@ def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> d
         "max_text_bytes": encoding.max_text_bytes,
         "chosen_only": encoding.policy.chosen_only,
     }
+    with futures.ThreadPoolExecutor(_DIGEST_THREADS) as pool:
+        contents = list(pool.map(encoding.store.digest, sources))
     entries = []
-    for source in sources:
+    for source, content in zip(sources, contents, strict=True):
         own = {
-            "root": source.root,
-            "annotation": source.annotation,
+            **source.place._asdict(),
             "max_tiles": source.max_tiles,
-            "content": encoding.store.digest(source),
+            "content": content,
         }
         entry = {
             "key": digest({**common, **own}),
@@ -65,6 +70,20 @@ def index_key(sources: Sequence[records.Source], encoding: shards.Encoding) -> d
         }
         entries.append(entry)
     return {**common, "sources": entries}
+
+
+def directory_name(
+    key: Mapping[str, Any],
+    plan: Sequence[Sequence[shards.Shard]],
+    results: Mapping[shards.Shard, shards.ShardResult],
+) -> str:
+    """Folder of the index: its key and what the visits found.
+
+    Images that changed, came or went give another folder, so that a folder never
+    changes and a run that reads the one before is not disturbed.
+    """
+    found = [[results[shard].digest for shard in row] for row in plan]
+    return digest({**key, "found": found})[:16]
 
 
 def digest(value: Any) -> str:
@@ -77,15 +96,15 @@ def visit_all(
     encoding: shards.Encoding,
     *,
     workers: int,
-    retry: frozenset[str],
     progress: Callable[[Progress], None] | None,
 ) -> dict[shards.Shard, shards.ShardResult]:
-    """Visit the shards that are not finished; results of all of them."""
+    """Visit the shards that are not visited or not up to date; results of all."""
     results: dict[shards.Shard, shards.ShardResult] = {}
-    for shard in plan:
-        result = shards.finished(shard)
-        if result is not None and not retry & result.left_out.keys():
-            results[shard] = result
+    stamps = {shard: shard.stamp() for shard in plan}
+    with futures.ThreadPoolExecutor(_LOOK_THREADS) as pool:
+        for shard, result in zip(plan, pool.map(_still_good, plan), strict=True):
+            if result is not None:
+                results[shard] = result
     total_bytes = sum(shard.stop - shard.start for shard in plan)
 
     def report() -> None:
@@ -103,22 +122,26 @@ def visit_all(
 
     report()
     todo = [shard for shard in plan if shard not in results]
+    random.shuffle(todo)  # builds that run side by side so share the work
     if workers == 1 or len(todo) <= 1:
         for shard in todo:
-            results[shard] = shards.visit(shard, encoding)
+            results[shard] = shards.visit_unless_done(shard, stamps[shard], encoding)
             report()
         return results
     # Spawned, not forked: the caller may hold threads, or a device.
-    pool = concurrent.futures.ProcessPoolExecutor(
+    pool = futures.ProcessPoolExecutor(
         min(workers, len(todo)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=shards.start_worker,
         initargs=(encoding,),
     )
     try:
-        futures = {pool.submit(shards.visit_in_worker, shard): shard for shard in todo}
-        for future in concurrent.futures.as_completed(futures):
-            results[futures[future]] = future.result()
+        running = {
+            pool.submit(shards.visit_in_worker, shard, stamps[shard]): shard
+            for shard in todo
+        }
+        for future in futures.as_completed(running):
+            results[running[future]] = future.result()
             report()
     except process.BrokenProcessPool as error:
         raise RuntimeError(
@@ -128,6 +151,13 @@ def visit_all(
     finally:
         pool.shutdown(cancel_futures=True)
     return results
+
+
+def _still_good(shard: shards.Shard) -> shards.ShardResult | None:
+    result = shards.finished(shard)
+    if result is None or not shards.up_to_date(shard, result):
+        return None
+    return result
 
 
 def merge(
@@ -140,42 +170,52 @@ def merge(
 ) -> None:
     """Join the parts in order; the folder of the index appears whole or not at all.
 
-    `place` says where the records are; see :func:`mpo_jax.data.store.open_indexed`.
+    Args:
+      directory: of the index; named by :func:`directory_name`.
+      place: says where the records are; see :func:`mpo_jax.data.store.open_indexed`.
+
+    Raises:
+      SupersededError: another build has replaced a part.
     """
-    building = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    content, rows = _merge_tables(building / "index.parquet", plan, results)
-    ledger.write(building / "ledger.jsonl", _merge_ledgers(plan, results))
-    counts = []
-    for source, row in zip(sources, plan, strict=True):
-        left_out: collections.Counter[str] = collections.Counter()
-        for shard in row:
-            left_out.update(results[shard].left_out)
-        kept = sum(results[shard].kept for shard in row)
-        lines = kept + left_out.total()
-        counts.append({"lines": lines, "kept": kept, "left_out": dict(left_out)})
-        if source.length not in (None, lines):
-            logging.warning(
-                "source %r: meta.json declares length %d, %s holds %d records",
-                source.name,
-                source.length,
-                source.annotation,
-                lines,
+    with atomic.new_folder(directory) as building:
+        content, rows = _merge_tables(building / "index.parquet", plan, results)
+        ledger.write(building / "ledger.jsonl", _merge_ledgers(plan, results))
+        counts = []
+        for source, row in zip(sources, plan, strict=True):
+            left_out: collections.Counter[str] = collections.Counter()
+            unread = collections.Counter[str]()
+            for shard in row:
+                left_out.update(results[shard].left_out)
+                unread.update(results[shard].unread)
+            kept = sum(results[shard].kept for shard in row)
+            lines = kept + left_out.total()
+            counts.append(
+                {
+                    "lines": lines,
+                    "kept": kept,
+                    "left_out": dict(left_out),
+                    "unread": dict(unread),
+                }
             )
-    manifest = {
-        "format": FORMAT,
-        "key": key,
-        "rows": rows,
-        "content_hash": content,
-        "sources": [dataclasses.asdict(source) for source in sources],
-        "counts": counts,
-        **place,
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    (building / "manifest.json").write_text(text, encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)  # there only if shards were retried
-    os.rename(building, directory)
+            if source.length not in (None, lines):
+                logging.warning(
+                    "source %r: meta.json declares length %d, %s holds %d records",
+                    source.name,
+                    source.length,
+                    source.annotation,
+                    lines,
+                )
+        manifest = {
+            "format": FORMAT,
+            "key": key,
+            "rows": rows,
+            "content_hash": content,
+            "sources": [dataclasses.asdict(source) for source in sources],
+            "counts": counts,
+            **place,
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (building / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def _numbered(
@@ -202,8 +242,9 @@ def _merge_tables(
     held = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for position, base, shard in _numbered(plan, results):
-            part = pq.read_table(shard.part_path)
-            if not len(part):  # inside a line that is too long
+            part = shards.read_part(shard, results[shard])
+            part = part.filter(part["reason"].is_null()).select([*shards.COLUMNS])
+            if not len(part):  # such as inside a line that is too long
                 continue
             for value in part["hash"].to_pylist():
                 content.update(value)
@@ -227,6 +268,7 @@ def _merge_ledgers(
     results: Mapping[shards.Shard, shards.ShardResult],
 ) -> Iterator[ledger.Entry]:
     for _, base, shard in _numbered(plan, results):
-        for entry in ledger.read(shard.ledger_path):
-            name, line = shard.source.name, entry.line + base
-            yield dataclasses.replace(entry, source=name, line=line)
+        part = shards.read_part(shard, results[shard])
+        # Not of the part: sources that share an annotation share parts.
+        for entry in shards.entries(part, shard.source):
+            yield dataclasses.replace(entry, line=entry.line + base)

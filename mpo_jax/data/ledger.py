@@ -7,22 +7,43 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 REASONS = {
     "bad_json": "the line is not a JSON object",
-    "bad_field": "a field is missing, of the wrong type or empty",
+    "bad_field": "a field is missing, of the wrong type, empty or misnamed",
     "line_too_long": "the line is longer than data.max_text_bytes",
     "image_missing": "the image file does not exist or lies outside its root",
     "image_unreadable": "the image cannot be decoded",
     "image_too_large": "the image has more pixels than data.max_image_pixels",
     "image_count": "the number of <image> placeholders and images differ",
     "smuggled_token": "the text holds a special image token such as <IMG_CONTEXT>",
+    "chat_marker": "the text holds a chat or control token such as <|im_end|>",
     "identical": "chosen and rejected are the same",
     "no_labels": "a response has no trained token",
     "tokenisation": "text and tokens of a response cannot be aligned",
     "too_long": "the pair fits in no row shape",
-    "unsupported": "the record needs something not supported (video)",
+    "unsupported": "the record needs something not supported (video, history, ...)",
 }
+
+MAX_DETAIL = 1000
+"""Characters of a detail; the middle of a longer one is left out."""
+
+
+def option(name: str, value: str = "") -> str:
+    """A field of config.data in messages, under the names that the scripts give it."""
+    setting = f"data.{name}={value}" if value else f"data.{name}"
+    return (
+        f"{setting} (--{name} of prepare_data.py and inspect_data.py, "
+        f"--config.data.{name} of train.py)"
+    )
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """`repr` of a value for messages, cut to `limit` characters."""
+    # A text is cut first: the repr of an image in base64 would be megabytes.
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class BadRecord(ValueError):
@@ -36,6 +57,9 @@ class BadRecord(ValueError):
     def __init__(self, reason: str, detail: str):
         if reason not in REASONS:
             raise KeyError(f"unknown ledger reason {reason!r}; known: {list(REASONS)}")
+        if len(detail) > MAX_DETAIL:
+            half = MAX_DETAIL // 2 - 10
+            detail = f"{detail[:half]} [...] {detail[-half:]}"
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

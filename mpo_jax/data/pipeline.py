@@ -24,10 +24,16 @@ from mpo_jax.data import assembly, examples, ledger, packing, shards, tokenizer
 from mpo_jax.data.index import Index
 from mpo_jax.types import Example, PackedBatch
 
+CHANGED = (
+    "start again: every start looks at the files anew (an image that was replaced by "
+    "one of the same size and time must be touched first)"
+)
+"""What to do about files that have changed since they were indexed."""
+
 AnyPlan = packing.Plan | packing.PlanSequence
 
 
-class LoadError(RuntimeError):
+class LoadError(ValueError):
     """A planned record could not be loaded; carries the cause as text.
 
     One string, so that it crosses process boundaries whatever the cause was.
@@ -81,7 +87,7 @@ class ExampleLoader:
             if shards.record_hash(record, read) != index.hash[number].tobytes():
                 raise ValueError(
                     f"{where}: text or images have changed since the record was "
-                    "indexed; run prepare_data again"
+                    f"indexed; {CHANGED}"
                 )
             return examples.build_example(
                 record, self._tokenizer, policy=self._policy, read=read
@@ -209,7 +215,7 @@ class BatchSource:
         except ledger.BadRecord as bad:
             raise LoadError(
                 f"batch {n}, record {record}: {bad}. The record was good when it was "
-                "indexed and the pack plan counts on it: run prepare_data again"
+                f"indexed and the pack plan counts on it: {CHANGED}"
             ) from bad
         except Exception as error:
             raise LoadError(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from mpo_jax.data import packing, shards
+from mpo_jax.data import atomic, packing
 from mpo_jax.types import RowShape
 
 _ARRAYS = ("record_ids", "row_offsets", "batch_offsets", "batch_shapes", "used")
@@ -48,7 +48,8 @@ def plan_epochs(
     )
     if write:
         directory.mkdir(parents=True, exist_ok=True)
-        shards.write_whole(path, lambda temporary: _save(temporary, plan))
+        atomic.clean(directory)
+        atomic.write_whole(path, lambda temporary: _save(temporary, plan))
     return plan
 
 

@@ -27,7 +27,16 @@ import array_record.python.array_record_module as array_record
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mpo_jax.data import array_records, images, index_build, ledger, records
+from mpo_jax.data import (
+    array_records,
+    atomic,
+    images,
+    index_build,
+    ledger,
+    records,
+    shard_images,
+)
+from mpo_jax.data import store as store_lib
 from mpo_jax.data.array_records import IMAGES, LINES
 
 _SPLIT = "train"
@@ -151,7 +160,10 @@ def write_shards(
     """Write the shards of a data set, or open them if they are there.
 
     The folder appears whole or not at all: everything is made beside it and renamed.
-    What a killed call has left is removed by the next one.
+    What a killed call has left is removed by the next one; of two calls at once the
+    second waits. Shards that are there are given back as long as they hold the images
+    as they are now; where images were replaced or have come since, they are written
+    anew, unless an image that they hold is gone from the disk.
 
     Args:
       meta_path, reroot: see :func:`mpo_jax.data.records.load_meta`.
@@ -163,7 +175,8 @@ def write_shards(
       progress: called with a few words at every stage.
 
     Raises:
-      ValueError: `directory` holds other shards, or bad meta.json.
+      ValueError: `directory` holds other shards, nearly all images are missing, or bad
+        meta.json.
       OSError: a file system failed.
     """
     if num_shards < 0 or max_text_bytes < 1:
@@ -171,33 +184,103 @@ def write_shards(
             f"{num_shards=} must not be negative, {max_text_bytes=} be positive"
         )
     target = pathlib.Path(directory).absolute()
-    sources = records.load_meta(meta_path, reroot=reroot)
-    made_from = index_build.digest(
-        [
-            array_records.FORMAT,
-            max_text_bytes,
-            *(
-                [s.name, s.root, s.annotation, records.file_digest(s.annotation)]
-                for s in sources
-            ),
-        ]
-    )
-    if target.exists():
-        manifest = array_records.read_manifest(target)
-        if manifest["made_from"] != made_from:
-            raise ValueError(
-                f"{target} holds the shards of other annotations or limits; remove it "
-                "or name another folder"
-            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.alone(
+        target.with_name(target.name + ".building.lock"),
+        waiting=lambda: progress("waiting for another process that writes them"),
+    ):
+        loose, sources = store_lib.open_data(meta_path, reroot=reroot)
+        if not isinstance(loose, store_lib.LooseStore):
+            raise ValueError(f"{str(meta_path)!r} holds shards already")
+        made_from = _made_from(loose, sources, max_text_bytes)
+        if target.exists() and _are_current(target, made_from, progress):
+            return array_records.ShardStore(target)
+        building, outdated = (
+            target.with_name(target.name + end) for end in (".building", ".outdated")
+        )
+        for leftover in (building, outdated):  # of a call that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        building.mkdir()
+        work = Work(str(building / "lists"), tuple(sources), max_text_bytes)
+        try:
+            manifest = _write_all(work, building, num_shards, beam_options, progress)
+        except ValueError:
+            shutil.rmtree(building)
+            raise
+        manifest |= {"made_from": made_from, "max_text_bytes": max_text_bytes}
+        path = pathlib.Path(meta_path).expanduser()
+        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+        _write_json(building / "meta.json", meta)
+        _write_json(building / array_records.MANIFEST, manifest)
+        if target.exists():
+            os.rename(target, outdated)
+        os.rename(building, target)
+        shutil.rmtree(outdated, ignore_errors=True)
         return array_records.ShardStore(target)
-    building = target.with_name(target.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+
+
+def _made_from(
+    loose: store_lib.LooseStore,
+    sources: Sequence[records.Source],
+    max_text_bytes: int,
+) -> str:
+    """What the lines of the shards depend on."""
+    texts = [[s.name, *s.place, loose.digest(s)] for s in sources]
+    return index_build.digest([array_records.FORMAT, max_text_bytes, *texts])
+
+
+def _are_current(
+    target: pathlib.Path, made_from: str, progress: Callable[[str], None]
+) -> bool:
+    """Whether shards hold lines and images as they are now on disk.
+
+    Raises:
+      ValueError: the folder holds something else, they are of other annotations, or
+        writing them anew would lose images.
+    """
+    if not any(target.iterdir()):
+        return False
+    if not (target / array_records.MANIFEST).is_file():
+        raise ValueError(
+            f"{target} exists and holds something else than shards; name another folder"
+        )
+    manifest = array_records.read_manifest(target)
+    if manifest["made_from"] != made_from:
+        raise ValueError(
+            f"{target} holds the shards of other annotations or limits; remove it "
+            "or name another folder"
+        )
+    changes = shard_images.compare(array_records.ShardStore(target))
+    if changes.gone:
+        progress(f"{changes.gone} image files are gone; the shards hold them")
+    if not changes.changed:
+        return True
+    found = (
+        f"{changes.changed} images are not those that the shards in {target} hold "
+        f"(the first: {changes.first})"
+    )
+    if changes.gone:
+        raise ValueError(
+            f"{found}, and {changes.gone} that they hold are gone from the disk; put "
+            "those back, or name another folder for shards without them"
+        )
+    progress(f"{found}; writing them anew")
+    return False
+
+
+def _write_all(
+    work: Work,
+    building: pathlib.Path,
+    num_shards: int,
+    beam_options: Sequence[str] | None,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write lines and images; returns the manifest but for what it was made from."""
     progress("numbering lines and images")
-    lists = building / "lists"
+    lists = pathlib.Path(work.directory)
     lists.mkdir()
-    work = Work(str(lists), tuple(sources), max_text_bytes)
-    described = _write_lists(work)
+    described, paths = _write_lists(work)
+    shard_images.write_states(building, paths, work.sources, progress)
     files: dict[str, list[dict[str, Any]]] = {}
     for kind in (LINES, IMAGES):
         files[kind] = []
@@ -207,19 +290,12 @@ def write_shards(
                 files[kind].append(_describe(path, building))
     shutil.rmtree(lists)
     content = [[e["sha256"], e["records"]] for kind in files for e in files[kind]]
-    manifest = {
+    return {
         "format": array_records.FORMAT,
         "fingerprint": index_build.digest([content, described]),
-        "made_from": made_from,
-        "max_text_bytes": max_text_bytes,
         "sources": described,
         "files": files,
     }
-    meta = json.loads(pathlib.Path(meta_path).read_text(encoding="utf-8-sig"))
-    _write_json(building / "meta.json", meta)
-    _write_json(building / array_records.MANIFEST, manifest)
-    os.rename(building, target)
-    return array_records.ShardStore(target)
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -229,8 +305,12 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _write_lists(work: Work) -> list[dict[str, Any]]:
-    """Number all lines and image files; returns the sources for the manifest."""
+def _write_lists(work: Work) -> tuple[list[dict[str, Any]], list[str]]:
+    """Number all lines and image files.
+
+    Returns:
+      The sources for the manifest, and the paths of the images in order.
+    """
     described, numbers, number = [], dict[str, int](), 0
     with (
         open(work.path(LINES), "w", encoding="utf-8") as lines,
@@ -254,14 +334,13 @@ def _write_lists(work: Work) -> list[dict[str, Any]]:
             described.append(
                 {
                     "name": source.name,
-                    "root": source.root,
-                    "annotation": source.annotation,
+                    **source.place._asdict(),
                     "first": first,
                     "lines": number - first,
                     "bytes": os.path.getsize(source.annotation),
                 }
             )
-    return described
+    return described, list(numbers)
 
 
 def _build(

@@ -1,8 +1,10 @@
 """One shard of the index: a range of one source's lines, visited record by record.
 
-A shard leaves three files: a Parquet part, a ledger part, and last of all a small JSON
-whose presence says that the shard is finished. Line numbers in parts count from the
-shard's first line; :mod:`mpo_jax.data.index` adds what came before.
+A visited shard is one Parquet file, its *part*: a row per record, kept or left out,
+and the counts in the file's metadata. A row also says what the image files were when
+they were read, so that a later visit examines again only what has changed since. Line
+numbers count from the shard's first line; :mod:`mpo_jax.data.index_build` adds what
+came before.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from absl import logging
 
-from mpo_jax.data import examples, images, ledger, records
+from mpo_jax.data import examples, file_states, images, ledger, likeness, records
 from mpo_jax.data import store as stores
 from mpo_jax.data import tokenizer as tokenizers
+from mpo_jax.data.atomic import write_whole
 from mpo_jax.types import PreferenceRecord
 
 COLUMNS = {
@@ -34,8 +39,24 @@ COLUMNS = {
     "tiles": pa.int32(),
     "images": pa.int32(),
     "hash": pa.binary(16),
+    "prompt_key": pa.int64(),
+    "chosen_key": pa.int64(),
+    "rejected_key": pa.int64(),
+    "markers": pa.int32(),
 }
-"""Columns of a part and their Parquet types."""
+"""Columns of the index and their Parquet types."""
+
+LEFT_OUT = {"reason": pa.string(), "detail": pa.string()}
+"""Columns of a part that say why a record is left out, null where it is kept."""
+
+_FILES = {
+    "paths": pa.list_(pa.string()),
+    "sizes": pa.list_(pa.int64()),
+    "times": pa.list_(pa.int64()),
+}
+_UNREAD = ("unread", pa.list_(pa.string()))
+_SCHEMA = pa.schema([*COLUMNS.items(), *LEFT_OUT.items(), _UNREAD, *_FILES.items()])
+_RESULT = b"mpo_jax.result"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +85,22 @@ def start_worker(encoding: Encoding) -> None:
     _worker_encoding = encoding
 
 
-def visit_in_worker(shard: Shard) -> ShardResult:
-    """Run :func:`visit` in a process that :func:`start_worker` has prepared."""
+def visit_in_worker(shard: Shard, stamp: int | None) -> ShardResult:
+    """Run :func:`visit_unless_done` in a process that :func:`start_worker` prepared."""
     if _worker_encoding is None:
         raise RuntimeError("start_worker() has not run in this process")
-    return visit(shard, _worker_encoding)
+    return visit_unless_done(shard, stamp, _worker_encoding)
+
+
+def visit_unless_done(
+    shard: Shard, stamp: int | None, encoding: Encoding
+) -> ShardResult:
+    """Visit a shard, unless another build has done so since its part had `stamp`."""
+    if shard.stamp() != stamp:
+        result = finished(shard)
+        if result is not None:
+            return result
+    return visit(shard, encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,39 +112,38 @@ class Shard:
     stop: int
     directory: str
 
-    def path(self, suffix: str) -> pathlib.Path:
-        name = f"{self.start:014d}-{self.stop:014d}{suffix}"
-        return pathlib.Path(self.directory) / name
-
     @property
     def part_path(self) -> pathlib.Path:
-        return self.path(".parquet")
+        name = f"{self.start:014d}-{self.stop:014d}.parquet"
+        return pathlib.Path(self.directory) / name
 
-    @property
-    def ledger_path(self) -> pathlib.Path:
-        return self.path(".ledger.jsonl")
-
-    @property
-    def result_path(self) -> pathlib.Path:
-        return self.path(".json")
+    def stamp(self) -> int | None:
+        """Tells one version of the part from another; None where there is none."""
+        try:
+            return self.part_path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """Counts of a finished shard.
+    """Counts of a visited shard.
 
     Attributes:
       lines: lines that begin in the shard, blank ones included.
-      kept: rows of the part.
+      kept: records that are kept.
       left_out: number of records by ledger reason.
-      part_bytes, ledger_bytes: sizes of the two files, to tell them from torn ones.
+      unread: number of records by field that is neither read nor known.
+      files: image files that the rows watch, counted once per record.
+      digest: hash over everything that the shard adds to index and ledger.
     """
 
     lines: int
     kept: int
     left_out: Mapping[str, int]
-    part_bytes: int
-    ledger_bytes: int
+    unread: Mapping[str, int]
+    files: int
+    digest: str
 
 
 def cut(
@@ -126,104 +157,198 @@ def cut(
 
 
 def finished(shard: Shard) -> ShardResult | None:
-    """Result of a shard that was finished before, None where there is work to do."""
+    """Result of a shard that was visited before, None where there is none."""
     try:
-        stored = json.loads(shard.result_path.read_text(encoding="utf-8"))
-        result = ShardResult(**stored)
-        sizes = (shard.part_path.stat().st_size, shard.ledger_path.stat().st_size)
+        stored = pq.read_schema(shard.part_path).metadata[_RESULT]
+        return ShardResult(**json.loads(stored))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # torn or of another version: made again
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        logging.warning("%s is made again: %s", shard.part_path, error)
         return None
-    return result if sizes == (result.part_bytes, result.ledger_bytes) else None
+
+
+def up_to_date(shard: Shard, result: ShardResult) -> bool:
+    """Whether every image file is what it was when the shard was visited."""
+    if not result.files:
+        return True
+    table = pq.read_table(shard.part_path, columns=["reason", *_FILES])
+    return not _changed(table).any()
+
+
+def _changed(table: pa.Table) -> np.ndarray:
+    """Rows of a part whose image files have changed, come or gone: bool ``[n]``.
+
+    A file that could not be used is also looked at again when anything else about it
+    has changed, such as a permission.
+    """
+    paths = table["paths"].combine_chunks()
+    row_of = paths.value_parent_indices().to_numpy()
+    names = paths.flatten().dictionary_encode()
+    now = file_states.look_at(names.dictionary.to_pylist())
+    now = now[names.indices.to_numpy()]
+    left_out = table["reason"].is_valid().to_numpy()[row_of]
+    sizes, times = (
+        table[name].combine_chunks().flatten().to_numpy() for name in ("sizes", "times")
+    )
+    differs = now[:, 0] != sizes
+    differs |= np.where(left_out, now[:, 2], now[:, 1]) != times
+    return np.bincount(row_of[differs], minlength=len(table)) > 0
+
+
+def _unchanged_rows(shard: Shard) -> dict[int, dict[str, Any]]:
+    """Rows of the part that is there, if any, that are as good as new, by offset."""
+    if finished(shard) is None:
+        return {}
+    table = pq.read_table(shard.part_path)
+    rows = table.filter(pa.array(~_changed(table))).to_pylist()
+    return {row["offset"]: row for row in rows}
 
 
 def visit(shard: Shard, encoding: Encoding) -> ShardResult:
-    """Validate, measure and hash every record of a shard and store the result.
+    """Validate, measure and hash every record of a shard and store the part.
+
+    Records of the part that is there are taken over where their images are unchanged.
 
     Raises:
       RuntimeError: an error that is no fault of the record; names file and position.
       OSError: a file system failed.
     """
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
-    entries: list[ledger.Entry] = []
-    source, limit, number = shard.source, encoding.max_text_bytes, 0
-    for offset, number, line, files in encoding.store.lines(
-        source, start=shard.start, stop=shard.stop, max_bytes=limit
+    before = _unchanged_rows(shard)
+    rows, lines = [], 0
+    for offset, lines, line, files in encoding.store.lines(
+        shard.source,
+        start=shard.start,
+        stop=shard.stop,
+        max_bytes=encoding.max_text_bytes,
     ):
         if not line.strip():
             continue  # such as one at the end of the file
-        try:
-            record = records.parse_record(
-                line,
-                source=source,
-                line_number=number,
-                max_bytes=limit,
-                chosen_only=encoding.policy.chosen_only,
-            )
-            read = encoding.store.reader(files, record)
-            example = examples.build_example(
-                record,
-                encoding.tokenizer,
-                policy=encoding.policy,
-                with_tiles=False,
-                read=read,
-            )
-            digest = record_hash(record, read)
-        except ledger.BadRecord as bad:
-            # Without the source's name: sources that share an annotation share parts.
-            entries.append(
-                ledger.Entry("", source.annotation, number, bad.reason, bad.detail)
-            )
-            continue
-        except OSError:
-            raise
-        except Exception as error:
-            raise RuntimeError(
-                f"{source.annotation}, record at position {offset}: unexpected "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        row = {
-            "offset": offset,
-            "line": number,
-            "prompt_tokens": len(example.prompt),
-            "chosen_tokens": len(example.chosen_tokens),
-            "rejected_tokens": len(example.rejected_tokens),
-            "chosen_labels": int(example.chosen_mask.sum()),
-            "rejected_labels": int(example.rejected_mask.sum()),
-            "tiles": example.num_tiles,
-            "images": len(record.images),
-            "hash": digest,
-        }
-        for name, value in row.items():
-            columns[name].append(value)
-    return _store(shard, columns, entries, lines=number)
+        row = before.get(offset)
+        if row is None:
+            try:
+                row = _examine(line, files, lines, shard.source, encoding)
+            except OSError:
+                raise
+            except Exception as error:
+                raise RuntimeError(
+                    f"{shard.source.annotation}, record at position {offset}: "
+                    f"unexpected {type(error).__name__}: {error}"
+                ) from error
+        rows.append({**row, "offset": offset, "line": lines})
+    return _store(shard, rows, lines=lines)
 
 
-def _store(
-    shard: Shard,
-    columns: Mapping[str, list],
-    entries: list[ledger.Entry],
-    *,
-    lines: int,
-) -> ShardResult:
-    table = pa.table(dict(columns), schema=pa.schema(list(COLUMNS.items())))
-    write_whole(shard.part_path, lambda path: pq.write_table(table, path))
-    write_whole(shard.ledger_path, lambda path: ledger.write(path, entries))
+def _examine(
+    line: bytes,
+    files: Any,
+    number: int,
+    source: records.Source,
+    encoding: Encoding,
+) -> dict[str, Any]:
+    """The row of a record: its measures, or the reason why it is left out."""
+    record, states, unread = None, [], collections.Counter[str]()
+    try:
+        record = records.parse_record(
+            line,
+            source=source,
+            line_number=number,
+            max_bytes=encoding.max_text_bytes,
+            chosen_only=encoding.policy.chosen_only,
+            unread=unread,
+        )
+        if encoding.store.watched:
+            # Before the files are read: what changes after that will be seen.
+            states = [file_states.look(path) for path in record.images]
+        read = encoding.store.reader(files, record)
+        example = examples.build_example(
+            record,
+            encoding.tokenizer,
+            policy=encoding.policy,
+            with_tiles=False,
+            read=read,
+        )
+        digest = record_hash(record, read)
+    except ledger.BadRecord as bad:
+        row: dict[str, Any] = {"reason": bad.reason, "detail": bad.detail}
+        if record is None or not bad.reason.startswith("image_"):
+            return row | _watched((), ())  # no file can make it good
+        return row | _watched(record.images, [(s[0], s[2]) for s in states])
+    return {
+        "prompt_tokens": len(example.prompt),
+        "chosen_tokens": len(example.chosen_tokens),
+        "rejected_tokens": len(example.rejected_tokens),
+        "chosen_labels": int(example.chosen_mask.sum()),
+        "rejected_labels": int(example.rejected_mask.sum()),
+        "tiles": example.num_tiles,
+        "images": len(record.images),
+        "hash": digest,
+        "markers": likeness.markers(record),
+        **likeness.keys(record, read),
+        "unread": list(unread),
+        **_watched(record.images, [(s[0], s[1]) for s in states]),
+    }
+
+
+def _watched(
+    paths: Iterable[str], states: Iterable[tuple[int, int]]
+) -> dict[str, list[Any]]:
+    """File columns of a row; no states, no files to watch."""
+    watched = list(zip(paths, states, strict=False))
+    return {
+        "paths": [path for path, _ in watched],
+        "sizes": [size for _, (size, _) in watched],
+        "times": [time for _, (_, time) in watched],
+    }
+
+
+def _store(shard: Shard, rows: list[dict[str, Any]], *, lines: int) -> ShardResult:
+    digest = hashlib.sha256(f"{lines}\n".encode())
+    for row in rows:
+        told = [row.get(name) for name in (*COLUMNS, *LEFT_OUT)]
+        digest.update(f"{told!r}\n".encode("utf-8", "surrogatepass"))
+    reasons = collections.Counter(row["reason"] for row in rows if row.get("reason"))
+    unread = collections.Counter[str]()
+    for row in rows:
+        records.count_unread(unread, row.get("unread") or ())
     result = ShardResult(
         lines=lines,
-        kept=len(table),
-        left_out=dict(collections.Counter(entry.reason for entry in entries)),
-        part_bytes=shard.part_path.stat().st_size,
-        ledger_bytes=shard.ledger_path.stat().st_size,
+        kept=len(rows) - reasons.total(),
+        left_out=dict(reasons),
+        unread=dict(unread),
+        files=sum(len(row["paths"]) for row in rows),
+        digest=digest.hexdigest(),
     )
     text = json.dumps(dataclasses.asdict(result))
-    write_whole(shard.result_path, lambda path: _write_text(path, text))
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    table = table.replace_schema_metadata({_RESULT: text.encode()})
+    write_whole(shard.part_path, lambda path: pq.write_table(table, path))
     return result
 
 
-def _write_text(path: pathlib.Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+class SupersededError(Exception):
+    """Another build has replaced a part, since its images have changed."""
+
+
+def read_part(shard: Shard, result: ShardResult) -> pa.Table:
+    """The rows of a part, files aside.
+
+    Raises:
+      SupersededError: the part is no longer the one that `result` tells of.
+    """
+    table = pq.read_table(shard.part_path, columns=[*COLUMNS, *LEFT_OUT])
+    if ShardResult(**json.loads(table.schema.metadata[_RESULT])) != result:
+        raise SupersededError(shard.part_path)
+    return table
+
+
+def entries(table: pa.Table, source: records.Source) -> Iterator[ledger.Entry]:
+    """Ledger entries of a part."""
+    left_out = table.filter(table["reason"].is_valid())
+    for row in left_out.select(["line", *LEFT_OUT]).to_pylist():
+        yield ledger.Entry(
+            source.name, source.annotation, row["line"], row["reason"], row["detail"]
+        )
 
 
 def record_hash(
@@ -248,12 +373,3 @@ def _parts(record: PreferenceRecord, read: Callable[[str], bytes]) -> Iterable[b
         yield text.encode("utf-8")
     for path in record.images:
         yield read(path)
-
-
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Write a file under a temporary name, then rename: whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

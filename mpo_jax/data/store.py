@@ -8,10 +8,13 @@ offset in loose annotations and a record number in shards; the index keeps it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
+
+from absl import logging
 
 from mpo_jax.data import array_records, images, records
 from mpo_jax.types import PreferenceRecord
@@ -21,7 +24,14 @@ Read = Callable[[str], bytes]
 
 
 class Store(Protocol):
-    """What index and loader need of a data set; picklable, safe in many threads."""
+    """What index and loader need of a data set; picklable, safe in many threads.
+
+    Attributes:
+      watched: whether image files can change under it; then the index looks at their
+        sizes and times again at every start.
+    """
+
+    watched: bool
 
     def digest(self, source: records.Source) -> str:
         """Content of the source's annotation, for keys."""
@@ -61,6 +71,8 @@ class Store(Protocol):
 class LooseStore:
     """JSON-lines annotations and image files, as MMPR is distributed."""
 
+    watched = True
+
     def __init__(self, sizes: dict[str, int] | None = None):
         """`sizes`: bytes that annotations must have, by path."""
         self._sizes = sizes or {}
@@ -70,7 +82,9 @@ class LooseStore:
         return LooseStore, (self._sizes,)
 
     def digest(self, source: records.Source) -> str:
-        return records.file_digest(source.annotation)
+        # All of it: an edit may keep the size, and copies differ in their times.
+        with open(source.annotation, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def size(self, source: records.Source) -> int:
         return os.path.getsize(source.annotation)
@@ -111,8 +125,8 @@ class LooseStore:
         if expected is not None and size != expected:
             file.close()
             raise ValueError(
-                f"{path} has {size} bytes but had {expected} when it was indexed; run "
-                "scripts/prepare_data.py again"
+                f"{path} has {size} bytes but had {expected} when it was indexed; "
+                "start again: every start reads the annotations anew"
             )
         # Of two threads that open at once, both use the file that was first stored.
         return self._files.setdefault(path, file)
@@ -127,28 +141,59 @@ def open_data(
 ) -> tuple[Store, list[records.Source]]:
     """Open a data set: a loose meta.json, or the folder (or meta.json) of shards.
 
+    A root that is no folder is warned of.
+
     Raises:
       FileNotFoundError, ValueError: as :func:`records.load_meta` and
         :class:`array_records.ShardStore`; `reroot` with shards.
     """
-    path = pathlib.Path(meta)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / array_records.MANIFEST).is_file():
+    path, folder = pathlib.Path(meta).expanduser(), shards_folder(meta)
+    if not folder:
+        if path.is_dir() and not (path / "mmpr").is_dir():
+            raise FileNotFoundError(_no_data(path))
         if path.is_dir():
             raise FileNotFoundError(
                 f"no shards in {str(meta)!r} ({array_records.MANIFEST} is absent): "
                 "writing them was not finished; run scripts/prepare_data.py --shards "
                 "again, or name a meta.json"
             )
-        return LooseStore(), records.load_meta(meta, reroot=reroot)
+        sources = records.load_meta(path, reroot=reroot)
+        for source in sources:
+            if not os.path.isdir(source.root):
+                logging.warning(
+                    "source %r: root %s is no folder, so it has no image; correct "
+                    "root in %s, or data.reroot (text alone needs none)",
+                    source.name,
+                    source.root,
+                    path,
+                )
+        return LooseStore(), sources
     if reroot:
         raise ValueError(
             f"data.reroot={reroot!r}: {str(meta)!r} holds shards, which name no path "
             "outside themselves; leave it empty"
         )
     store = array_records.ShardStore(folder)
-    meta_path = folder / "meta.json" if path.is_dir() else path
+    meta_path = path / "meta.json" if path.is_dir() else path
     return store, records.load_meta(meta_path, held=store.held)
+
+
+def _no_data(folder: pathlib.Path) -> str:
+    """What to name instead of a folder that holds no shards."""
+    found = sorted(folder.glob("meta*.json"))
+    if not found:
+        return f"the folder {str(folder)!r} holds neither shards nor a meta.json"
+    return (
+        f"{str(folder)!r} is a folder without shards; name the file in it: "
+        f"--meta={found[0]} (--config.data.meta={found[0]} of train.py)"
+    )
+
+
+def shards_folder(meta: str | os.PathLike[str]) -> str:
+    """The folder of the shards that `meta` names, "" where it names loose files."""
+    path = pathlib.Path(meta).expanduser().absolute()
+    folder = path if path.is_dir() else path.parent
+    return str(folder) if (folder / array_records.MANIFEST).is_file() else ""
 
 
 def open_indexed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -163,6 +164,31 @@ def find_image_token(text: str) -> str | None:
     Such text would take an image slot away from an image; upstream lets it through.
     """
     return next((t for t in tokenizer_lib.IMAGE_TOKENS if t in text), None)
+
+
+def find_chat_marker(text: str, tokenizer: ChatTokenizer) -> str | None:
+    """The first chat or control token in `text`, or None.
+
+    Of any template, and the special tokens of `tokenizer`; those for grounding, such as
+    ``<box>``, are text of records. A text with another one has been rendered already:
+    its end would be trained twice, or a turn would open inside a response. Another
+    model's tokens are letters to this one, which should not learn them either.
+    """
+    return next((marker for marker in _markers(tokenizer) if marker in text), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _markers(tokenizer: ChatTokenizer) -> tuple[str, ...]:
+    found = [
+        marker
+        for template in TEMPLATES.values()
+        for marker in (*template.markers, *template.never_trained)
+    ]
+    found += [token.content for token in tokenizer.added_tokens() if token.special]
+    named = (tokenizer.bos_id, tokenizer.pad_id)
+    found += [tokenizer.token(i) for i in named if i is not None]
+    text = tokenizer_lib.ADDED_TOKENS
+    return tuple(marker for marker in dict.fromkeys(found) if marker not in text)
 
 
 def render_prompt(

@@ -15,8 +15,16 @@ import numpy as np
 
 from mpo_jax import config as config_lib
 from mpo_jax import sharding
-from mpo_jax.data import index_build, ledger, packing, pipeline, plan_cache
-from mpo_jax.data.index import Index, build_index, effective
+from mpo_jax.data import (
+    index_build,
+    ledger,
+    packing,
+    pipeline,
+    plan_cache,
+    shares,
+    store,
+)
+from mpo_jax.data.index import Index, build_index, effective, load_index
 from mpo_jax.models import adapted, flops
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup
@@ -25,10 +33,14 @@ from mpo_jax.utils import progress, runtime
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
-    """Index of a meta.json: found, or made by the first process with all cores."""
+    """Index of a meta.json: found, or made by the first process with all cores.
+
+    Raises:
+      ValueError: there is no usable record, or a source leaves out too many.
+    """
     data = run.cfg.data
 
-    def build(report: Callable[[index_build.Progress], None] | None) -> Index:
+    def build(report: Callable[[index_build.Progress], None]) -> Index:
         return build_index(
             meta,
             run.cache_dir,
@@ -51,15 +63,28 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
 
             index = build(report)
             bar.update(task, visible=bar.tasks[0].total is not None)
-        runtime.barrier(f"index {meta}")
+        _first_ones_name(index.directory.name)
     else:
-        runtime.barrier(f"index {meta}")
-        index = build(None)  # finished by the first process: only loads
+        # Not built here too: looking at the images a moment later may see others.
+        directory = run.cache_dir / _first_ones_name("")
+        index = load_index(directory, shards=store.shards_folder(meta))
     if not len(index):
+        reasons = "; ".join(str(share) for share in shares.shares(index)[:8])
         raise ValueError(
-            f"{meta}: no usable record; see the reasons in {index.ledger_path}"
+            f"{meta}: no usable record: {reasons}. All are in {index.ledger_path}; "
+            "start again once it is mended: files are looked at anew"
         )
+    shares.check(index, meta, max_left_out=data.max_left_out)
+    if meta != data.meta:  # of the training pairs describe() tells more
+        _print_poor(shares.shares(index))
     return index
+
+
+def _first_ones_name(name: str) -> str:
+    """Folder of the index in the first process, which all others wait for."""
+    letters = np.zeros(64, np.uint8)
+    letters[: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    return runtime.agreed(letters).tobytes().rstrip(b"\0").decode("ascii")
 
 
 def lengths_of(run: setup.Setup, index: Index) -> packing.Lengths:
@@ -100,11 +125,28 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
         write=runtime.is_main(),
     )
     if not plan.num_batches:
-        raise ValueError(
-            f"no record fits the row shapes; the first: {plan.too_long[0]}; raise the "
-            "budgets in config.rows"
-        )
+        raise ValueError(_why_empty(index, plan))
+    shares.check(
+        index,
+        cfg.data.meta,
+        max_left_out=cfg.data.max_left_out,
+        too_long=plan.too_long,
+    )
     return plan
+
+
+def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
+    if plan.too_long:
+        first = plan.too_long[0]
+        file = index.sources[index.source[first.record_id]].annotation
+        return (
+            f"no record fits the row shapes; the first is {file}, line "
+            f"{index.line[first.record_id]}: {first.detail}; raise the budgets in "
+            "config.rows"
+        )
+    found = shares.poor(shares.shares(index))
+    each = "; ".join(str(share) for share in found) or "every repeat_time is 0"
+    return f"an epoch has no pair (repeat_time in meta.json): {each}"
 
 
 def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
@@ -235,17 +277,29 @@ def describe(
 ) -> None:
     """Print what was found and how well it packs."""
     console = progress.console()
+    too_long = len(plan.too_long)  # indexed, but of no use
+    note = f", {too_long:,} of them too long for a row" if too_long else ""
     console.print(
-        f"{len(index):,} pairs indexed, "
-        f"{ledger_counts['ledger/left_out']:.0f} left out "
+        f"{len(index) - too_long:,} pairs indexed, "
+        f"{ledger_counts['ledger/left_out']:,.0f} left out{note} "
         f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
-        f"{plan.num_batches:,} batches, {steps:,} steps."
+        f"{plan.num_batches:,} batches, {steps:,} steps.",
+        markup=False,
     )
+    _print_poor(shares.shares(index, plan.too_long))
     for number, fill in plan.fill().items():
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
-        console.print(f"Fill of row shape {number}: {shares}.")
+        if not fill:
+            console.print(f"Row shape {number} is used by no pair.")
+            continue
+        used = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
+        console.print(f"Fill of row shape {number}: {used}.")
     pairs = plan.pairs_per_batch()
     console.print(
         f"Pairs per batch: {pairs.min()} to {pairs.max()}, on average "
         f"{pairs.mean():.0f}."
     )
+
+
+def _print_poor(found: list[shares.Share]) -> None:
+    for share in shares.poor(found):
+        progress.console().print(f"Warning: {share}.", markup=False)

@@ -58,7 +58,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
     Errors that the project raises on purpose name the file, the field, the value and
-    the remedy; a traceback would bury that. ``--traceback`` shows it nevertheless.
+    the remedy, those of the system the file; a traceback would bury that.
+    ``--traceback`` shows it nevertheless.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

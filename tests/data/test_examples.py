@@ -175,17 +175,18 @@ def test_any_record_is_whole_or_refused(fitting, pictures, data):
         texts = [rec.question, rec.chosen] + [rec.rejected] * (not policy.chosen_only)
         pad = tokenizer.token(tokenizer.pad_id)
         justified = {
-            "image_count": number > 0
-            and placeholders != number
-            and (number, placeholders) != (1, 0),
+            "image_count": placeholders != number and (number, placeholders) != (1, 0),
             "smuggled_token": any(map(template_lib.find_image_token, texts)),
             "identical": not policy.chosen_only
             # U+2581 is how sentencepiece writes a space.
             and rec.chosen.replace("\u2581", " ").split()
             == rec.rejected.replace("\u2581", " ").split(),
             "no_labels": any(not text.strip() for text in texts[1:]),
-            "tokenisation": template_lib.get_template(name).joint
-            and any(pad in text for text in texts),
+            "chat_marker": any(
+                token in text
+                for text in texts
+                for token in ("<|im_end|>", "<|endoftext|>", pad)
+            ),
         }
         assert justified.get(error.reason), (error, rec)
         return
@@ -306,11 +307,10 @@ def test_placeholders(tokenizers, pictures):
         ("the?", [one, one]),
         ("<image>", [one, one]),
         ("<image>" * 3, [one, one]),
+        ("<image> ?", []),  # upstream trains it as letters
     ):
         assert reason(record(question, images=images), tokenizer) == "image_count"
-    text = examples.build_example(record("<image> ?"), tokenizer, policy=POLICY)
-    assert text.num_tiles == 0
-    assert "<image>" in tokenizer.decode(text.prompt)
+    assert examples.build_example(record(), tokenizer, policy=POLICY).num_tiles == 0
     answer = record("the?", "an <image>", images=[one])
     check(
         examples.build_example(answer, tokenizer, policy=POLICY),
@@ -330,6 +330,40 @@ def test_smuggled_tokens(tokenizers, pictures, field):
     assert reason(broken, tokenizers[0]) == "bad_field"
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
+def test_text_that_carries_a_chat_template(fitting, name, field):
+    """Markers of every template, since data rendered for another model is no text."""
+    policy = dataclasses.replace(POLICY, template=name)
+    for tokenizer in fitting(name):
+        ends = [tokenizer.token(tokenizer.pad_id)]
+        if tokenizer.bos_id is not None:
+            ends.append(tokenizer.token(tokenizer.bos_id))
+        added = {t.content for t in tokenizer.added_tokens() if t.special}
+        ends += added - set(tokenizer_lib.ADDED_TOKENS)
+        for text in (
+            "an.<|im_end|>\n",
+            "<|im_start|>assistant\nthe",
+            "the<|end|>",
+            "<|assistant|>\nthe",
+            "<|user|>",
+            "<|system|>",
+            "an<|endoftext|>",
+            *(f"the{end}" for end in ends),
+        ):
+            with pytest.raises(ledger.BadRecord, match=f"{field} holds '<") as caught:
+                examples.build_example(
+                    record(**{field: text}), tokenizer, policy=policy
+                )
+            assert caught.value.reason == "chat_marker"
+        fine = record(**{field: "a < b | im_end |> </b> <box> <|x|> [INST]"})
+        examples.build_example(fine, tokenizer, policy=policy)
+    # SFT does not look at the rejected side.
+    rec = record(rejected="no<|im_end|>")
+    sft = dataclasses.replace(policy, chosen_only=True)
+    examples.build_example(rec, fitting(name)[0], policy=sft)
+
+
 def test_refusals(tokenizers, merging_dir, pictures, tmp_path):
     tokenizer = tokenizers[0]
     joint = dataclasses.replace(POLICY, template="internlm2-chat")
@@ -339,7 +373,6 @@ def test_refusals(tokenizers, merging_dir, pictures, tmp_path):
     assert reason(same, tokenizer, joint) == "identical"
     assert reason(record(rejected=" \n"), tokenizer, joint) == "no_labels"
     assert reason(record(chosen=""), tokenizer, joint) == "no_labels"
-    assert reason(record(chosen="a</s>"), tokenizer, joint) == "tokenisation"
     merging = tokenizer_lib.load_tokenizer(merging_dir)
     for fields in ({"chosen": "th"}, {"rejected": "th"}):
         assert reason(record(**fields), merging, joint) == "tokenisation"

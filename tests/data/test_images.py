@@ -196,7 +196,7 @@ def test_bytes_that_are_no_image_are_refused(tmp_path):
 
 def test_formats_outside_the_list_are_refused(tmp_path):
     path = save(tmp_path / "a.ico")
-    assert "none of the formats JPEG" in refusal(path).detail
+    assert "is an icon file; convert it to PNG" in refusal(path).detail
     # A Targa image has no signature, so its name must say what it is.
     path = save(tmp_path / "a.tga")
     assert images.open_image(path, max_pixels=LIMIT).size == (40, 30)
@@ -249,6 +249,67 @@ def test_pixel_limit_is_inclusive(tmp_path):
     path = save(tmp_path / "a.png")
     assert images.open_image(path, max_pixels=1200).size == (40, 30)
     assert refusal(path, max_pixels=1199).reason == "image_too_large"
+
+
+def test_the_limit_may_be_above_that_of_pillow(tmp_path, monkeypatch):
+    """Twice Pillow's own limit is refused by it before we are asked."""
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert images.open_image(path, max_pixels=1200).size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    bad = refusal(path, max_pixels=499)
+    assert bad.reason == "image_too_large"
+    assert "the limit is 499: raise data.max_image_pixels (--max" in bad.detail
+
+
+def with_chunk(data: bytes, kind: bytes, content: bytes, *, good: bool = True) -> bytes:
+    """A PNG with one more chunk after its header."""
+    crc = zlib.crc32(kind + content) ^ (not good)
+    size = struct.pack(">I", len(content))
+    return data[:33] + size + kind + content + struct.pack(">I", crc) + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [(b"iCCP", b"icc\0\0"), (b"zTXt", b"Comment\0\0"), (b"iTXt", b"XML\0\1\0\0\0")],
+)
+def test_long_text_and_colour_profiles_are_read(tmp_path, monkeypatch, kind, head):
+    path = save(tmp_path / "a.png")
+    plain = images.open_image(path, max_pixels=LIMIT)
+    text = zlib.compress(b"x" * (4 << 20))
+    path.write_bytes(with_chunk(path.read_bytes(), kind, head + text))
+    image = images.open_image(path, max_pixels=LIMIT)
+    assert image.tobytes() == plain.tobytes()
+    monkeypatch.setattr(images.PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20)
+    bad = refusal(path)
+    assert bad.reason == "image_unreadable" and "colour profile" in bad.detail
+
+
+def test_messages_say_what_is_wrong(tmp_path):
+    png = save(tmp_path / "a.png").read_bytes()
+    jpeg = save(tmp_path / "a.jpg").read_bytes()
+    for name, data, detail in (
+        ("cut.jpg", jpeg[:-2], "the file is incomplete: fetch it again"),
+        ("cut.png", png[:-40], "the file is incomplete: fetch it again"),
+        ("header.png", png[:20], "the file is incomplete: fetch it again"),
+        (
+            "sum.png",
+            with_chunk(png, b"tEXt", b"a\0b", good=False),
+            "begins as PNG but cannot be read: SyntaxError: broken PNG file (bad",
+        ),
+        ("avif.jpg", b"\0\0\0\x1cftypavif" + bytes(99), "is an AVIF image; convert it"),
+        ("heic.jpg", b"\0\0\0\x1cftypheic" + bytes(99), "is an HEIC image; convert"),
+        ("empty.png", b"", "is empty; fetch the file again"),
+        ("page.jpg", b"<!DOCTYPE html><html>", "is an HTML page; the download gave"),
+        ("lfs.png", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "perhaps SVG"),
+        ("text.png", b"hello", "is in none of the formats JPEG, PNG"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        bad = refusal(tmp_path / name)
+        assert bad.reason == "image_unreadable" and detail in bad.detail, bad
+        known = not detail.startswith("is in none")
+        assert ("none of the formats" in bad.detail) != known
 
 
 def test_huge_files_are_refused_unread(tmp_path, monkeypatch):

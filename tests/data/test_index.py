@@ -5,8 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import os
+import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,7 +19,18 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_mmpr
 
-from mpo_jax.data import examples, images, index, index_build, ledger, shards
+from mpo_jax.data import (
+    examples,
+    images,
+    index,
+    index_build,
+    ledger,
+    likeness,
+    pipeline,
+    records,
+    shards,
+)
+from mpo_jax.data import store as stores
 from mpo_jax.data import tokenizer as tokenizers
 from mpo_jax.types import PreferenceRecord
 
@@ -84,9 +99,27 @@ def test_rows_are_the_examples_measures(build, tokenizer_path, tmp_path):
         assert bytes(built.hash[number]) == shards.record_hash(record)
     assert built.tiles.max() > 1  # else the count of tiles would be untested
     for name in COLUMNS:
-        wide = name in ("offset", "line")
+        wide = name in ("offset", "line") or name.endswith("_key")
         if name != "hash":
             assert getattr(built, name).dtype == (np.int64 if wide else np.int32)
+
+
+def test_fields_that_are_not_read_are_told_at_every_start(build, tmp_path, caplog):
+    lines = [tiny_mmpr.pair(i, context="c", id=i) for i in range(20)]
+    lines += [
+        tiny_mmpr.pair(30, margin=0.5),
+        tiny_mmpr.pair(31, context="c", chosen=""),
+    ]
+    tiny_mmpr.write_lines(tmp_path / "t.jsonl", lines)
+    meta = tiny_mmpr.write_meta(tmp_path, {"t": {"root": ".", "annotation": "t.jsonl"}})
+    for workers in (1, 2):
+        caplog.clear()
+        built = build(meta, workers=workers)
+        assert built.counts[0].unread == {"context": 20, "margin": 1}
+        told = (
+            "source 't': fields not used: 'context' (20 records), 'margin' (1 records)"
+        )
+        assert caplog.text.count(told) == 1
 
 
 def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
@@ -133,8 +166,8 @@ def test_broken_records_make_exactly_this_ledger(build, tmp_path, shard_bytes):
     assert all(entry.detail for entry in entries)
     np.testing.assert_array_equal(built.line, [1, 24, 25])
     (counts,) = built.counts
-    assert (counts.lines, counts.kept) == (24, 3)
-    assert sum(counts.left_out.values()) == 21
+    assert (counts.lines, counts.kept) == (3 + len(expected), 3)
+    assert sum(counts.left_out.values()) == len(expected)
     assert built.record(1).chosen == "The answer is 17."
 
 
@@ -145,7 +178,6 @@ def test_shard_size_and_workers_do_not_change_the_index(build, tmp_path):
     third = build(meta, tmp_path / "3", shard_bytes=1500, workers=2)
     assert_same(first, second)
     assert_same(first, third)
-    assert first.directory.name == third.directory.name
 
 
 def test_a_second_call_visits_nothing(build, tmp_path, monkeypatch):
@@ -173,10 +205,10 @@ def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monke
     assert not list(out.glob("*/manifest.json"))
     # What a kill in the middle of a write leaves behind, and torn files.
     folder = next((out / "shards").iterdir())
-    (folder / "x.parquet.9.tmp").write_bytes(b"half")
+    (folder / f"x.parquet.{'0' * 12}.tmp").write_bytes(b"half")
     torn, empty = visited[1], visited[3]
     torn.part_path.write_bytes(torn.part_path.read_bytes()[:-10])
-    empty.result_path.write_bytes(b"")
+    empty.part_path.write_bytes(b"")
 
     done = list(visited)
 
@@ -239,21 +271,255 @@ def test_whatever_matters_makes_another_index(build, tmp_path, what):
         assert not same
 
 
-def test_retry_looks_again_at_images_that_were_missing(build, tmp_path):
+def test_reroot_of_images_makes_another_index(build, tmp_path):
+    for number, folder in enumerate("ab"):
+        tiny_mmpr.write_image(tmp_path / folder / "1.png", seed=number)
+    tiny_mmpr.write_lines(tmp_path / "t.jsonl", [tiny_mmpr.pair(0, image="/mnt/1.png")])
+    meta = tiny_mmpr.write_meta(tmp_path, {"t": {"root": "/", "annotation": "t.jsonl"}})
+    first, second = (build(meta, reroot=f"/mnt={folder}") for folder in "ab")
+    assert len(first) == len(second) == 1
+    assert first.content_hash != second.content_hash
+
+
+def count_examined(monkeypatch):
+    """Lines that are examined from now on."""
+    seen, real = [], shards._examine
+
+    def examine(line, files, number, source, encoding):
+        seen.append((source.name, number))
+        return real(line, files, number, source, encoding)
+
+    monkeypatch.setattr(shards, "_examine", examine)
+    return seen
+
+
+def test_images_that_come_are_found_by_the_same_call(build, tmp_path, monkeypatch):
+    """And nothing but the records that name them is examined again."""
     meta = tiny_mmpr.write_good(tmp_path)
     hidden = (tmp_path / "images").rename(tmp_path / "hidden")
-    built = build(meta)
-    assert ledger.count(built.ledger()) == {
+    before = build(meta)
+    assert ledger.count(before.ledger()) == {
         ("single", "image_missing"): 20,
         ("multi", "image_missing"): 5,
     }
     hidden.rename(tmp_path / "images")
-    assert len(build(meta)) == 30  # not looked at unless asked
-    again = build(meta, retry=("image_missing",))
-    assert len(again) == 55 and again.ledger() == []
-    assert len(index.load_index(again.directory)) == 55
-    with pytest.raises(ValueError, match="unknown reasons.*no_such"):
-        build(meta, retry=("no_such",))
+    examined = count_examined(monkeypatch)
+    after = build(meta)
+    assert len(after) == 55 and after.ledger() == []
+    assert len(examined) == 25 and {name for name, _ in examined} == {"single", "multi"}
+    assert len(before.ledger()) == 25  # the index of before is as it was
+    assert_same(after, build(meta, tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_replaced_image_changes_its_records_alone(
+    build, tmp_path, monkeypatch, workers
+):
+    meta = tiny_mmpr.write_good(tmp_path)
+    before = build(meta)
+    tiny_mmpr.write_image(tmp_path / "images/1.png", 90, 40, seed=9)
+    examined = count_examined(monkeypatch)
+    after = build(meta, workers=workers)
+    if workers == 1:
+        assert len(examined) == 5  # a quarter of `single`, nothing of `multi`
+    differ = (before.hash != after.hash).any(axis=1)
+    assert np.flatnonzero(differ).tolist() == [1, 5, 9, 13, 17]
+    assert after.content_hash != before.content_hash
+    assert build(meta).directory == after.directory
+
+
+@pytest.mark.parametrize("change", ["deleted", "broken", "loop"])
+def test_images_that_go_and_come_back(build, tmp_path, change):
+    meta = tiny_mmpr.write_good(tmp_path)
+    path = tmp_path / "images/2.png"
+    before, data, status = build(meta), path.read_bytes(), path.stat()
+    if change == "deleted":
+        path.unlink()
+    elif change == "broken":
+        path.write_bytes(data[:200])
+    else:
+        path.unlink()
+        path.symlink_to(path)
+    without = build(meta)
+    assert [entry.line for entry in without.ledger()] == [3, 7, 11, 15, 19]
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as rsync would
+    again = build(meta)
+    assert again.directory == before.directory and again.ledger() == []
+
+
+def test_a_permission_that_is_given_later_is_noticed(build, tmp_path, monkeypatch):
+    """It changes neither the size of an image nor the time of its content."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    path, real = str(tmp_path / "images/2.png"), images.read_file
+
+    def refuse(name):
+        if name == path and not os.stat(path).st_mode & 0o400:
+            raise ledger.BadRecord("image_unreadable", "permission denied")
+        return real(name)
+
+    monkeypatch.setattr(images, "read_file", refuse)
+    os.chmod(path, 0)
+    before = os.stat(path)
+    assert len(build(meta)) == 50
+    examined = count_examined(monkeypatch)
+    assert len(build(meta)) == 50 and not examined  # not without a change
+    os.chmod(path, 0o644)
+    after = os.stat(path)
+    assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
+    assert len(build(meta)) == 55
+
+
+def test_a_new_time_without_a_change_leaves_the_index(build, tmp_path, monkeypatch):
+    meta = tiny_mmpr.write_good(tmp_path)
+    before = build(meta)
+    os.utime(tmp_path / "images/0.png", (5, 5))
+    assert build(meta).directory == before.directory
+    monkeypatch.setattr(shards, "visit", None)  # the new time is known by now
+    assert build(meta).directory == before.directory
+
+
+def test_an_edit_that_keeps_the_size_is_seen(build, tmp_path):
+    """Anywhere in a file, also in what a sample of blocks would not read."""
+    lines = [tiny_mmpr.pair(i, chosen="x" * 9000) for i in range(2500)]
+    path = tiny_mmpr.write_lines(tmp_path / "a.jsonl", lines)
+    meta = tiny_mmpr.write_meta(tmp_path, {"a": {"root": ".", "annotation": "a.jsonl"}})
+    assert path.stat().st_size > 20 << 20
+    store = stores.LooseStore()
+    (source,) = records.load_meta(meta)
+    before, status = store.digest(source), path.stat()
+    with open(path, "rb+") as file:
+        file.seek(9_000_000)
+        at = file.tell() + file.read(20_000).index(b"Question") + len("Question ")
+        file.seek(at)
+        assert file.read(1).isdigit()
+        file.seek(at)
+        file.write(b"9" if path.read_bytes()[at : at + 1] != b"9" else b"8")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert store.digest(source) != before
+
+
+def test_the_remedy_of_changed_files_works(build, tokenizer_path, tmp_path):
+    """What the loader advises: start again, after touch where even the time is old."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    built = build(meta)
+    path = tmp_path / "images/0.png"
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[-20] ^= 1  # the same size, and in a moment the same time
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def load(built):
+        loader = pipeline.ExampleLoader(built, str(tokenizer_path), tiny_mmpr.POLICY)
+        return [loader(number) for number in range(len(built))]
+
+    with pytest.raises(ValueError, match="start again: .* touched first"):
+        load(built)
+    path.touch()
+    again = build(meta)
+    assert len(load(again)) == len(again) < 55  # its checksum is wrong: left out
+
+
+def builds_at_once(meta, out, tokenizer_path, count):
+    code = (
+        "import sys, tiny_mmpr\n"
+        "from mpo_jax.data import index\n"
+        "built = index.build_index(sys.argv[1], sys.argv[2], workers=1,"
+        " shard_bytes=400, tokenizer_path=sys.argv[3], policy=tiny_mmpr.POLICY)\n"
+        "print(built.directory.name, built.content_hash)\n"
+    )
+    folder = pathlib.Path(tiny_mmpr.__file__).parent
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(meta), str(out), str(tokenizer_path)],
+            env={**os.environ, "PYTHONPATH": f"{folder}:{folder.parent}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def test_builds_at_once_give_one_index(build, tokenizer_path, tmp_path):
+    """One of them is killed, which disturbs neither the others nor the next."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    whole = build(meta, tmp_path / "whole")
+    out = tmp_path / "out"
+    first, *others = builds_at_once(meta, out, tokenizer_path, 3)
+    while first.poll() is None and not list(out.glob("shards/*/*")):
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    for process in others:
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert printed.split() == [whole.directory.name, whole.content_hash]
+    assert_same(build(meta, out), whole)
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("moment", ["part", "merge", "rename"])
+def test_another_build_at_any_moment(build, tmp_path, monkeypatch, moment):
+    """A second build runs from start to end inside the first."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    inside = []
+
+    def other():
+        if not inside:
+            inside.append(None)
+            inside.append(build(meta))
+
+    if moment == "part":
+        real = shards.write_whole
+
+        def write_whole(path, write):
+            def slow(temporary):
+                write(temporary)
+                other()
+
+            real(path, slow)
+
+        monkeypatch.setattr(shards, "write_whole", write_whole)
+    else:
+        name = "_merge_tables" if moment == "merge" else "_merge_ledgers"
+        real = getattr(index_build, name)
+
+        def merge(*args):
+            other()
+            return real(*args)
+
+        monkeypatch.setattr(index_build, name, merge)
+    built = build(meta)
+    assert built.directory == inside[1].directory
+    assert_same(built, inside[1])
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_images_that_change_between_visit_and_merge(build, tmp_path, monkeypatch):
+    """Another build has seen the change and replaced the parts."""
+    meta = tiny_mmpr.write_good(tmp_path)
+    real, inside = index_build._merge_tables, []
+
+    def merge(*args):
+        if not inside:
+            inside.append(None)
+            (tmp_path / "images/1.png").unlink()
+            inside.append(build(meta))
+        return real(*args)
+
+    monkeypatch.setattr(index_build, "_merge_tables", merge)
+    built = build(meta)
+    assert len(built) == 50 and built.directory == inside[1].directory
+
+
+def test_an_index_that_was_taken_apart_is_made_again(build, tmp_path):
+    meta = tiny_mmpr.write_good(tmp_path)
+    built = build(meta)
+    (built.directory / "manifest.json").unlink()
+    assert build(meta).directory == built.directory
 
 
 def test_chosen_only_takes_records_without_a_rejected_side(build, tmp_path):
@@ -290,14 +556,6 @@ def test_hash_frames_its_parts(tmp_path):
         digest("a", "b", "c", second, first),
     }
     assert len(different) == 8
-
-
-def test_duplicates(build, tmp_path):
-    lines = [tiny_mmpr.pair(number) for number in (1, 2, 1, 3, 2, 1)]
-    tiny_mmpr.write_lines(tmp_path / "a.jsonl", lines)
-    meta = tiny_mmpr.write_meta(tmp_path, {"a": {"root": ".", "annotation": "a.jsonl"}})
-    groups = sorted(group.tolist() for group in index.duplicates(build(meta)))
-    assert groups == [[0, 2, 5], [1, 4]]
 
 
 def test_effective_follows_repeat_time(build, tmp_path):
@@ -347,7 +605,7 @@ def test_stale_and_foreign_files_are_named(build, tmp_path):
     with open(tmp_path / "text.jsonl", "ab") as file:
         file.write(b"\n")
     assert built.record(0).line == 1
-    with pytest.raises(ValueError, match="text.jsonl.*prepare_data.py again"):
+    with pytest.raises(ValueError, match="text.jsonl.*start again"):
         built.record(54)
     with pytest.raises(IndexError):
         built.record(55)
@@ -355,7 +613,7 @@ def test_stale_and_foreign_files_are_named(build, tmp_path):
         index.load_index(tmp_path)
     manifest = built.directory / "manifest.json"
     manifest.write_text(json.dumps({"format": index_build.FORMAT + 1}))
-    with pytest.raises(ValueError, match="format 2, this version reads 1"):
+    with pytest.raises(ValueError, match="format 3, this version reads 2"):
         index.load_index(built.directory)
 
 
@@ -376,7 +634,7 @@ def test_unexpected_errors_name_the_record(build, tmp_path, monkeypatch):
         raise ZeroDivisionError("boom")
 
     monkeypatch.setattr(images, "tile_count", fail)
-    with pytest.raises(RuntimeError, match="single.jsonl, record at position 0.*boom"):
+    with pytest.raises(RuntimeError, match=r"\.jsonl, record at position \d+.*boom"):
         build(meta)
 
 
@@ -397,7 +655,7 @@ def test_empty_annotation(build, tmp_path):
     built = build(meta)
     assert len(built) == 0 and len(built.hash) == 0
     assert len(index.effective(built, seed=0, epoch=0)) == 0
-    assert list(index.duplicates(built)) == []
+    assert list(likeness.equal(built)) == []
 
 
 def test_bad_arguments(build, tmp_path):
@@ -435,7 +693,7 @@ def test_three_million_rows_load_in_seconds(build, tmp_path):
     with pytest.warns(UserWarning):
         index.effective(loaded, seed=0, epoch=0)
     elapsed = time.monotonic() - start
-    assert size == rows * 64
+    assert size == rows * 92
     assert elapsed < 20, elapsed  # about a second on a quiet core
     assert bytes(loaded.hash[12345]) == raw[12345 * 16 : 12346 * 16].tobytes()
     shutil.rmtree(tmp_path / "out")

@@ -202,7 +202,7 @@ def test_record_that_went_bad_stops_the_run(plan, workers):
     loader = functools.partial(load_but_fail, bad=bad, detail=detail)
     want = (
         rf"batch \d+, record {bad}: image_missing: a.jsonl, line 9: cat.png is gone.*"
-        "run prepare_data again"
+        "start again"
     )
     with pytest.raises(pipeline.LoadError, match=want):
         collect(plan, loader, workers=workers, threads=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import tracemalloc
 
@@ -24,133 +25,6 @@ def parse(record, *, max_bytes=1000, chosen_only=False):
         max_bytes=max_bytes,
         chosen_only=chosen_only,
     )
-
-
-def write_meta(folder, entries):
-    path = folder / "meta.json"
-    path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
-    (folder / "a.jsonl").touch()
-    return path
-
-
-# meta.json
-
-
-def test_real_meta(shared):
-    folder = shared / "data" / "pref_mathv_real"
-    (source,) = records.load_meta(folder / "meta.json")
-    assert source.name == "mathv_testmini_correctness_pairs"
-    assert source.root == str(folder.absolute())
-    assert source.length == 218 and source.repeat_time == 1
-    lines = list(records.iter_lines(source.annotation, max_bytes=100_000))
-    assert len(lines) == 218
-    for offset, number, line in lines:
-        record = records.parse_record(
-            line, source=source, line_number=number, max_bytes=100_000
-        )
-        assert len(record.images) == 1 and record.images[0].startswith(source.root)
-        again = records.read_record(
-            source, offset, line_number=number, max_bytes=100_000
-        )
-        assert again == record
-
-
-def test_meta_fields(tmp_path):
-    path = write_meta(
-        tmp_path,
-        {
-            "one/with slash": {"root": "i", "annotation": "a.jsonl"},
-            "two": {
-                "root": "/absolute",
-                "annotation": str(tmp_path / "a.jsonl"),
-                "data_augment": False,
-                "repeat_time": 0.5,
-                "length": 3,
-                "max_dynamic_patch": 6,
-                "note": "unknown fields are warned of",
-            },
-        },
-    )
-    one, two = records.load_meta(path)
-    assert one == records.Source(
-        name="one/with slash",
-        root=str(tmp_path / "i"),
-        annotation=str(tmp_path / "a.jsonl"),
-    )
-    assert (two.root, two.repeat_time, two.length, two.max_tiles) == (
-        "/absolute",
-        0.5,
-        3,
-        6,
-    )
-
-
-def test_reroot(tmp_path):
-    entries = {
-        "a": {"root": "/mnt/c/MMPR/images", "annotation": "/mnt/c/MMPR/a.jsonl"},
-        "b": {"root": "/mnt/c/MMPR2", "annotation": "a.jsonl"},
-    }
-    path = write_meta(tmp_path, entries)
-    moved, kept = records.load_meta(path, reroot=f"/mnt/c/MMPR/={tmp_path}")
-    assert moved.root == str(tmp_path / "images")
-    assert moved.annotation == str(tmp_path / "a.jsonl")
-    assert kept.root == "/mnt/c/MMPR2"  # only whole path components match
-    assert records.load_meta(path, reroot="/mnt/c/MMPR=.")[0] == moved
-    with pytest.raises(FileNotFoundError, match="reroot OLD=NEW"):
-        records.load_meta(path)
-    with pytest.raises(ValueError, match="must read OLD=NEW"):
-        records.load_meta(path, reroot="/mnt/c/MMPR")
-    write_meta(tmp_path, {"b": entries["b"]})
-    with pytest.raises(ValueError, match="begins with '/elsewhere'"):
-        records.load_meta(path, reroot="/elsewhere=/x")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"root": None}, "root must be a path, got None"),
-        ({"root": "s3://bucket/x"}, "is a URL"),
-        ({"annotation": 3}, "annotation must be a path, got 3"),
-        ({"annotation": "a.json"}, "must end in .jsonl"),
-        ({"repeat_time": "1"}, "repeat_time must be a number >= 0, got '1'"),
-        ({"repeat_time": -1}, "repeat_time must be a number"),
-        ({"repeat_time": True}, "repeat_time must be a number"),
-        ({"repeat_time": float("nan")}, "repeat_time must be a number"),
-        ({"max_dynamic_patch": 0}, "max_dynamic_patch must be a whole number >= 1"),
-        ({"max_dynamic_patch": 6.0}, "max_dynamic_patch must be a whole number"),
-        ({"length": "many"}, "length must be a whole number"),
-        ({"data_augment": "no"}, "data_augment must be true or false"),
-        ({"data_augment": True}, "source 'math': data_augment is true.*reference"),
-        ({"repeat_tme": 1}, "unknown field 'repeat_tme'; is 'repeat_time' meant"),
-    ],
-)
-def test_bad_meta_fields(tmp_path, change, message):
-    entry = {"root": ".", "annotation": "a.jsonl", **change}
-    path = write_meta(tmp_path, {"math": entry})
-    with pytest.raises(ValueError, match=message):
-        records.load_meta(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"a": {},}', "not valid JSON.*line 1"),
-        ("[" * 100_000, "not valid JSON"),
-        ('{"\\ud800": {}}', "not valid JSON.*surrogates"),
-        ("[]", "one entry per source"),
-        ("{}", "one entry per source"),
-        ('{"a": []}', "source 'a': must be an object"),
-        ('{"a": {}, "a": {}}', r"repeated keys \['a'\]"),
-    ],
-)
-def test_bad_meta_files(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        records.load_meta(write_meta(tmp_path, text))
-
-
-def test_missing_meta(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.json"):
-        records.load_meta(tmp_path / "none.json")
 
 
 # Lines
@@ -297,8 +171,8 @@ def drop(key):
         ({**GOOD, "image": "x/../../a"}, "image_missing", "below the root"),
         ({**GOOD, "image": ["a", "/etc/a"]}, "image_missing", "'/etc/a'"),
         ({**GOOD, "image": "."}, "image_missing", "below the root"),
-        ({**GOOD, "image": "a\0b"}, "image_missing", "below the root"),
-        ({**GOOD, "image": "\udcff"}, "image_missing", "below the root"),
+        ({**GOOD, "image": "a\0b"}, "bad_field", "holds a NUL character"),
+        ({**GOOD, "image": "\udcff"}, "bad_field", "surrogate at character 0"),
         ({**drop("image"), "video": "v.mp4"}, "unsupported", "video is 'v.mp4'"),
         ({**GOOD, "system_prompt": "Be"}, "unsupported", "system_prompt is 'Be'"),
     ],
@@ -307,6 +181,37 @@ def test_bad_records(record, reason, detail):
     with pytest.raises(ledger.BadRecord, match=detail) as caught:
         parse(record, max_bytes=3000 if isinstance(record, dict) else 1000)
     assert caught.value.reason == reason
+
+
+def test_keys_that_stand_twice():
+    twice = b'{"question": "Q?", "chosen": "yes", "chosen": "y", "rejected": "no"}'
+    with pytest.raises(ledger.BadRecord, match="'chosen' stands twice"):
+        parse(twice)
+    notes = b'{"question": "Q?", "chosen": "y", "rejected": "n", "meta": {"a":1,"a":2}}'
+    assert parse(notes).chosen == "y"  # not ours to judge
+
+
+def test_unread_fields_of_good_records_are_counted():
+    unread = collections.Counter[str]()
+    for record in (
+        {**GOOD, "context": "A long story.", "id": 3},
+        {**GOOD, "context": "", "margin": 0.5, "x" * 100: 1},
+        {**GOOD, "context": "lost with the record", "chosen": ""},
+    ):
+        line = json.dumps(record).encode()
+        try:
+            records.parse_record(
+                line, source=SOURCE, line_number=1, max_bytes=1000, unread=unread
+            )
+        except ledger.BadRecord:
+            continue
+    assert unread == {"context": 1, "margin": 1, "x" * 60: 1}
+    for n in range(100):  # names are not hoarded
+        line = json.dumps({**GOOD, f"field{n}": "x"}).encode()
+        records.parse_record(
+            line, source=SOURCE, line_number=1, max_bytes=1000, unread=unread
+        )
+    assert len(unread) == records.MAX_NOTED + 1 and unread.total() == 103
 
 
 def test_deep_nesting_and_huge_numbers_are_bad_json():
@@ -330,7 +235,10 @@ SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 JSON = SCALAR | st.lists(TEXT | st.lists(SCALAR, max_size=1), max_size=3)
 
 
-@given(st.fixed_dictionaries({}, optional={key: JSON for key in (*GOOD, "video")}))
+KEYS = (*GOOD, "video", "images", "prompt", "messages", "note", "Image", "system")
+
+
+@given(st.fixed_dictionaries({}, optional={key: JSON for key in KEYS}))
 def test_any_json_gives_a_record_or_a_reason(record):
     try:
         parsed = parse(record, max_bytes=100_000)

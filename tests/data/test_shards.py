@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -266,6 +267,107 @@ def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypa
         shard_writer.write_shards(metas["broken"], target)
 
 
+def image_bytes(folder):
+    store = array_records.ShardStore(folder)
+    return [store.image(number) for number in range(4)]
+
+
+@pytest.fixture
+def mutable(world, tmp_path):
+    """A copy of the good data that a test may change, and where its shards go."""
+    shutil.copytree(world[0] / "good", tmp_path / "data")
+    return tmp_path / "data", tmp_path / "shards"
+
+
+def test_images_that_come_after_the_shards_are_written_too(mutable):
+    data, target = mutable
+    (data / "images/1.png").rename(data / "1.png")
+    notes = []
+    meta = data / "meta.json"
+    shard_writer.write_shards(meta, target, progress=notes.append)
+    assert "1 of 4 image files are missing (the first: " in " ".join(notes)
+    assert [data is None for data in image_bytes(target)] == [False, True, False, False]
+    (data / "1.png").rename(data / "images/1.png")
+    notes.clear()
+    shard_writer.write_shards(meta, target, progress=notes.append)
+    assert "1 images are not those" in " ".join(notes)
+    assert None not in image_bytes(target)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["data", "shards"]
+
+
+def test_shards_do_not_keep_the_pixels_of_replaced_images(mutable):
+    data, target = mutable
+    meta = data / "meta.json"
+    before = shard_writer.write_shards(meta, target).fingerprint
+    (data / "images/0.png").touch()  # another time, the same bytes
+    stamp = (target / "shards.json").stat().st_mtime_ns
+    assert shard_writer.write_shards(meta, target).fingerprint == before
+    assert (target / "shards.json").stat().st_mtime_ns == stamp
+    tiny_mmpr.write_image(data / "images/2.png", seed=7)
+    assert shard_writer.write_shards(meta, target).fingerprint != before
+    assert (data / "images/2.png").read_bytes() in image_bytes(target)
+
+
+def test_shards_are_not_lost_to_images_that_are_gone(mutable):
+    """To delete the loose images is a reason to have shards."""
+    data, target = mutable
+    meta = data / "meta.json"
+    before = shard_writer.write_shards(meta, target).fingerprint
+    (data / "images/1.png").rename(data / "1.png")
+    notes = []
+    again = shard_writer.write_shards(meta, target, progress=notes.append)
+    assert again.fingerprint == before and "1 image files are gone" in notes[0]
+    tiny_mmpr.write_image(data / "images/0.png", seed=7)
+    with pytest.raises(ValueError, match="put those back, or name another folder"):
+        shard_writer.write_shards(meta, target)
+    assert array_records.ShardStore(target).fingerprint == before
+    (data / "1.png").rename(data / "images/1.png")  # the remedy
+    assert shard_writer.write_shards(meta, target).fingerprint != before
+
+
+def test_shards_without_images_are_not_written(mutable):
+    data, target = mutable
+    (data / "images").rename(data / "elsewhere")
+    wanted = "4 of 4 image files are missing.*'single' has root .*images .no folder."
+    with pytest.raises(ValueError, match=wanted):
+        shard_writer.write_shards(data / "meta.json", target)
+    assert [path.name for path in target.parent.iterdir()] == ["data"]
+    (data / "elsewhere").rename(data / "images")
+    assert None not in image_bytes(
+        shard_writer.write_shards(data / "meta.json", target).directory
+    )
+
+
+def test_a_folder_of_something_else_is_left_alone(mutable):
+    data, target = mutable
+    target.mkdir()
+    (target / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds something else.*name another folder"):
+        shard_writer.write_shards(data / "meta.json", target)
+    (target / "thesis.tex").unlink()
+    shard_writer.write_shards(data / "meta.json", target)
+
+
+def test_two_calls_write_one_set(mutable):
+    """The second waits for the first, and finds what it has written."""
+    data, target = mutable
+    code = (
+        "import sys\n"
+        "from mpo_jax.data import shard_writer\n"
+        "print(shard_writer.write_shards(*sys.argv[1:]).fingerprint)\n"
+    )
+    command = [sys.executable, "-c", code, str(data / "meta.json"), str(target)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    while started[0].poll() is None and not list(target.parent.glob("*.building")):
+        time.sleep(0.01)
+    started[0].kill()
+    started[0].communicate()
+    printed = [process.communicate(timeout=200)[0] for process in started[1:]]
+    assert [process.returncode for process in started[1:]] == [0, 0]
+    assert printed[0] == printed[1]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["data", "shards"]
+
+
 def test_limits_that_shards_cannot_serve(world, tmp_path):
     with pytest.raises(ValueError, match="longer lines than 1000000 were cut"):
         build(
@@ -276,6 +378,27 @@ def test_limits_that_shards_cannot_serve(world, tmp_path):
         )
     with pytest.raises(ValueError, match="reroot='a=b'.*leave it empty"):
         build(world, world[0] / "good-shards", tmp_path / "out", reroot="a=b")
+
+
+def test_shards_know_where_images_were_looked_for(world, tmp_path, monkeypatch):
+    """Absolute paths, an empty root and reroot give the same as the loose files."""
+    image = tiny_mmpr.write_image(tmp_path / "images" / "a.png")
+    lines = [tiny_mmpr.pair(0, image=str(image)), tiny_mmpr.pair(1, image="/mnt/a.png")]
+    tiny_mmpr.write_lines(tmp_path / "a.jsonl", lines)
+    roots = {"any": "", "top": "/", "images": "images", "other": "/mnt"}
+    sources = {key: {"root": r, "annotation": "a.jsonl"} for key, r in roots.items()}
+    meta = tiny_mmpr.write_meta(tmp_path, sources)
+    rule = "/mnt=images"
+    loose = build(world, meta, tmp_path / "loose", reroot=rule)
+    assert [counts.kept for counts in loose.counts] == [2, 2, 2, 2]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shard_writer.write_shards("~/meta.json", tmp_path / "shards", reroot=rule)
+    with pytest.raises(ValueError, match="holds the shards of other annotations"):
+        shard_writer.write_shards(meta, tmp_path / "shards", reroot="/mnt=elsewhere")
+    image.unlink()
+    sharded = build(world, "~/shards", tmp_path / "out")
+    assert sharded.content_hash == loose.content_hash
+    assert sharded.record(0) == loose.record(0)
 
 
 def test_text_only_data_has_no_images(world, tmp_path):

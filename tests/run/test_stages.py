@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_runs as helpers
 
+from mpo_jax import config
 from mpo_jax.data import ledger, shard_writer
 from mpo_jax.models import flops
 from mpo_jax.run import setup, stages, train
@@ -127,3 +128,91 @@ def test_dry_run_takes_a_profile_window(world, root, tmp_path):
     bad = start("20")
     assert bad.returncode == 1
     assert "--profile='20': write START:COUNT" in " ".join(bad.stderr.split())
+
+
+def prepare(cfg, workdir):
+    """The stages before training, on one device."""
+    run = setup.setup(cfg, workdir, devices=ONE)
+    index = stages.prepare_index(run, cfg.data.meta)
+    plan = stages.make_plan(run, index)
+    counts = stages.write_ledger(run, index, plan)
+    stages.describe(run, index, plan, plan.num_batches, counts)
+
+
+def poor_meta(world, folder, **change):
+    """The training pairs, and a source that leaves out what `change` says."""
+    meta = json.loads(world["meta"].read_text())
+    name, entry = next(iter(meta.items()))
+    for each in meta.values():
+        for key in ("root", "annotation"):
+            each[key] = str(world["meta"].parent / each[key])
+    path = folder / "meta.json"
+    path.write_text(json.dumps({name: entry, "poor": {**entry, **change}}))
+    return path
+
+
+def test_a_source_that_gives_nothing_stops_the_run_or_is_named(world, tmp_path, capfd):
+    cfg = helpers.small(world)
+    cfg.data.meta = str(poor_meta(world, tmp_path, root=str(tmp_path / "imagez")))
+    wanted = r"(?s)1 of 2 sources leave out more than data.max_left_out=0.5.*'poor' .*"
+    wanted += "imagez is no folder.*raise data.max_left_out"
+    with pytest.raises(ValueError, match=wanted):
+        prepare(cfg, tmp_path / "run")
+    cfg.data.max_left_out = 1.0  # the remedy
+    prepare(cfg, tmp_path / "run")
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "Warning: source 'poor' leaves out" in printed
+
+
+def test_a_source_too_long_for_every_row(world, tmp_path, capfd):
+    """It is counted once, and no row shape is described by nothing."""
+    cfg = helpers.small(world)
+    cfg.data.meta = str(poor_meta(world, tmp_path))
+    run = setup.setup(cfg, tmp_path / "run", devices=ONE)
+    index = stages.prepare_index(run, cfg.data.meta)
+    half = len(index) // 2
+    assert [counts.kept for counts in index.counts] == [half, half]
+    index.__dict__["prompt_tokens"] = np.where(index.source == 1, 9999, 20)
+    with pytest.raises(ValueError, match="'poor' leaves out .* as too_long .*budgets"):
+        stages.make_plan(run, index)
+    cfg.data.max_left_out = 1.0
+    cfg.rows.long = config.RowShapeConfig(5000, 900, 900, 16, 2)
+    plan = stages.make_plan(run, index)
+    counts = stages.write_ledger(run, index, plan)
+    stages.describe(run, index, plan, plan.num_batches, counts)
+    printed = " ".join(capfd.readouterr().err.split())
+    assert f"{half} pairs indexed, {half} left out, {half} of them too long" in printed
+    assert "Row shape 1 is used by no pair." in printed
+    assert "Fill of row shape 0: prompt" in printed and ": ." not in printed
+
+
+@pytest.mark.parametrize(
+    "repeat, text",
+    [
+        (0.001, "'poor' gives no pair: repeat_time 0.001 of .* raise repeat_time to"),
+        (0, "every repeat_time is 0"),
+    ],
+)
+def test_an_epoch_without_pairs_is_explained(world, tmp_path, repeat, text):
+    cfg = helpers.small(world)
+    path = poor_meta(world, tmp_path, repeat_time=repeat)
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({"poor": meta["poor"]}))
+    cfg.data.meta = str(path)
+    with pytest.raises(ValueError, match=f"an epoch has no pair.*{text}"):
+        prepare(cfg, tmp_path / "run")
+
+
+def test_images_that_come_are_found_by_the_next_start(world, tmp_path):
+    """What the message advises, followed."""
+    images = tmp_path / "images"
+    cfg = helpers.small(world)
+    path = poor_meta(world, tmp_path, root=str(images))
+    meta = json.loads(path.read_text())
+    root = next(iter(meta.values()))["root"]
+    path.write_text(json.dumps({"poor": meta["poor"]}))
+    cfg.data.meta = str(path)
+    with pytest.raises(ValueError, match="no usable record.*start again"):
+        prepare(cfg, tmp_path / "run")
+    shutil.copytree(root, images)
+    prepare(cfg, tmp_path / "run")

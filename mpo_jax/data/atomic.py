@@ -1,0 +1,180 @@
+"""Files and folders that appear whole, beside other processes that write the same.
+
+Whatever is being written has a name of its own that ends in ``.tmp``, and its writer
+holds a lock on it. The kernel frees the lock when the writer ends, however it ends, so
+that :func:`clean` can tell what a killed process has left from what is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+from absl import logging
+
+_OWN = re.compile(r"\.[0-9a-f]{12}\.tmp$")
+_ALIVE = ".alive"  # the lock of a folder, inside it
+_NO_LOCKS = frozenset(
+    {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+)
+# Another user's, or on a disk that may only be read: theirs to remove.
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_LONG_S = 86_400.0
+"""Where a file system has no locks, what is older than this is taken for dead."""
+
+
+def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Write a file under a name of its own, then rename: whole or not at all.
+
+    Args:
+      path: the file; the last of several writers wins.
+      write: writes the file that it is given, which exists and is empty.
+    """
+    temporary = _own_name(path)
+    try:
+        with _locked(temporary):
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, renamed to `target` when the block ends well.
+
+    Where `target` has come into being meanwhile, that one stays and ours is dropped.
+    """
+    building = _own_name(target)
+    building.mkdir(parents=True)
+    try:
+        with _locked(building / _ALIVE):
+            yield building
+            try:
+                os.rename(building, target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            else:
+                (target / _ALIVE).unlink()
+    finally:
+        shutil.rmtree(building, ignore_errors=True)  # gone, if it was renamed
+
+
+@contextlib.contextmanager
+def alone(path: pathlib.Path, *, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`; whoever else wants it waits until we end.
+
+    Args:
+      path: made, and removed at the end.
+      waiting: called once if another process holds it.
+    """
+    with _locked(path, waiting=waiting):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def clean(folder: pathlib.Path) -> None:
+    """Remove what killed processes have left in a folder; live ones keep theirs."""
+    for path in folder.iterdir():
+        if not _OWN.search(path.name):  # a stranger's
+            continue
+        lock = path / _ALIVE if path.is_dir() else path
+        try:
+            fd = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:  # renamed just now, or a folder made just now
+            _remove_if_old(path)
+            continue
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+        except BlockingIOError:
+            logging.debug("%s is being written by another process", path)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _remove_if_old(path)
+        finally:
+            os.close(fd)
+
+
+def _own_name(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def _locked(
+    path: pathlib.Path, *, waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Make a file and hold a lock on it; the file stays."""
+    fd = -1
+    try:
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _wait_for(fd, waiting)
+            # Whoever held the lock before may have removed the file.
+            if _is_at(fd, path):
+                break
+            os.close(fd)
+            fd = -1
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _wait_for(fd: int, waiting: Callable[[], None] | None) -> None:
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logging.debug("the file system has no locks: %s", error)
+
+
+def _is_at(fd: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_if_old(path: pathlib.Path) -> None:
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if age > _LONG_S:
+        _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logging.warning("%s of a killed process cannot be removed: %s", path, error)
