@@ -16,49 +16,12 @@ from hypothesis import strategies as st
 from mpo_jax.data import index, page, page_records, shard_writer
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Three sources; `a` repeats a record of its own, `b` one of `a`."""
-    folder = tmp_path_factory.mktemp("report")
-    tokenizer = tiny_mmpr.write_tokenizer(folder / "tokenizer")
-    tiny_mmpr.write_image(folder / "i.png", 90, 40)
-    tiny_mmpr.write_lines(
-        folder / "a.jsonl",
-        [tiny_mmpr.pair(1), tiny_mmpr.pair(1), tiny_mmpr.pair(2), b"broken <b>line"],
-    )
-    evil = "<script>alert(1)</script>"
-    tiny_mmpr.write_lines(
-        folder / "b.jsonl",
-        [
-            tiny_mmpr.pair(1),
-            tiny_mmpr.pair(5, image="i.png", chosen=evil, question='Q" & <i>?'),
-            tiny_mmpr.pair(6, chosen="z" * 7000),
-        ],
-    )
-    (folder / "c.jsonl").touch()
-    sources = {
-        name: {"root": ".", "annotation": f"{key}.jsonl", **more}
-        for name, key, more in [
-            ("a", "a", {"repeat_time": 3, "length": 4}),
-            ("<b>", "b", {"repeat_time": 0.5}),
-            ("c", "c", {}),
-        ]
-    }
-    return index.build_index(
-        tiny_mmpr.write_meta(folder, sources),
-        folder / "out",
-        tokenizer_path=tokenizer,
-        policy=tiny_mmpr.POLICY,
-        workers=1,
-    )
-
-
-def test_pick_lets_sources_take_turns(built):
-    assert page_records.pick(built, 100) == list(range(6))
+def test_pick_lets_sources_take_turns(three_sources):
+    assert page_records.pick(three_sources, 100) == list(range(6))
     for seed in range(5):
-        picked = page_records.pick(built, 2, seed=seed)
-        assert sorted(built.source[picked]) == [0, 1]
-    assert page_records.pick(built, 0) == []
+        picked = page_records.pick(three_sources, 2, seed=seed)
+        assert sorted(three_sources.source[picked]) == [0, 1]
+    assert page_records.pick(three_sources, 0) == []
 
 
 def test_marks_are_the_differing_words():
@@ -94,8 +57,8 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_escaped_balanced_and_self_contained(built):
-    text = page.render_page(built, sample=6, title="A <title>")
+def test_page_is_escaped_balanced_and_self_contained(three_sources):
+    text = page.render_page(three_sources, sample=6, title="A <title>")
     tags = Tags()
     tags.feed(text)
     assert tags.open == []  # every tag is closed, in order
@@ -114,12 +77,12 @@ def test_page_is_escaped_balanced_and_self_contained(built):
     assert "a.jsonl:4" in text
 
 
-def test_changed_files_are_shown_as_such(built):
-    path = built.directory.parents[1] / "i.png"
+def test_changed_files_are_shown_as_such(three_sources):
+    path = three_sources.directory.parents[1] / "i.png"
     data = path.read_bytes()
     path.write_bytes(b"gone")
     try:
-        text = page.render_page(built, sample=6, title="t")
+        text = page.render_page(three_sources, sample=6, title="t")
     finally:
         path.write_bytes(data)
     assert "image_unreadable" in text and "<img" not in text
@@ -163,19 +126,19 @@ def test_what_the_page_holds_is_bounded(build, tmp_path, monkeypatch):
     lines += [tiny_mmpr.pair(i, image="/9j/" + "A" * 100_000) for i in range(30)]
     tiny_mmpr.write_lines(tmp_path / "a.jsonl", lines)
     meta = tiny_mmpr.write_meta(tmp_path, {"a": {"root": ".", "annotation": "a.jsonl"}})
-    built = build(meta)
+    three_sources = build(meta)
     monkeypatch.setattr(page_records, "MAX_RECORDS", 10)
-    one = len(page.render_page(built, sample=1, title="t"))
-    text = page.render_page(built, sample=1000, title="t")
+    one = len(page.render_page(three_sources, sample=1, title="t"))
+    text = page.render_page(three_sources, sample=1000, title="t")
     assert text.count("<article") == 10 and len(text) < 10 * one
     assert text.count("<td>a</td>") <= page.MAX_ENTRIES + 1 and "and 10 more" in text
     assert len(re.sub(r"data:image\S+", "", text)) < 100_000
 
 
 def test_the_picture_budget_is_one_for_all_records(build, tmp_path):
-    built = build(tiny_mmpr.write_good(tmp_path / "data"))
+    three_sources = build(tiny_mmpr.write_good(tmp_path / "data"))
     pictures = page_records.Pictures(1_000_000, left=1)
-    articles = [page_records.article(built, i, [], pictures) for i in range(3)]
+    articles = [page_records.article(three_sources, i, [], pictures) for i in range(3)]
     assert [text.count("<img") for text in articles] == [1, 0, 0]
     assert all("the page is full" in text for text in articles[1:])
 

@@ -125,7 +125,10 @@ def test_every_script_explains_its_errors(root):
 @pytest.mark.parametrize(
     "error, text",
     [
-        ("PermissionError(13, 'Permission denied', '/a[b]')", "/a[b]: Permission denied; get"),
+        (
+            "PermissionError(13, 'Permission denied', '/a[b]')",
+            "/a[b]: Permission denied; get",
+        ),
         ("OSError(28, 'No space left on device', '/x')", "No space left on device"),
         ("IsADirectoryError(21, 'Is a directory', '/x')", "Is a directory"),
         ("TimeoutError(110, 'Connection timed out')", "timed out"),
