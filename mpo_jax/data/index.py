@@ -180,6 +180,11 @@ class Index:
         """
         return self.fetch(number)[0]
 
+    def where(self, number: int) -> str:
+        """Annotation and line of record `number`, for messages; nothing is read."""
+        source = self.sources[int(self.source[number])]
+        return f"{source.annotation}, line {self.line[number]}"
+
     def fetch(self, number: int) -> tuple[PreferenceRecord, stores.Read]:
         """Record `number` and a reader of its images, each read at most once.
 

@@ -80,8 +80,7 @@ class ExampleLoader:
           ValueError: its text or images have changed since it was indexed.
         """
         index = self._index
-        file = index.sources[index.source[number]].annotation
-        where = f"{file}, line {index.line[number]}"
+        where = index.where(number)
         try:
             record, read = index.fetch(number)
             if shards.record_hash(record, read) != index.hash[number].tobytes():

@@ -12,6 +12,7 @@ from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring, setup, stages
 from mpo_jax.train import state, step
 from mpo_jax.utils import metrics as metrics_lib
+from mpo_jax.utils import progress
 
 
 class HeldOut:
@@ -39,8 +40,15 @@ class HeldOut:
         ids = np.arange(len(self._index))
         self.scorer = scoring.scorer(run, self._index, ids)
         self._plan = self.scorer.plan(ids)
-        left_out = [item.record_id for item in self._plan.too_long]
-        self.record_ids = np.setdiff1d(ids, left_out)
+        too_long = self._plan.too_long
+        if too_long:
+            progress.console().print(
+                f"{len(too_long)} of {len(ids)} held-out pairs fit no row shape: they "
+                f"are not scored; the first: {self._index.where(too_long[0].record_id)}: "
+                f"{too_long[0].detail}.",
+                markup=False,
+            )
+        self.record_ids = np.setdiff1d(ids, [item.record_id for item in too_long])
         self.logps = None
         if weights:
             self.logps = scoring.prepare_reference(

@@ -8,14 +8,12 @@ the policy computes must agree, response by response, up to rounding.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from mpo_jax import config as config_lib
-from mpo_jax.data.index import Index
 from mpo_jax.losses import mixture, preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
@@ -119,7 +117,7 @@ def check(
         return found
     rms, largest = reference_lib.tolerances(dtype)
     lines = [
-        f"  {_name(scorer.index, int(found.record_ids[i]))}: "
+        f"  {scorer.index.where(int(found.record_ids[i]))}: "
         f"cached {_pair(found.cached[i])}, now {_pair(found.found[i])}"
         for i in found.worst(_SHOWN)
     ]
@@ -166,11 +164,6 @@ def preference_part(
         return total
 
     return part(found.found), part(found.cached)
-
-
-def _name(index: Index, number: int) -> str:
-    file = index.sources[index.source[number]].annotation
-    return f"{pathlib.Path(file).name}:{index.line[number]}"
 
 
 def _pair(values: np.ndarray) -> str:

@@ -138,10 +138,9 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
 def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
     if plan.too_long:
         first = plan.too_long[0]
-        file = index.sources[index.source[first.record_id]].annotation
         return (
-            f"no record fits the row shapes; the first is {file}, line "
-            f"{index.line[first.record_id]}: {first.detail}; raise the budgets in "
+            f"no record fits the row shapes; the first is "
+            f"{index.where(first.record_id)}: {first.detail}; raise the budgets in "
             "config.rows"
         )
     found = shares.poor(shares.shares(index))

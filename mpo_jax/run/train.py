@@ -350,8 +350,5 @@ def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
 
 def _name_records(index: Index, rows: list[np.ndarray]) -> str:
     ids = np.concatenate(rows)
-    shown = ", ".join(
-        f"{pathlib.Path(record.file).name}:{record.line}"
-        for record in (index.record(int(number)) for number in ids[:8])
-    )
-    return f"{len(ids)} pairs: {shown}{', …' if len(ids) > 8 else ''}"
+    shown = "; ".join(index.where(int(number)) for number in ids[:8])
+    return f"{len(ids)} pairs: {shown}{'; …' if len(ids) > 8 else ''}"

@@ -52,8 +52,9 @@ def test_numbers_of_another_record_are_refused_by_name(prepared):
         gate.check(wrong, params, same_model=True)
     lines = str(raised.value).splitlines()
     index = cached.scorer.index
-    named = {line.split(":")[1] for line in lines[1:3]}
-    assert named == {str(index.line[3]), str(index.line[7])}
+    named = {line.split(": ")[0].strip() for line in lines[1:3]}
+    assert named == {index.where(3), index.where(7)}
+    assert index.where(3).endswith(f".jsonl, line {index.line[3]}")
     assert f"{turned[3, 0]:.4f}" in "".join(lines[1:3])
     assert "log.gate=False" in lines[-1]
 
