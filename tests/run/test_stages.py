@@ -169,6 +169,7 @@ def test_a_source_too_long_for_every_row(world, tmp_path, capfd):
     cfg = helpers.small(world)
     cfg.data.meta = str(poor_meta(world, tmp_path))
     run = setup.setup(cfg, tmp_path / "run", devices=ONE)
+    cfg = run.cfg
     index = stages.prepare_index(run, cfg.data.meta)
     half = len(index) // 2
     assert [counts.kept for counts in index.counts] == [half, half]
