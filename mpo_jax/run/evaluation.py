@@ -44,8 +44,8 @@ class HeldOut:
         if too_long:
             first = self._index.where(too_long[0].record_id)
             progress.console().print(
-                f"{len(too_long)} of {len(ids)} held-out pairs fit no row shape and are "
-                f"not scored; the first is {first}: {too_long[0].detail}.",
+                f"{len(too_long)} of {len(ids)} held-out pairs fit no row shape, so "
+                f"they are not scored; the first is {first}: {too_long[0].detail}.",
                 markup=False,
             )
         self.record_ids = np.setdiff1d(ids, [item.record_id for item in too_long])
