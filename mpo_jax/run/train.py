@@ -215,7 +215,8 @@ def _train(
         after = None
         if evaluate is not None and first == num_steps:
             after = _held_out_at(run, num_steps)
-        if evaluate is not None and after is None:
+        # All processes score together, whatever each of them has read.
+        if evaluate is not None and not runtime.agreed(np.array(after is not None)):
             after = evaluate(final)
             if writer is not None:
                 writer.write(num_steps, _eval_names(after))
