@@ -119,6 +119,7 @@ def trained(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     cfg = helpers.small(world)
     cfg.data.cache_dir = str(folder / "data")
+    cfg.compile_cache = str(folder / "compiled")
     cfg.data.eval_meta = str(world["eval_meta"])
     cfg.optim.max_steps, cfg.checkpoint.export_hf = 1, False
     train.train(cfg, folder / "run", devices=ONE)
