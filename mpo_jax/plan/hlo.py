@@ -15,7 +15,7 @@ _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,]*)\]")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")  # x#2: element 2 of the tuple x
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 
 
@@ -107,6 +107,8 @@ def parse(text: str) -> Module:
         elif current is not None:
             found = _instruction(line)
             if found is not None:
+                for operand in found.operands:
+                    _spell_out(operand, current.instructions)
                 current.instructions[found.name] = found
     if not entry:
         raise ValueError("no ENTRY computation; this is not the text of an HLO module")
@@ -133,6 +135,38 @@ def _instruction(line: str) -> Instruction | None:
         rest=text[closing + 1 :],
         root=bool(root),
     )
+
+
+def _spell_out(operand: str, instructions: dict[str, Instruction]) -> None:
+    """Add the ``get-tuple-element`` that ``x#2`` stands for, as older texts have it."""
+    whole, mark, index = operand.rpartition("#")
+    if not mark or operand in instructions:
+        return
+    _spell_out(whole, instructions)
+    if whole in instructions:
+        instructions[operand] = Instruction(
+            name=operand,
+            opcode="get-tuple-element",
+            result=_elements(instructions[whole].result)[int(index)],
+            operands=(whole,),
+            literal="",
+            rest=f", index={index}",
+            root=False,
+        )
+
+
+def _elements(result: str) -> list[str]:
+    """Types of a tuple's elements."""
+    found, depth, start = [], 0, 1
+    for match in re.compile(r"[(){}\[\],]").finditer(result, 1, len(result) - 1):
+        mark = match.group()
+        if mark == ",":
+            if depth == 0:
+                found.append(result[start : match.start()].strip())
+                start = match.end()
+        else:
+            depth += 1 if mark in "({[" else -1
+    return [*found, result[start:-1].strip()]
 
 
 def _closing(text: str, start: int) -> int:
