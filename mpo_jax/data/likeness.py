@@ -25,21 +25,12 @@ FOREIGN_MARKERS = (
     *("<|endoftext|>", "</s>", "[INST]", "[/INST]", "<|eot_id|>"),
     *("<|start_header_id|>", "<start_of_turn>", "<end_of_turn>"),
 )
-"""Chat markers of other families, which a text may have been stored with."""
+"""Chat markers of other families, which a text may have been stored with.
 
-_MARKERS = re.compile(
-    "|".join(
-        re.escape(marker)
-        for marker in sorted(
-            {
-                marker
-                for known in template.TEMPLATES.values()
-                for marker in known.markers
-            }
-            | set(FOREIGN_MARKERS)
-        )
-    )
-)
+A text with those of the templates here is left out (``template.find_chat_marker``).
+"""
+
+_MARKERS = re.compile("|".join(map(re.escape, FOREIGN_MARKERS)))
 
 
 def keys(record: PreferenceRecord, read: Callable[[str], bytes]) -> dict[str, int]:
@@ -61,7 +52,7 @@ def keys(record: PreferenceRecord, read: Callable[[str], bytes]) -> dict[str, in
 
 
 def markers(record: PreferenceRecord) -> int:
-    """How often the texts of a record hold a chat marker such as ``<|im_end|>``."""
+    """How often the texts of a record hold one of :data:`FOREIGN_MARKERS`."""
     texts = (record.question, record.chosen, record.rejected)
     return sum(len(_MARKERS.findall(text)) for text in texts)
 
@@ -115,7 +106,8 @@ MEANING = {
     EQUAL: "texts and images are byte-equal",
     NEARLY: "the same but for white space, case or a written-out placeholder",
     OPPOSITE: "one prefers what another rejects, on the same images and question",
-    MARKED: "a text holds a token of a chat template, such as <|im_end|>",
+    MARKED: "a text holds a marker of another family's chat, such as [INST]; those of "
+    "the templates here are left out",
 }
 """What each notable kind of record is."""
 
