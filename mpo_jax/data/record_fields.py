@@ -22,7 +22,9 @@ _NOTES = frozenset(
     "metadata length width height dataset ds_name source subset split category "
     "task subject level prompt_version origin_dataset origin_split".split()
 )
-_NOTE = re.compile(r".+_(meta|metadata|model|score|id|idx|index|type|length|size|orig)")
+_NOTE = re.compile(
+    r".+_(meta|metadata|model|score|id|idx|index|type|kind|length|size|orig)"
+)
 """Notes about a record (MMPR's and the usual ones): kept in the file, not read."""
 
 _PICTURES = re.compile(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpo_jax.data import records
+from mpo_jax.data import record_fields, records
 from mpo_jax.demo import dataset, drawings
 
 LIMIT = 10_000
@@ -56,6 +56,7 @@ def test_meta_has_the_fields_of_mmpr_and_all_pairs(written, key, count):
             assert (opened.format, opened.mode) == ("PNG", "RGB")
             assert opened.size == (112, 112)
         assert record["rejected_kind"] in drawings.REJECTED_KINDS
+        assert record_fields.check(record, chosen_only=False) == []  # no warning
         assert record["chosen"].endswith(f"Final answer: {record['answer_gt']}")
 
 
