@@ -23,6 +23,7 @@ class HeldOut:
       params: gives the reference's parameters if its log-probs are not cached yet.
 
     Attributes:
+      index: of all held-out pairs.
       record_ids: pairs that fit a row shape, int ``[n]``.
       logps: their reference log-probs, float32 ``[N, 2]``, or None.
       scorer: recomputes them.
@@ -36,13 +37,13 @@ class HeldOut:
         params: Callable[[], params_lib.Params],
     ):
         self._run = run
-        self._index = stages.prepare_index(run, run.cfg.data.eval_meta)
-        ids = np.arange(len(self._index))
-        self.scorer = scoring.scorer(run, self._index, ids)
+        self.index = stages.prepare_index(run, run.cfg.data.eval_meta)
+        ids = np.arange(len(self.index))
+        self.scorer = scoring.scorer(run, self.index, ids)
         self._plan = self.scorer.plan(ids)
         too_long = self._plan.too_long
         if too_long:
-            first = self._index.where(too_long[0].record_id)
+            first = self.index.where(too_long[0].record_id)
             progress.console().print(
                 f"{len(too_long)} of {len(ids)} held-out pairs fit no row shape, so "
                 f"they are not scored; the first is {first}: {too_long[0].detail}.",
@@ -61,7 +62,7 @@ class HeldOut:
 
     def __call__(self, current: state.TrainState) -> dict[str, float]:
         found = []
-        batches = stages.loader(self._run, self._index, self._plan, logps=self.logps)
+        batches = stages.loader(self._run, self.index, self._plan, logps=self.logps)
         try:
             with jax.set_mesh(self._run.mesh):
                 for n, local in batches:

@@ -8,6 +8,7 @@ the policy computes must agree, response by response, up to rounding.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -29,12 +30,14 @@ class Cached:
 
     Attributes:
       name: of the data set, for messages.
+      directory: of the cache.
       scorer: recomputes them.
       record_ids: the pairs to recompute.
       logps: float32 ``[N, 2]``, of the whole index.
     """
 
     name: str
+    directory: pathlib.Path
     scorer: scoring.Scorer
     record_ids: np.ndarray
     logps: np.ndarray
@@ -130,8 +133,8 @@ def check(
         f"{len(found.record_ids)} pairs:\n" + "\n".join(lines) + "\nThe key of the "
         "cache covers weights, architecture, dtype, attention, tokenizer, template, "
         "tiles and records, so its numbers are damaged or were computed wrongly: "
-        "delete the cache (reference/ below data.cache_dir, or reference.cache) and "
-        "start again. log.gate=False trains on what it holds"
+        f"delete {cached.directory} and start again. log.gate=False trains on what it "
+        "holds"
     )
 
 

@@ -7,6 +7,7 @@ step-0 gate all come through here, so that one program per row shape serves them
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,6 +151,14 @@ def reference_key(run: setup.Setup, index: Index, weights: str) -> dict[str, Any
         )
 
 
+def reference_directory(
+    run: setup.Setup, index: Index, weights: str, directory: str = ""
+) -> pathlib.Path:
+    """Where the reference log-probs of an index lie: beside it, or as named."""
+    key = reference.key_digest(reference_key(run, index, weights))
+    return pathlib.Path(directory or run.cache_dir / "reference" / key[:16])
+
+
 def prepare_reference(
     scorer: Scorer,
     record_ids: np.ndarray,
@@ -170,8 +179,8 @@ def prepare_reference(
     """
     run, index = scorer.run, scorer.index
     key = reference_key(run, index, weights)
-    beside = run.cache_dir / "reference" / reference.key_digest(key)[:16]
-    cache = reference.Cache(directory or beside, key, size=len(index))
+    place = reference_directory(run, index, weights, directory)
+    cache = reference.Cache(place, key, size=len(index))
     runtime.barrier(f"reference {cache.directory}")
     wanted = np.unique(record_ids)
     # Another run may be writing to the same cache: what is missing is what the first

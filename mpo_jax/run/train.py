@@ -134,7 +134,8 @@ def _train(
             params=reference_params,
             directory=cfg.reference.cache,
         )
-        cached.append(gate.Cached("data.meta", scorer, first_pairs, logps))
+        place = scoring.reference_directory(run, index, weights, cfg.reference.cache)
+        cached.append(gate.Cached("data.meta", place, scorer, first_pairs, logps))
     elif uses_reference and cfg.reference.mode == "online":
         found = reference_params()
         if shared:
@@ -146,9 +147,14 @@ def _train(
     if cfg.data.eval_meta:
         evaluate = evaluation.HeldOut(run, weights=weights, params=reference_params)
         if evaluate.logps is not None:
-            sample = evaluate.record_ids[: len(first_pairs)]
             cached.append(
-                gate.Cached("data.eval_meta", evaluate.scorer, sample, evaluate.logps)
+                gate.Cached(
+                    "data.eval_meta",
+                    scoring.reference_directory(run, evaluate.index, weights),
+                    evaluate.scorer,
+                    evaluate.record_ids[: len(first_pairs)],
+                    evaluate.logps,
+                )
             )
         if moving:
             console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -22,8 +23,8 @@ ONE = jax.devices()[:1]
 @pytest.fixture(scope="module")
 def prepared(world, tmp_path_factory):
     """Reference weights of a small run, and what its cache holds of them."""
-    cfg = helpers.small(world)
-    run = setup.setup(cfg, tmp_path_factory.mktemp("gate"), devices=ONE)
+    cfg, tmp_path = helpers.small(world), tmp_path_factory.mktemp("gate")
+    run = setup.setup(cfg, tmp_path, devices=ONE)
     index = stages.prepare_index(run, cfg.data.meta)
     ids = np.arange(len(index))
     params = setup.reference_params(run)
@@ -31,7 +32,7 @@ def prepared(world, tmp_path_factory):
     logps = scoring.prepare_reference(
         scorer, ids, weights=reference.fingerprint(params), params=lambda: params
     )
-    return gate.Cached("data.meta", scorer, ids, logps), params
+    return gate.Cached("data.meta", tmp_path, scorer, ids, logps), params
 
 
 def test_what_the_cache_holds_is_what_the_model_gives(prepared):
@@ -142,8 +143,13 @@ def test_training_stops_on_a_damaged_cache(trained, tmp_path, size, name):
     shutil.copytree(folder / "data", tmp_path / "data")
     cfg.data.cache_dir = str(tmp_path / "data")
     damage(tmp_path / "data", size)
-    with pytest.raises(ValueError, match=f"step-0 gate, {name}: cached"):
+    with pytest.raises(ValueError, match=f"step-0 gate, {name}: cached") as raised:
         train.train(cfg, tmp_path / "run", devices=ONE)
+    # The remedy that it names works.
+    named = re.search(r"delete (\S+) and start again", str(raised.value))
+    assert named is not None
+    shutil.rmtree(named[1])
+    train.train(cfg, tmp_path / "run", devices=ONE)
 
 
 def test_a_gate_that_does_not_look_says_so(trained, tmp_path, capsys):
