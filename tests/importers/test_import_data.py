@@ -40,13 +40,13 @@ def call(root, tmp_path):
     return run
 
 
-def test_swift_and_parquet_are_imported_and_trained_on(call, world, tmp_path):
+def test_every_layout_and_parquet_are_imported_and_trained_on(call, world, tmp_path):
     image = tiny_mmpr.write_image(tmp_path / "a.png", 56, 28)
-    swift = [
-        cases.records(f"<image>What is {n}?", f"It is {n}.", "No.")["swift"][1]
-        for n in range(4)
-    ]
-    cases.write_lines(tmp_path / "talk.jsonl", [*swift, {**swift[0], "images": ["b"]}])
+    swift = cases.records()["swift"][1]
+    files = ["talk.jsonl"]
+    cases.write_lines(tmp_path / "talk.jsonl", [swift, {**swift, "images": ["b"]}])
+    for name, (_, record) in cases.records().items():
+        files.append(cases.write_lines(tmp_path / f"{name}.jsonl", [record]))
     rows = [
         {
             "image": {"bytes": image.read_bytes(), "path": "x.png"},
@@ -55,23 +55,24 @@ def test_swift_and_parquet_are_imported_and_trained_on(call, world, tmp_path):
         for n in range(4)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    printed = call("--out=out", "talk.jsonl", "--input=rows.parquet")
+    printed = call("--out=out", *files, "--input=rows.parquet")
     assert "talk: JSON lines, layout swift (detected)" in printed
     assert "rows: Parquet, layout mmpr (detected)" in printed
-    assert "image_missing: image" in printed and "line 5: image: " in printed
+    assert "image_missing: image" in printed and "line 2: image: " in printed
     assert "--config=configs/internvl2_8b_mpo.py" in printed
     assert "--config.data.meta=out/meta.json" in printed
     (entry,) = ledger.read(tmp_path / "out/ledger.jsonl")
-    assert (entry.source, entry.line, entry.reason) == ("talk", 5, "image_missing")
+    assert (entry.source, entry.line, entry.reason) == ("talk", 2, "image_missing")
 
     cfg = small_runs.small(world)
     cfg.data.meta = str(tmp_path / "out/meta.json")
-    cfg.optim.max_steps = 1
+    cfg.optim.max_steps = 0  # every record once
     cfg.checkpoint.export_hf = False
     train.train(cfg, tmp_path / "run", devices=jax.devices()[:1])
     assert (tmp_path / "run/ledger.jsonl").read_text() == ""
     lines = small_runs.losses(tmp_path / "run")
-    assert lines[1]["pairs"] == 4
+    assert sum(line["pairs"] for line in lines.values()) == len(files) + len(rows)
+    assert all(np.isfinite(line["loss"]) for line in lines.values())
     np.testing.assert_allclose(lines[1]["loss/sigmoid"], np.log(2), rtol=1e-4)
 
 
