@@ -1,14 +1,14 @@
 """Log-probs of records under fixed weights, and the reference's on disk.
 
-Forward passes over a plan of their own: the reference stage, held-out pairs and the
-step-0 gate all come through here, so that one program per row shape serves them.
+Forward passes over a plan of their own. The reference stage and the step-0 gate share a
+:class:`Scorer`, and so its programs; training and held-out pairs have one each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,12 @@ class Scorer:
     """
 
     def __init__(
-        self, run: setup.Setup, index: Index, *, model: internvl.InternVL, rows: Any
+        self,
+        run: setup.Setup,
+        index: Index,
+        *,
+        model: internvl.InternVL,
+        rows: Sequence[int],
     ):
         self.run, self.index, self.model = run, index, model
         self.rows = list(rows)

@@ -259,7 +259,6 @@ def compute(
 # another record or of other weights are off by whole nats.
 _TOLERANCES = {
     "float32": (1e-3, 1e-2),
-    "float16": (1e-2, 1e-1),
     "bfloat16": (5e-2, 5e-1),
 }
 

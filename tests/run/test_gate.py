@@ -97,7 +97,7 @@ def test_rounding_in_bfloat16_passes_whatever_the_loss(std):
     assert found.agrees("bfloat16") and not found.agrees("float32")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_wrong_record_among_many_does_not_pass(dtype):
     noise = np.zeros((256, 2))
     noise[100, 1] = 8.0
