@@ -25,7 +25,8 @@ REMEDIES = {
     "image_too_large": "raise data.max_image_pixels (--max_image_pixels)",
     "image_count": "give one <image> in the question per image",
     "smuggled_token": "remove the special tokens that the ledger names",
-    "too_long": "raise the budgets in config.rows, or lower data.max_tiles or the "
+    "too_long": "raise the budgets in config.rows (as far as the model takes such "
+    "sequences), or lower data.max_tiles or the "
     "source's max_dynamic_patch",
 }
 """What helps against a reason; for all others the ledger's details say it."""
