@@ -56,16 +56,16 @@ def draw_work(size: str, rows: int) -> dict[str, Any]:
     """
     from benchmarks import mix
     from mpo_jax import recipes, types
-    from mpo_jax.data import packing
+    from mpo_jax.packing import plan as plan_lib
 
     lengths = mix.mmpr_like(4096)
     shape = recipes.released_mpo().rows.short.build()
     if size == "toy":
         shape = types.RowShape(1152, 640, 640, 4, 4)
     need = lengths.need(np.arange(len(lengths)))
-    budgets = [getattr(shape, name) for name in packing.BUDGETS]
+    budgets = [getattr(shape, name) for name in plan_lib.BUDGETS]
     fits = np.flatnonzero((need <= budgets).all(axis=1))
-    plan = packing.make_plan(
+    plan = plan_lib.make_plan(
         lengths, fits, shapes=[shape], rows_per_batch=[rows], seed=0, epoch=0
     )
     _, batch = plan.batch(0)
@@ -98,9 +98,9 @@ def run_ours(
     from benchmarks import ours
     from mpo_jax import config as config_lib
     from mpo_jax import sharding, types
-    from mpo_jax.data import assembly
     from mpo_jax.models import config as model_config
     from mpo_jax.models import flops, internvl
+    from mpo_jax.packing import assembly
     from mpo_jax.train import optimizer, state, step
 
     cfg = config_lib.RunConfig()

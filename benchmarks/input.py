@@ -30,19 +30,13 @@ from PIL import Image, ImageDraw
 
 from benchmarks import mix, report
 from mpo_jax import config, types
-from mpo_jax.data import (
-    examples,
-    images,
-    index,
-    index_build,
-    packing,
-    pipeline,
-    plan_cache,
-    records,
-    shards,
-)
-from mpo_jax.data import tokenizer as tokenizers
 from mpo_jax.demo import dataset, tiny_model
+from mpo_jax.inputs import images
+from mpo_jax.inputs import tokenizer as tokenizers
+from mpo_jax.mmpr import examples, index, index_build, shards
+from mpo_jax.mmpr.meta import Source
+from mpo_jax.packing import pipeline, plan_cache
+from mpo_jax.packing import plan as plan_lib
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared/data"
 WORDS = (
@@ -202,8 +196,8 @@ def streams(
     epochs: int,
 ) -> list[dict[str, Any]]:
     """Pairs per second of the loader by (worker processes, threads each)."""
-    plan = packing.plan_epochs(
-        packing.Lengths(
+    plan = plan_lib.plan_epochs(
+        plan_lib.Lengths(
             built.prompt_tokens, built.chosen_tokens, built.rejected_tokens, built.tiles
         ),
         [np.arange(len(built))] * epochs,
@@ -268,7 +262,7 @@ def write_index(folder: pathlib.Path, rows: int) -> pathlib.Path:
     pq.write_table(pa.table(values), folder / "index.parquet", row_group_size=1 << 17)
     annotation = folder / "pairs.jsonl"
     annotation.touch()
-    source = records.Source(name="all", root=str(folder), annotation=str(annotation))
+    source = Source(name="all", root=str(folder), annotation=str(annotation))
     manifest = {
         "format": index_build.FORMAT,
         "key": {"max_text_bytes": 1_000_000, "chosen_only": False},
@@ -296,13 +290,13 @@ def startup(folder: pathlib.Path, rows: int) -> dict[str, float]:
     for name in ("first start", "later start"):
         start = time.process_time()
         built = index.load_index(directory)
-        lengths = packing.Lengths(
+        lengths = plan_lib.Lengths(
             built.prompt_tokens, built.chosen_tokens, built.rejected_tokens, built.tiles
         )
         ids = index.effective(built, seed=0, epoch=0)
         found[f"{name}: index"] = time.process_time() - start
         start = time.process_time()
-        batch_rows = packing.choose_rows_per_batch(
+        batch_rows = plan_lib.choose_rows_per_batch(
             lengths, ids, (shape,), pairs_per_batch=256, multiple=8
         )
         plan = plan_cache.plan_epochs(

@@ -12,7 +12,8 @@ import dataclasses
 
 import numpy as np
 
-from mpo_jax.data import images, packing
+from mpo_jax.inputs import images
+from mpo_jax.packing import plan as plan_lib
 
 TOKENS_PER_TILE = 256
 TEMPLATE_TOKENS = 47  # of the chat templates around a question with one image
@@ -94,7 +95,7 @@ TILES = {"sources": tiles_of_sources, "even": tiles_even}
 
 def mmpr_like(
     count: int, *, seed: int = 0, spread: float = 0.6, tiles: str = "sources"
-) -> packing.Lengths:
+) -> plan_lib.Lengths:
     """Lengths of `count` pairs with the paper's means and extremes.
 
     Args:
@@ -115,7 +116,7 @@ def mmpr_like(
             tokens = np.clip(tokens, part.least[side], part.most[side])
             columns[1 + side, where] = np.round(tokens) + STOP_TOKENS
     count_of_tiles = TILES[tiles](rng, count)
-    return packing.Lengths(
+    return plan_lib.Lengths(
         prompt=columns[0] + TOKENS_PER_TILE * count_of_tiles,
         chosen=columns[1],
         rejected=columns[2],

@@ -22,9 +22,10 @@ from benchmarks import clock, count, workload
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.convert import hf
-from mpo_jax.data import assembly, images
+from mpo_jax.inputs import images
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
+from mpo_jax.packing import assembly
 from mpo_jax.train import optimizer, state, step
 
 
@@ -68,7 +69,7 @@ def row_shape(
 
     Args:
       rows: rows that share the pairs evenly.
-      fill: share of each budget that holds something (``packing.BUDGETS``).
+      fill: share of each budget that holds something (``packing.plan.BUDGETS``).
     """
     each = len(pairs) // rows
     parts = [pairs[i : i + each] for i in range(0, len(pairs), each)]

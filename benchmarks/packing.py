@@ -20,16 +20,18 @@ import numpy as np
 
 from benchmarks import flops, mix, report, sizes
 from mpo_jax import config, recipes, types
-from mpo_jax.data import packing
 from mpo_jax.models import config as model_config
+from mpo_jax.packing import plan as plan_lib
 
 RELEASED_MAX = 6144  # tokens that the released 2.0 run pads or cuts a sequence to
 FLOPS_PER_S = 100e12
 
 
-def plan_of(lengths: packing.Lengths, shapes: Sequence[types.RowShape]) -> packing.Plan:
+def plan_of(
+    lengths: plan_lib.Lengths, shapes: Sequence[types.RowShape]
+) -> plan_lib.Plan:
     """A plan in which no row is empty: what the shapes do, not the batch size."""
-    return packing.make_plan(
+    return plan_lib.make_plan(
         lengths,
         np.arange(len(lengths)),
         shapes=shapes,
@@ -40,7 +42,7 @@ def plan_of(lengths: packing.Lengths, shapes: Sequence[types.RowShape]) -> packi
 
 
 def rate_plan(
-    lengths: packing.Lengths,
+    lengths: plan_lib.Lengths,
     shapes: Sequence[types.RowShape],
     cfg: model_config.InternVLConfig,
 ) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def rate_plan(
 
 
 def rate_padding(
-    lengths: packing.Lengths, cfg: model_config.InternVLConfig, *, batch: int
+    lengths: plan_lib.Lengths, cfg: model_config.InternVLConfig, *, batch: int
 ) -> dict[str, dict[str, float]]:
     """The two-sequence layout: padded to the batch's longest, and to the maximum.
 
@@ -106,7 +108,7 @@ def rate_padding(
     return result
 
 
-def useful_per_s(lengths: packing.Lengths, tflops_per_pair: float) -> float:
+def useful_per_s(lengths: plan_lib.Lengths, tflops_per_pair: float) -> float:
     """Unique tokens of pairs per second of training (forward and backward)."""
     tokens = (lengths.prompt + lengths.chosen + lengths.rejected).mean()
     return float(tokens) * FLOPS_PER_S / (3e12 * tflops_per_pair)
@@ -126,7 +128,7 @@ def candidates(total: int) -> list[types.RowShape]:
 
 
 def search(
-    lengths: packing.Lengths,
+    lengths: plan_lib.Lengths,
     total: int,
     long: types.RowShape,
     cfg: model_config.InternVLConfig,
@@ -143,7 +145,7 @@ def _line(name: str, entry: dict[str, Any]) -> list[str]:
     fill = entry["fill"]
     return [
         name,
-        *(f"{fill[b]:.3f}" for b in packing.BUDGETS),
+        *(f"{fill[b]:.3f}" for b in plan_lib.BUDGETS),
         entry["binding"],
         f"{entry['pairs_per_row']:.2f}",
         f"{entry['pairs_elsewhere']:.3f}",
@@ -153,7 +155,7 @@ def _line(name: str, entry: dict[str, Any]) -> list[str]:
 
 HEADER = [
     "shape",
-    *packing.BUDGETS,
+    *plan_lib.BUDGETS,
     "binding",
     "pairs/row",
     "in long",

@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import count, flops, ours, report, sizes, step_vs_trl, workload
 from mpo_jax import config as config_lib
 from mpo_jax import sharding
-from mpo_jax.data import assembly
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
+from mpo_jax.packing import assembly
 from mpo_jax.train import optimizer, state, step
 
 WORK = {1: (8, 2), 7: (2, 1), 13: (1, 1)}

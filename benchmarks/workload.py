@@ -95,7 +95,7 @@ def draw(*, pairs: int, tiles: int, vocab_size: int, seed: int = 0) -> list[Pair
 def of_lengths(
     *, prompt: int, chosen: int, rejected: int, tiles: int, vocab_size: int, seed: int
 ) -> Pair:
-    """A pair that costs what one line of ``packing.Lengths`` says (256 per tile)."""
+    """A pair that costs what one line of ``plan.Lengths`` says (256 per tile)."""
     rng = np.random.default_rng(seed)
     lengths = (prompt - 6 - 256 * tiles, chosen - 1, rejected - 1)
     words = [rng.integers(len(SPECIALS), vocab_size, n) for n in lengths]

@@ -1,7 +1,7 @@
 """MPO for InternVL in JAX. Importing this package touches no device.
 
 Public: ``InternVL`` (notebook API, see ``mpo_jax.api``); losses in
-``mpo_jax.losses.preference``; tiling in ``mpo_jax.data.images``.
+``mpo_jax.losses.preference``; tiling in ``mpo_jax.inputs.images``.
 """
 
 from __future__ import annotations

@@ -115,6 +115,21 @@ class Example:
     num_tiles: int
 
 
+@dataclasses.dataclass(frozen=True)
+class TooLong:
+    """A record that fits in no row shape.
+
+    Attributes:
+      record_id: row of the index.
+      copies: how often the record stood among the planned ids.
+      detail: the exceeded budgets of the nearest shape, for the ledger.
+    """
+
+    record_id: int
+    copies: int
+    detail: str
+
+
 def pytree(cls: type) -> type:
     """Register a frozen dataclass as a pytree, every field being data."""
     cls = dataclasses.dataclass(frozen=True)(cls)

@@ -54,8 +54,7 @@ import rich.table
 import rich.text
 from absl import flags
 
-from mpo_jax import config
-from mpo_jax.data import ledger
+from mpo_jax import config, ledger
 from mpo_jax.importers import inputs, layouts, pairs, run
 from mpo_jax.utils import cli, progress
 

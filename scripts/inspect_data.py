@@ -20,8 +20,8 @@ import rich.console
 import rich.table
 from absl import flags
 
-from mpo_jax.data import index as indexes
-from mpo_jax.data import likeness, page, page_records, summary
+from mpo_jax.mmpr import index as indexes
+from mpo_jax.mmpr import likeness, page, page_records, summary
 from mpo_jax.utils import cli
 
 HTML = flags.DEFINE_string("html", "", "Write a page with sample records here.")

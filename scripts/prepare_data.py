@@ -31,9 +31,9 @@ import rich.progress
 import rich.table
 from absl import flags
 
-from mpo_jax import config
-from mpo_jax.data import examples, index_build, ledger, shares, summary
-from mpo_jax.data import index as indexes
+from mpo_jax import config, ledger
+from mpo_jax.mmpr import examples, index_build, shares, summary
+from mpo_jax.mmpr import index as indexes
 from mpo_jax.utils import cli, remote
 
 _DATA = config.DataConfig()
@@ -92,7 +92,7 @@ VERIFY = flags.DEFINE_bool(
 def write_shards() -> str:
     """Write the shards that the flags describe; returns their folder."""
     try:
-        from mpo_jax.data import shard_writer
+        from mpo_jax.mmpr import shard_writer
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--shards needs {error.name}: pip install 'mpo-jax[shards]'"
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
     open_no_device()
     meta = ""
     if VERIFY.value:
-        from mpo_jax.data import shard_writer
+        from mpo_jax.mmpr import shard_writer
 
         count = shard_writer.verify(META.value)
         print(f"{count} shards are as they were written")

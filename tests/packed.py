@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from mpo_jax import types
-from mpo_jax.data import assembly
 from mpo_jax.models import config as model_config
+from mpo_jax.packing import assembly
 
 VOCAB, IMG = 64, 5
 SIZE, TOKENS_PER_TILE = 28, 1

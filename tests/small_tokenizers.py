@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
-from mpo_jax.data import sentencepiece_bpe
+from mpo_jax.inputs import sentencepiece_bpe
 
 SPACE = sentencepiece_bpe.SPACE
 

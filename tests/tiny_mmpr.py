@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
-from mpo_jax.data import examples
+from mpo_jax.mmpr import examples
 
 POLICY = examples.EncodePolicy(
     template="Hermes-2",

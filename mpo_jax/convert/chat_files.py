@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpo_jax.convert import files
-from mpo_jax.data import template, tokenizer
+from mpo_jax.inputs import template, tokenizer
 
 _QUESTION = "What is it?"
 _PROBE = [

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from mpo_jax.convert import files, native_files, remote_code, table
 from mpo_jax.convert.settings import NONE, Settings, state_weights, stated_dtype
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import config, native_config
 
 CHOICES = table.LAYOUTS

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from mpo_jax.convert import chat_files, files
-from mpo_jax.data import sentencepiece_bpe, template, tokenizer
+from mpo_jax.inputs import sentencepiece_bpe, template, tokenizer
 from mpo_jax.models.config import InternVLConfig
 from mpo_jax.models.vit import MEAN, STD
 

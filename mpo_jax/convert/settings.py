@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mpo_jax import config as config_lib
 from mpo_jax.convert import files, vocabulary
-from mpo_jax.data import tokenizer as tokenizer_lib
+from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.models import config, native_config
 
 _TOKENIZER_CODE = "tokenization_*.py"

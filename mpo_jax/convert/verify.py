@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpo_jax.convert import files, hf, source, table
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import config, internvl, native_config
 
 RELATIVE = 1e-4

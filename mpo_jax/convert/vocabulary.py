@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpo_jax.convert import files
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models.config import InternVLConfig
 
 # Parameters with a row per token, and the axis of the tokens.

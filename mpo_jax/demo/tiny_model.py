@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 import tokenizers
 
-from mpo_jax.data import template as templates
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import template as templates
+from mpo_jax.inputs import tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Qwen2's own, in the order of their ids; InternVL's come after them."""

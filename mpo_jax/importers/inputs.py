@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mpo_jax.data import records
 from mpo_jax.importers import hub, messages, readers
 from mpo_jax.importers.messages import Tags
+from mpo_jax.mmpr.meta import Source, load_meta
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MAX_INFO_BYTES = 1 << 24  # no meta.json or dataset_info.json is larger
@@ -274,7 +274,7 @@ def _json_object(path: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _meta_sources(path: str) -> list[records.Source] | None:
+def _meta_sources(path: str) -> list[Source] | None:
     """Sources of a meta.json; None where the file is none."""
     value = _json_object(path) if path.endswith(".json") else None
     if not value or not all(
@@ -282,10 +282,10 @@ def _meta_sources(path: str) -> list[records.Source] | None:
         for entry in value.values()
     ):
         return None
-    return records.load_meta(path)
+    return load_meta(path)
 
 
-def _of_meta(source: records.Source, layout: str, columns: Mapping[str, str]) -> Input:
+def _of_meta(source: Source, layout: str, columns: Mapping[str, str]) -> Input:
     entry: dict[str, Any] = {"repeat_time": source.repeat_time}
     if source.max_tiles is not None:
         entry["max_dynamic_patch"] = source.max_tiles

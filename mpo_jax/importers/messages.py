@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 
 PLACEHOLDER = "<image>"
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"

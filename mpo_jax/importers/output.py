@@ -22,10 +22,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from mpo_jax.data import ledger, records
+from mpo_jax import ledger
 from mpo_jax.importers import messages, pictures
 from mpo_jax.importers.inputs import Input
 from mpo_jax.importers.pairs import Pair
+from mpo_jax.mmpr import records
+from mpo_jax.mmpr.meta import Source
 
 MARKER = "import.json"
 LEDGER = "ledger.jsonl"
@@ -140,7 +142,7 @@ class Writer:
         """Write a line, after the check that the index will make.
 
         Raises:
-          BadRecord: as :func:`mpo_jax.data.records.parse_record`.
+          BadRecord: as :func:`mpo_jax.mmpr.records.parse_record`.
         """
         try:
             raw = json.dumps(line, ensure_ascii=False).encode()
@@ -151,7 +153,7 @@ class Writer:
         root = roots.get(place, "images")
         records.parse_record(
             raw,
-            source=records.Source(
+            source=Source(
                 name=source.name,
                 root=os.path.join("/", root),
                 annotation=source.path,

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 from mpo_jax.importers import messages
 from mpo_jax.importers.messages import ASSISTANT, PLACEHOLDER, SYSTEM, USER, Tags, Turn
 

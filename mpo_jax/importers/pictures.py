@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from mpo_jax.data import images, ledger
+from mpo_jax import ledger
 from mpo_jax.importers import messages
+from mpo_jax.inputs import images
 
 BESIDE, ANYWHERE, STORED = "root", "absolute", "stored"
 """Kinds of place: below the image root, elsewhere on this machine, in the folder of

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 
 LINES, LIST, PARQUET = "JSON lines", "JSON list", "Parquet"
 

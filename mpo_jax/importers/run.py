@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 from mpo_jax.importers import inputs, layouts, messages, output, pictures, readers
 from mpo_jax.importers.inputs import Input
 from mpo_jax.importers.pairs import Pair, Rules

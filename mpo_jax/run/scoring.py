@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from mpo_jax import sharding, types
-from mpo_jax.data import packing
-from mpo_jax.data.index import Index
+from mpo_jax.mmpr.index import Index
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
+from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import setup, stages
 from mpo_jax.train import reference, step
 from mpo_jax.utils import background, progress, runtime
@@ -53,9 +53,9 @@ class Scorer:
             return self
         return Scorer(self.run, self.index, model=model, rows=self.rows)
 
-    def plan(self, record_ids: np.ndarray) -> packing.Plan:
+    def plan(self, record_ids: np.ndarray) -> plan_lib.Plan:
         """Pack plan of these records."""
-        return packing.make_plan(
+        return plan_lib.make_plan(
             stages.lengths_of(self.run, self.index),
             record_ids,
             shapes=self.run.shapes,
@@ -65,7 +65,7 @@ class Scorer:
         )
 
     def step(
-        self, params: params_lib.Params, plan: packing.Plan
+        self, params: params_lib.Params, plan: plan_lib.Plan
     ) -> Callable[[types.PackedBatch, int], jax.Array]:
         """``(batch, number in the plan)`` -> log-probs ``[B, Q, 2]``, float32 nats."""
         return lambda batch, n: self._steps[plan.batch(n)[0]](params, batch)
@@ -73,7 +73,7 @@ class Scorer:
     @contextlib.contextmanager
     def batches(
         self,
-        plan: packing.Plan,
+        plan: plan_lib.Plan,
         *,
         logps: np.ndarray | None = None,
         workers: int | None = None,

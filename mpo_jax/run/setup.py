@@ -13,9 +13,10 @@ from mpo_jax import checkpoint, sharding, types
 from mpo_jax import config as config_lib
 from mpo_jax.convert import health, hub
 from mpo_jax.convert import settings as settings_lib
-from mpo_jax.data import examples, tokenizer
-from mpo_jax.data import template as template_lib
+from mpo_jax.inputs import template as template_lib
+from mpo_jax.inputs import tokenizer
 from mpo_jax.losses import mixture
+from mpo_jax.mmpr import examples
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state

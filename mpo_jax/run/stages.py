@@ -14,19 +14,13 @@ from typing import Any
 import numpy as np
 
 from mpo_jax import config as config_lib
-from mpo_jax import sharding
-from mpo_jax.data import (
-    index_build,
-    ledger,
-    packing,
-    pipeline,
-    plan_cache,
-    shares,
-    store,
-)
-from mpo_jax.data.index import Index, build_index, effective, load_index
+from mpo_jax import ledger, sharding
+from mpo_jax.mmpr import index_build, shares, store
+from mpo_jax.mmpr.index import Index, build_index, effective, load_index
 from mpo_jax.models import adapted, flops
 from mpo_jax.nn import params as params_lib
+from mpo_jax.packing import pipeline, plan_cache
+from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import setup
 from mpo_jax.train import step
 from mpo_jax.utils import progress, runtime
@@ -87,9 +81,9 @@ def _first_ones_name(name: str) -> str:
     return runtime.agreed(letters).tobytes().rstrip(b"\0").decode("ascii")
 
 
-def lengths_of(run: setup.Setup, index: Index) -> packing.Lengths:
+def lengths_of(run: setup.Setup, index: Index) -> plan_lib.Lengths:
     """Budgets that every record of an index needs, and the model's own bound."""
-    return packing.Lengths(
+    return plan_lib.Lengths(
         prompt=index.prompt_tokens,
         chosen=index.chosen_tokens,
         rejected=index.rejected_tokens,
@@ -98,7 +92,7 @@ def lengths_of(run: setup.Setup, index: Index) -> packing.Lengths:
     )
 
 
-def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
+def make_plan(run: setup.Setup, index: Index) -> plan_lib.PlanSequence:
     """Pack plan of all epochs; a function of index, row shapes and seed alone."""
     cfg = run.cfg
     ids = [
@@ -135,7 +129,7 @@ def make_plan(run: setup.Setup, index: Index) -> packing.PlanSequence:
     return plan
 
 
-def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
+def _why_empty(index: Index, plan: plan_lib.PlanSequence) -> str:
     if plan.too_long:
         first = plan.too_long[0]
         return (
@@ -148,7 +142,7 @@ def _why_empty(index: Index, plan: packing.PlanSequence) -> str:
     return f"an epoch has no pair (repeat_time in meta.json): {each}"
 
 
-def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
+def planned_records(plan: plan_lib.PlanSequence, num_steps: int) -> np.ndarray:
     """Records that the first `num_steps` batches train on, each once."""
     if num_steps >= plan.num_batches:
         return np.unique(np.concatenate([epoch.record_ids for epoch in plan.plans]))
@@ -156,7 +150,7 @@ def planned_records(plan: packing.PlanSequence, num_steps: int) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
-def num_steps(cfg: config_lib.RunConfig, plan: packing.PlanSequence) -> int:
+def num_steps(cfg: config_lib.RunConfig, plan: plan_lib.PlanSequence) -> int:
     """Updates of the run: all batches of the plan, or ``optim.max_steps``."""
     return min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
 
@@ -181,7 +175,7 @@ def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
 
 
 def write_ledger(
-    run: setup.Setup, index: Index, plan: packing.PlanSequence
+    run: setup.Setup, index: Index, plan: plan_lib.PlanSequence
 ) -> dict[str, float]:
     """Write ``<workdir>/ledger.jsonl``; counts by reason for the metrics."""
     entries = index.ledger()
@@ -206,7 +200,7 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
     rows = run.cfg.rows
     if rows.rows_per_batch:
         return [rows.rows_per_batch] * len(run.shapes)
-    return packing.choose_rows_per_batch(
+    return plan_lib.choose_rows_per_batch(
         lengths_of(run, index),
         record_ids,
         run.shapes,
@@ -216,7 +210,7 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
 
 
 def flops_of(
-    run: setup.Setup, index: Index, plan: packing.PlanSequence
+    run: setup.Setup, index: Index, plan: plan_lib.PlanSequence
 ) -> Callable[[int], float]:
     """Model FLOPs of a global batch by its number, from the lengths of its pairs.
 
@@ -270,7 +264,7 @@ def loader(
 def describe(
     run: setup.Setup,
     index: Index,
-    plan: packing.PlanSequence,
+    plan: plan_lib.PlanSequence,
     steps: int,
     ledger_counts: dict[str, float],
 ) -> None:

@@ -16,10 +16,11 @@ from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax import fields, sharding, types
 from mpo_jax.convert import hf, layouts
-from mpo_jax.data import packing, pipeline
-from mpo_jax.data.index import Index
+from mpo_jax.mmpr.index import Index
 from mpo_jax.models import adapted
 from mpo_jax.nn import params as params_lib
+from mpo_jax.packing import pipeline
+from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import evaluation, gate, scoring, setup, stages
 from mpo_jax.train import loop, optimizer, reference, state, step
 from mpo_jax.utils import metrics as metrics_lib
@@ -301,7 +302,7 @@ def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
 
 
 def _check_resume(
-    run: setup.Setup, stored: dict[str, Any], plan: packing.PlanSequence
+    run: setup.Setup, stored: dict[str, Any], plan: plan_lib.PlanSequence
 ) -> None:
     try:
         pipeline.resume_batch({**stored["position"], "plan": stored["plan"]}, plan)

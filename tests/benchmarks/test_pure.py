@@ -29,8 +29,8 @@ from benchmarks import (
 )
 from mpo_jax import config as config_lib
 from mpo_jax import types
-from mpo_jax.data import packing as plans
 from mpo_jax.models import config as model_config
+from mpo_jax.packing import plan as plans
 from mpo_jax.train import step
 
 LONG = types.RowShape(4096, 2560, 4608, 16, 8)
@@ -163,7 +163,7 @@ def test_workload_survives_the_disk_and_fits_its_lengths(tmp_path):
 
 @pytest.mark.parametrize("tiles", workload.GRIDS)
 def test_pictures_have_the_tiles_they_promise(tiles):
-    from mpo_jax.data import images
+    from mpo_jax.inputs import images
 
     found = images.tile(
         workload.picture(tiles, seed=0),

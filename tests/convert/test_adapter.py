@@ -18,7 +18,7 @@ from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import checkpoint, config
 from mpo_jax.convert import adapter, hf, hub, table, transforms, verify
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora

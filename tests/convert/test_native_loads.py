@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax.convert import files, hf, layouts
-from mpo_jax.data import template, tokenizer
 from mpo_jax.demo import tiny_model
+from mpo_jax.inputs import template, tokenizer
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params as params_lib
 

@@ -14,7 +14,7 @@ import small_family
 from mpo_jax import api, checkpoint
 from mpo_jax import config as config_lib
 from mpo_jax.convert import files, hf, hub, layouts, settings, table, verify
-from mpo_jax.data import tokenizer
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import config, internvl, native_config
 
 TILES = (2, 4)

@@ -14,8 +14,8 @@ from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import checkpoint
 from mpo_jax.convert import files, hf, source, stream, table, vocabulary, writer
-from mpo_jax.data import tokenizer
 from mpo_jax.demo import tiny_model
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import config, internvl
 from mpo_jax.nn import params as params_lib
 

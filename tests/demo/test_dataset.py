@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpo_jax.data import record_fields, records
 from mpo_jax.demo import dataset, drawings
+from mpo_jax.mmpr import record_fields, records
+from mpo_jax.mmpr.meta import load_meta
 
 LIMIT = 10_000
 SIZES: dict[str, Any] = {"num_train": 60, "num_eval": 30}
@@ -64,7 +65,7 @@ def test_the_loader_reads_every_record(written):
     """What is written is what the project's own reader accepts, none left out."""
     for key, count in (("meta", 60), ("eval_meta", 30)):
         parsed = []
-        for source in records.load_meta(written[key]):
+        for source in load_meta(written[key]):
             lines = records.iter_lines(source.annotation, max_bytes=LIMIT)
             for _, number, line in lines:
                 parsed.append(

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from mpo_jax.data import tokenizer
 from mpo_jax.demo import shrink, tiny_model
+from mpo_jax.inputs import tokenizer
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
 from mpo_jax.nn import params

@@ -11,8 +11,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpo_jax.data import examples, records, template, tokenizer
 from mpo_jax.demo import dataset, tiny_model
+from mpo_jax.inputs import template, tokenizer
+from mpo_jax.mmpr import examples, records
+from mpo_jax.mmpr.meta import load_meta
 from mpo_jax.models import config as model_config
 
 FILES = (
@@ -137,7 +139,7 @@ def test_every_pair_becomes_an_example_with_the_loader(model, meta):
         max_image_pixels=112 * 112,
     )
     count = 0
-    for source in records.load_meta(meta):
+    for source in load_meta(meta):
         lines = records.iter_lines(source.annotation, max_bytes=10_000)
         for _, number, line in lines:
             record = records.parse_record(

@@ -15,7 +15,7 @@ import pytest
 import small_runs
 import tiny_mmpr
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 from mpo_jax.run import train
 
 

@@ -13,8 +13,9 @@ import tiny_mmpr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpo_jax.data import index, ledger
+from mpo_jax import ledger
 from mpo_jax.importers import inputs, layouts, pairs, run
+from mpo_jax.mmpr import index
 
 
 def build(meta: pathlib.Path, out: pathlib.Path, **change) -> index.Index:

@@ -15,8 +15,10 @@ import import_cases as cases
 import pytest
 import tiny_mmpr
 
-from mpo_jax.data import ledger, records
+from mpo_jax import ledger
 from mpo_jax.importers import output, pictures, run
+from mpo_jax.mmpr import records
+from mpo_jax.mmpr.meta import load_meta
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_places_get_entries_of_their_own(tmp_path):
         "x+root": (str(tmp_path / "in"), 2),
         "x+absolute": ("/", 1),
     }
-    for entry in records.load_meta(tmp_path / "out/meta.json"):
+    for entry in load_meta(tmp_path / "out/meta.json"):
         for line in pathlib.Path(entry.annotation).read_bytes().splitlines():
             record = records.parse_record(
                 line, source=entry, line_number=1, max_bytes=10_000

@@ -15,7 +15,7 @@ import tiny_mmpr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpo_jax.data import ledger
+from mpo_jax import ledger
 from mpo_jax.importers import hub, inputs, readers
 
 RECORDS = [{"question": f"Q {n} é 😀", "n": n} for n in range(5)]

@@ -21,8 +21,8 @@ from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import api, types
 from mpo_jax.convert import hf, table
-from mpo_jax.data import assembly
 from mpo_jax.models import internvl
+from mpo_jax.packing import assembly
 from mpo_jax.train import step
 
 IMAGE_TOKEN = 90

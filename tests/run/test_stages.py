@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import small_runs as helpers
 
-from mpo_jax import config
-from mpo_jax.data import ledger, shard_writer
+from mpo_jax import config, ledger
+from mpo_jax.mmpr import shard_writer
 from mpo_jax.models import flops
 from mpo_jax.run import setup, stages, train
 from mpo_jax.utils import runtime

@@ -14,8 +14,7 @@ import tiny_mmpr
 from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
-from mpo_jax import checkpoint, config
-from mpo_jax.data import ledger
+from mpo_jax import checkpoint, config, ledger
 from mpo_jax.run import setup, train
 from mpo_jax.train import optimizer
 from mpo_jax.utils import profiling

@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny_mmpr
 
-from mpo_jax.data import index
+from mpo_jax.mmpr import index
 
 
 @pytest.fixture

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 
 from mpo_jax import types
-from mpo_jax.data import assembly, examples, records, tokenizer
+from mpo_jax.inputs import tokenizer
+from mpo_jax.mmpr import examples, records
+from mpo_jax.mmpr.meta import load_meta
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
+from mpo_jax.packing import assembly
 from mpo_jax.train import step as step_lib
 
 SHAPE = types.RowShape(600, 700, 700, 12, 6)
@@ -64,7 +67,7 @@ def real(shared, tmp_path_factory):
         use_thumbnail=True,
         max_image_pixels=10**8,
     )
-    (source_entry,) = records.load_meta(shared / "data/pref_mathv_real/meta.json")
+    (source_entry,) = load_meta(shared / "data/pref_mathv_real/meta.json")
     lines = open(source_entry.annotation, "rb").read().splitlines()
     made = [
         examples.build_example(
