@@ -20,7 +20,8 @@ ROWS = (
     {"sharding", "recipes"},
     {"utils"},
     {"config"},
-    {"types", "fields"},
+    {"config_checks", "config_paths"},
+    {"types", "fields", "loss_terms"},
 )
 RANK = {unit: len(ROWS) - i for i, row in enumerate(ROWS) for unit in row}
 
