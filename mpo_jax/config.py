@@ -341,4 +341,4 @@ def check_overrides(argv: Sequence[str], cfg: RunConfig | None = None) -> None:
             continue
         name = argument[len("--config.") :].split("=", 1)[0]
         if name not in known:
-            raise ValueError(fields.unknown(name, known))
+            raise ValueError(fields.no_field(name, known))

@@ -100,7 +100,7 @@ def from_dict(cls: type, raw: Any, prefix: str) -> Any:
     values = {}
     for name, value in raw.items():
         if name not in fields:
-            raise ValueError(unknown(prefix + name, [prefix + n for n in fields]))
+            raise ValueError(no_field(prefix + name, [prefix + n for n in fields]))
         current = getattr(default, name)
         if dataclasses.is_dataclass(current):
             value = from_dict(type(current), value, f"{prefix}{name}.")
@@ -133,7 +133,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
+def no_field(name: str, known: Sequence[str]) -> str:
     """Message that a field does not exist, with the nearest names."""
     near = nearest(name, known, n=3, cutoff=0.5)
     last = name.rsplit(".", 1)[-1]

@@ -262,6 +262,19 @@ NO_REJECTED = {f"rows.{name}.rejected_tokens": 0 for name in ("short", "long")}
         ),
         ({"rows.short": config.RowShapeConfig()}, "rows.short has no budgets"),
         (
+            {
+                "reference.mode": "none",
+                "reference.path": "other",
+                "loss.terms": ("sft",),
+                "loss.weights": (1.0,),
+            },
+            "reference.path='other': reference.mode='none' reads no reference",
+        ),
+        (
+            {"reference.mode": "online", "reference.cache": "made"},
+            "reference.cache='made': read with reference.mode='cache' only, not 'onl",
+        ),
+        (
             {"reference.mode": "none"},
             "reference.mode='none', but loss.terms=.* need reference log-probs; use",
         ),
