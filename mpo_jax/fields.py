@@ -1,13 +1,89 @@
-"""Fields of nested dataclasses: names, types, JSON; mistakes answered with names.
+"""Fields of nested dataclasses: names, bounds, JSON; mistakes answered with names.
 
-Generic: knows no field of a run. ``config.py`` declares those.
+Generic: knows no field of a run. ``config.py`` declares those, each with its bounds.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_BOUNDS = "bounds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Which values of its type a field takes; of a tuple, which elements.
+
+    Attributes:
+      required: what to do about an empty value, which is refused; "" takes it.
+      choices: the only values.
+      each_once: a tuple has at least one element, and none twice.
+      within: lowest and highest number, both included.
+      half_open: the same without the highest.
+      at_least: lowest number; infinity is refused.
+      positive: above 0 and finite.
+      special: numbers that `at_least` lets through, and what they mean.
+    """
+
+    required: str = ""
+    choices: tuple[str, ...] = ()
+    each_once: bool = False
+    within: tuple[float, float] | None = None
+    half_open: tuple[float, float] | None = None
+    at_least: float | None = None
+    positive: bool = False
+    special: Mapping[float, str] = dataclasses.field(default_factory=dict)
+
+    def check(self, name: str, value: Any) -> None:
+        """Check a value of the right type.
+
+        Raises:
+          ValueError: naming field, value and remedy.
+        """
+        if self.required and not value:
+            raise ValueError(f"{name} is empty; {self.required}")
+        if self.each_once and (not value or len(set(value)) < len(value)):
+            raise ValueError(f"{name}={value!r}: name one or more, each once")
+        for item in value if isinstance(value, tuple) else (value,):
+            self._check_item(name, item)
+
+    def _check_item(self, name: str, value: Any) -> None:
+        if self.choices:
+            choice(name, value, self.choices)
+        if self.within is not None:
+            low, high = self.within
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value!r} must lie in [{low}, {high}]")
+        if self.half_open is not None:
+            low, high = self.half_open
+            if not low <= value < high:
+                raise ValueError(f"{name} must be in [{low}, {high}), got {value!r}")
+        if self.positive and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be positive and finite")
+        if self.at_least is None or value in self.special:
+            return
+        if not self.at_least <= value < math.inf:
+            others = [f"or {v} for {what}" for v, what in self.special.items()]
+            also = " ".join(others) or "and finite"
+            raise ValueError(
+                f"{name}={value!r} must be at least {self.at_least}, {also}"
+            )
+
+
+def field(default: T, **bounds: Any) -> T:
+    """A field of a dataclass with its default and its :class:`Bounds`.
+
+    Typed as its default, as ``dataclasses.field`` is.
+    """
+    metadata = {_BOUNDS: Bounds(**bounds)}
+    found: Any = dataclasses.field(default=default, metadata=metadata)
+    return found
 
 
 def from_dict(cls: type, raw: Any, prefix: str) -> Any:
@@ -24,7 +100,7 @@ def from_dict(cls: type, raw: Any, prefix: str) -> Any:
     values = {}
     for name, value in raw.items():
         if name not in fields:
-            raise ValueError(unknown(prefix + name, [prefix + n for n in fields]))
+            raise ValueError(no_field(prefix + name, [prefix + n for n in fields]))
         current = getattr(default, name)
         if dataclasses.is_dataclass(current):
             value = from_dict(type(current), value, f"{prefix}{name}.")
@@ -57,38 +133,89 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
+def no_field(name: str, known: Sequence[str]) -> str:
     """Message that a field does not exist, with the nearest names."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = nearest(name, known, n=3, cutoff=0.5)
     last = name.rsplit(".", 1)[-1]
     near += [n for n in known if n.rsplit(".", 1)[-1] == last and n not in near]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"config has no field {name!r}{hint}"
+    return f"config has no field {name!r}{did_you_mean(near)}"
 
 
-def get(cfg: Any, name: str) -> Any:
-    """Value of a field by its dotted name."""
-    for part in name.split("."):
-        cfg = getattr(cfg, part)
-    return cfg
+def no_such(what: str, name: str, known: Sequence[str]) -> str:
+    """Message that there is no loss (say) of this name, with the nearest and all."""
+    hint = did_you_mean(map(repr, nearest(name, known, n=3)))
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"
 
 
-def check_types(cfg: Any, default: Any, prefix: str = "") -> None:
-    """Raise where a value is of another type than the field's default."""
-    for field in dataclasses.fields(default):
-        name, value = prefix + field.name, getattr(cfg, field.name)
-        expected = getattr(default, field.name)
+def nearest(
+    name: str,
+    known: Iterable[str],
+    *,
+    n: int = 1,
+    cutoff: float = 0.6,
+    ignore_case: bool = False,
+) -> list[str]:
+    """Names most like a misspelt one, the likest first.
+
+    Args:
+      n: names at most.
+      cutoff: least likeness, from 0 (anything) to 1 (the same).
+      ignore_case: of names that differ in case alone, the last one is meant.
+    """
+    if not ignore_case:
+        return difflib.get_close_matches(name, list(known), n=n, cutoff=cutoff)
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=n, cutoff=cutoff)
+    return [by_lower[item] for item in near]
+
+
+def did_you_mean(near: Iterable[str]) -> str:
+    """``; did you mean A or B?``, or nothing where no name is near."""
+    names = " or ".join(near)
+    return f"; did you mean {names}?" if names else ""
+
+
+def check(cfg: Any, prefix: str = "") -> None:
+    """Check type and bounds of every field of a dataclass and of those within it.
+
+    The type is that of the field's default; a float may be a whole number, a tuple has
+    elements of its default's first one.
+
+    Args:
+      prefix: what stands before the names in messages, such as ``optim.``.
+
+    Raises:
+      ValueError: naming field, value and remedy.
+    """
+    default = type(cfg)()
+    _check_types(cfg, default, prefix)
+    _check_bounds(cfg, prefix)
+
+
+def _check_types(cfg: Any, default: Any, prefix: str) -> None:
+    for item in dataclasses.fields(default):
+        name, value = prefix + item.name, getattr(cfg, item.name)
+        expected = getattr(default, item.name)
         if dataclasses.is_dataclass(expected):
             if not isinstance(value, type(expected)):
                 wanted = type(expected).__name__
                 raise ValueError(f"{name}={value!r}: expected a config.{wanted}")
-            check_types(value, expected, f"{name}.")
+            _check_types(value, expected, f"{name}.")
             continue
         if not _same_type(value, expected):
             wanted = type(expected).__name__
             if isinstance(expected, tuple):
                 wanted = f"a tuple of {type(expected[0]).__name__}"
             raise ValueError(f"{name}={value!r}: expected {wanted}")
+
+
+def _check_bounds(cfg: Any, prefix: str) -> None:
+    for item in dataclasses.fields(cfg):
+        name, value = prefix + item.name, getattr(cfg, item.name)
+        if dataclasses.is_dataclass(value):
+            _check_bounds(value, f"{name}.")
+        elif _BOUNDS in item.metadata:
+            item.metadata[_BOUNDS].check(name, value)
 
 
 def _same_type(value: Any, expected: Any) -> bool:
@@ -106,18 +233,5 @@ def _same_type(value: Any, expected: Any) -> bool:
 def choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise where a value is none of the choices; names the nearest."""
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(map(repr, nearest(value, choices)))
         raise ValueError(f"{name}={value!r}: use one of {tuple(choices)}{hint}")
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """Raise where a number lies outside ``[low, high]`` or is NaN."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must lie in [{low}, {high}]")
-
-
-def at_least(name: str, value: float, low: float) -> None:
-    """Raise where a number is below `low`, infinite or NaN."""
-    if not low <= value < math.inf:
-        raise ValueError(f"{name}={value!r} must be at least {low}, and finite")

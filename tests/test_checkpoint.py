@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mpo_jax import checkpoint, config, sharding
-from mpo_jax.losses import mixture
+from mpo_jax.losses import reward_shift
 from mpo_jax.train import loop, optimizer, state
 
 
@@ -39,7 +39,7 @@ def trees(seed: int = 0, *, moving: bool = False):
             step=jnp.int32(7),
             params=params,
             opt_state=noise.opt_state,
-            reward_shift=mixture.RewardShift(jnp.float32(0.1), jnp.float32(33.0)),
+            reward_shift=reward_shift.RewardShift(jnp.float32(0.1), jnp.float32(33.0)),
             reference=noise.reference,
         )
     )

@@ -21,7 +21,8 @@ ROWS = (
     {"sharding", "recipes"},
     {"utils"},
     {"config"},
-    {"types", "fields", "ledger"},
+    {"config_checks", "config_paths"},
+    {"types", "fields", "ledger", "loss_terms"},
 )
 RANK = {unit: len(ROWS) - i for i, row in enumerate(ROWS) for unit in row}
 

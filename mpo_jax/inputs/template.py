@@ -8,12 +8,12 @@ aside: nothing is truncated here, the caller judges the length.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from mpo_jax import fields
 from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.inputs.tokenizer import ChatTokenizer
 
@@ -118,14 +118,10 @@ def get_template(name: str) -> Template:
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
-    by_lower = {known.lower(): known for known in TEMPLATES}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.4)
-    hint = (
-        f"did you mean {' or '.join(repr(by_lower[n]) for n in near)}? " if near else ""
-    )
+    near = fields.nearest(name, TEMPLATES, n=2, cutoff=0.4, ignore_case=True)
     raise ValueError(
-        f"unknown template {name!r} (data.template, or template in config.json); "
-        f"{hint}known: {', '.join(TEMPLATES)}"
+        f"unknown template {name!r} (data.template, or template in config.json)"
+        f"{fields.did_you_mean(map(repr, near)) or '.'} Known: {', '.join(TEMPLATES)}"
     )
 
 

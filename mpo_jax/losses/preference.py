@@ -11,7 +11,6 @@ and ``x = beta * (c - r)``, all losses but the two AOT ones look at one pair onl
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
+
+from mpo_jax import fields, loss_terms
 
 _MAX_MEAN_LOGP = -1e-6
 """ORPO: log-odds diverge at probability 1, so mean log-probs stop short of 0."""
@@ -45,6 +46,16 @@ class PairInputs(NamedTuple):
     beta: float
     label_smoothing: float
     delta: float | Array
+
+    @property
+    def chosen_rewards(self) -> Array:
+        """Implicit rewards of chosen responses."""
+        return self.beta * self.chosen
+
+    @property
+    def rejected_rewards(self) -> Array:
+        """Implicit rewards of rejected responses."""
+        return self.beta * self.rejected
 
 
 def sigmoid(pairs: PairInputs) -> Array:
@@ -161,16 +172,7 @@ LOSSES: dict[str, Callable[[PairInputs], Array]] = {
     "aot_pair": aot_pair,
     "exo_pair": exo_pair,
 }
-"""Losses that compare policy and reference on a pair, by name."""
-
-ALIASES = {"cdpo": "sigmoid", "rso": "hinge"}
-"""Names used in the paper: cDPO is `sigmoid` with label smoothing, RSO is `hinge`."""
-
-BATCH_COUPLED = frozenset({"aot", "aot_pair"})
-"""Losses that mix the pairs of a batch; they need the whole global batch at once."""
-
-SMOOTHED = frozenset({"sigmoid", "robust", "aot", "aot_pair", "exo_pair"})
-"""Losses that read `label_smoothing`."""
+"""Losses that compare policy and reference on a pair: ``loss_terms.PAIR_TERMS``."""
 
 
 def canonical_name(name: str) -> str:
@@ -179,17 +181,11 @@ def canonical_name(name: str) -> str:
     Raises:
       ValueError: no such loss; the message names the nearest ones.
     """
-    resolved = ALIASES.get(name, name)
+    resolved = loss_terms.canonical(name)
     if resolved not in LOSSES:
-        raise ValueError(unknown_name_message(name, [*LOSSES, *ALIASES]))
+        known = (*LOSSES, *loss_terms.ALIASES)
+        raise ValueError(fields.no_such("loss", name, known))
     return resolved
-
-
-def unknown_name_message(name: str, known: list[str]) -> str:
-    """Error text for a loss name that is not one of `known`."""
-    nearest = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    return f"unknown loss {name!r}{hint} (known: {', '.join(known)})"
 
 
 def check_loss_options(name: str, *, beta: float, label_smoothing: float) -> None:
@@ -228,14 +224,14 @@ def pair_loss(
     """Loss and implicit rewards of every pair.
 
     Args:
-      name: a key of :data:`LOSSES` or :data:`ALIASES`.
+      name: a key of :data:`LOSSES` or an alias in ``loss_terms.ALIASES``.
       policy_chosen, policy_rejected: response log-probs of the trained model, summed
         over tokens, nats, any shape.
       reference_chosen, reference_rejected: the same of the reference; treated as
         constants by callers, not here.
       beta: strength of the pull towards the reference, > 0.
       label_smoothing: assumed share of flipped labels, [0, 0.5); read by the losses
-        in :data:`SMOOTHED`.
+        in ``loss_terms.SMOOTHED``.
       delta: reward shift, read by `bco_pair`; pass it through ``stop_gradient``.
       mask: bool, True at real pairs; None means all. Padding takes part in nothing,
         whatever it holds: its losses, rewards and gradients are 0.
@@ -246,8 +242,31 @@ def pair_loss(
     Raises:
       ValueError: unknown name or an option out of range.
     """
-    loss = canonical_name(name)
-    check_loss_options(loss, beta=beta, label_smoothing=label_smoothing)
+    pairs = pair_inputs(
+        policy_chosen,
+        policy_rejected,
+        reference_chosen,
+        reference_rejected,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        delta=delta,
+        mask=mask,
+    )
+    return pair_losses(name, pairs), pairs.chosen_rewards, pairs.rejected_rewards
+
+
+def pair_inputs(
+    policy_chosen: Float[Array, "*pairs"],
+    policy_rejected: Float[Array, "*pairs"],
+    reference_chosen: Float[Array, "*pairs"],
+    reference_rejected: Float[Array, "*pairs"],
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    delta: float | Float[Array, ""] = 0.0,
+    mask: Bool[Array, "*pairs"] | None = None,
+) -> PairInputs:
+    """What all losses of the same pairs read; arguments as of :func:`pair_loss`."""
     if mask is None:
         mask = jnp.ones(policy_chosen.shape, bool)
     pc, pr, rc, rr = (
@@ -256,7 +275,7 @@ def pair_loss(
     )
     # Close numbers are subtracted first: (pc - rc) is exact in float32 near the
     # reference, so policy = reference gives exactly 0.
-    pairs = PairInputs(
+    return PairInputs(
         chosen=pc - rc,
         rejected=pr - rr,
         policy_margin=pc - pr,
@@ -266,8 +285,24 @@ def pair_loss(
         label_smoothing=label_smoothing,
         delta=delta,
     )
-    losses = jnp.where(mask, LOSSES[loss](pairs), 0.0)
-    return losses, beta * pairs.chosen, beta * pairs.rejected
+
+
+def pair_losses(name: str, pairs: PairInputs) -> Float[Array, "*pairs"]:
+    """Loss of every pair, without its rewards.
+
+    Args:
+      name: as of :func:`pair_loss`.
+      pairs: what :func:`pair_inputs` gives.
+
+    Returns:
+      float32 in the shape of ``pairs.mask``, 0 at padding.
+
+    Raises:
+      ValueError: unknown name or an option out of range.
+    """
+    loss = canonical_name(name)
+    check_loss_options(loss, beta=pairs.beta, label_smoothing=pairs.label_smoothing)
+    return jnp.where(pairs.mask, LOSSES[loss](pairs), 0.0)
 
 
 def orpo_loss(

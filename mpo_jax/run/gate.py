@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpo_jax import config as config_lib
-from mpo_jax.losses import mixture, preference
+from mpo_jax import loss_terms
+from mpo_jax.losses import preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
 from mpo_jax.train import reference as reference_lib
@@ -146,6 +147,7 @@ def preference_part(
     With policy = reference, DPO is ln 2 and BCO 2·ln 2 (δ = 0), so the paper's part is
     0.8·ln 2 + 0.4·ln 2 = 0.8318.
     """
+    compared = loss_terms.with_reference(cfg.terms)
 
     def part(policy: np.ndarray) -> float:
         sides = [
@@ -153,17 +155,13 @@ def preference_part(
             for values in (policy, found.cached)
             for side in (0, 1)
         ]
+        pairs = preference.pair_inputs(
+            *sides, beta=cfg.beta, label_smoothing=cfg.label_smoothing
+        )
         total = 0.0
         for term, weight in zip(cfg.terms, cfg.weights, strict=True):
-            if term in (mixture.SFT, mixture.ORPO):
-                continue
-            losses, _, _ = preference.pair_loss(
-                term,
-                *sides,
-                beta=cfg.beta,
-                label_smoothing=cfg.label_smoothing,
-            )
-            total += weight * float(losses.mean())
+            if term in compared:
+                total += weight * float(preference.pair_losses(term, pairs).mean())
         return total
 
     return part(found.found), part(found.cached)

@@ -15,7 +15,6 @@ from mpo_jax.convert import health, hub
 from mpo_jax.convert import settings as settings_lib
 from mpo_jax.inputs import template as template_lib
 from mpo_jax.inputs import tokenizer
-from mpo_jax.losses import mixture
 from mpo_jax.mmpr import examples
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
@@ -70,13 +69,6 @@ def setup(
     cfg.validate()
     cfg, workdir = cfg.located(), os.path.expanduser(workdir)
     _check_places(cfg, workdir)
-    mixture.validate_loss_config(cfg.loss)
-    if cfg.mode == types.MPO and mixture.needs_reference(cfg.loss):
-        if cfg.reference.mode == "none":
-            raise ValueError(
-                f"reference.mode='none', but loss.terms={cfg.loss.terms} need "
-                "reference log-probs; use 'cache' or 'online'"
-            )
     source = hub.locate(cfg.model.path)
     model_cfg = source.config()
     template = cfg.data.template or model_cfg.template

@@ -14,7 +14,7 @@ import numpy as np
 
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
-from mpo_jax import fields, sharding, types
+from mpo_jax import config_paths, fields, sharding, types
 from mpo_jax.convert import hf, layouts
 from mpo_jax.mmpr.index import Index
 from mpo_jax.models import adapted
@@ -311,7 +311,7 @@ def _check_resume(
     # A checkpoint that is older than a field was written with its default.
     before = fields.flat(dataclasses.asdict(config_lib.RunConfig()))
     before |= fields.flat(stored["config"])
-    before = {name: config_lib.absolute(name, value) for name, value in before.items()}
+    before = {name: config_paths.absolute(name, before[name]) for name in before}
     now = fields.flat(dataclasses.asdict(run.cfg))
     fixed = [
         f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"

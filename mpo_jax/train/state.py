@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from mpo_jax import config, sharding
-from mpo_jax.losses import mixture
+from mpo_jax.losses import reward_shift
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.types import pytree
@@ -51,7 +51,7 @@ def create(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=transform.init(ours),
-        reward_shift=mixture.init_reward_shift(),
+        reward_shift=reward_shift.init(),
         reference=jax.tree.map(jnp.copy, ours) if moving else None,
     )
 

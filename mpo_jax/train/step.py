@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.losses import logps as logps_lib
-from mpo_jax.losses import mixture
+from mpo_jax.losses import mixture, reward_shift
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer as optimizer_lib
@@ -230,7 +230,6 @@ def build_train_step(
     is_trained = adapted.trained(cfg.model)
     num_micro = micro_batches(cfg, shape)
     moving = cfg.reference.mode == "moving"
-    mixture.validate_loss_config(cfg.loss)
 
     def logps(
         weights: params_lib.Params,
@@ -352,13 +351,13 @@ def _on_device(placements: Any) -> Any:
 def _accumulate(
     trained: params_lib.Params,
     micros: types.PackedBatch,
-    shift: mixture.RewardShift,
+    shift: reward_shift.RewardShift,
     *,
     forward: Callable[[params_lib.Params, types.PackedBatch], types.PairLogps],
     with_reference: Callable[[types.PackedBatch], types.PackedBatch],
     chosen_tokens: int,
     cfg: config_lib.LossConfig,
-) -> tuple[params_lib.Params, Metrics, mixture.RewardShift]:
+) -> tuple[params_lib.Params, Metrics, reward_shift.RewardShift]:
     """Gradient, metrics and new reward shift of the whole batch, a part at a time."""
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
 

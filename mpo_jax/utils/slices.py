@@ -5,7 +5,7 @@ the accelerator type of Cloud (``v5litepod-16``) and generation with topology
 (``v5e:4x4``). The number in the first counts chips for v5e and v6e, but TensorCores,
 two a chip, for v4, v5p and tpu7x.
 
-Only the standard library is used, so that a machine without JAX can ask:
+Only the standard library is loaded, so that a machine without JAX can ask:
 
   python3 -m mpo_jax.utils.slices v6e-64 runtime_version
 
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import math
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from mpo_jax import fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _near(name: str) -> list[str]:
         sizes.sort(key=lambda item: abs(math.log(item.chips / wanted)))
         return [f"{item.name} ({item.aot_name})" for item in sizes[:4]]
     known = [spelt for item in table() for spelt in (item.name, item.aot_name)]
-    return difflib.get_close_matches(name.lower(), known, n=4) or [
+    return fields.nearest(name.lower(), known, n=4) or [
         f"{generation.prefix}-N" for generation in GENERATIONS
     ]
 

@@ -310,5 +310,5 @@ def test_unknown_template_names_the_nearest():
         template_lib.get_template("internvl2.5")
     with pytest.raises(ValueError, match="did you mean 'Hermes-2'"):
         template_lib.get_template("hermes2")
-    with pytest.raises(ValueError, match="known: internlm2-chat, Hermes-2"):
+    with pytest.raises(ValueError, match="Known: internlm2-chat, Hermes-2"):
         template_lib.get_template("zzzz")

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpo_jax.losses import mixture, preference
+from mpo_jax import loss_terms
+from mpo_jax.losses import preference, reward_shift
 
 GOLDEN = pathlib.Path("goldens") / "losses" / "preference_losses.json"
 NAMES = sorted(preference.LOSSES)
@@ -93,7 +94,7 @@ def _case_loss(case, policy, reference, mask, shift):
     if case["loss_type"] == "bco_pair":
         # The trainer counts a call once, whatever its number of pairs.
         mean = (jnp.sum(out[1]) + jnp.sum(out[2])) / (2 * mask.sum())
-        options["delta"], shift = mixture.delta_for(
+        options["delta"], shift = reward_shift.delta_for(
             "cumulative", shift, mean, jnp.asarray(1), decay=0.0
         )
         out = preference.pair_loss("bco_pair", *policy, *reference, **options)
@@ -111,7 +112,7 @@ def test_matches_reference_trainer(shared):
     assert {case["loss_type"] for case in cases} == set(preference.LOSSES)
     rows = max(len(step["losses"]) for case in cases for step in case["steps"])
     for case in cases:
-        name, shift = case["loss_type"], mixture.init_reward_shift()
+        name, shift = case["loss_type"], reward_shift.init()
         assert len(case["steps"]) == 4
         gradient = jax.grad(functools.partial(_case_loss, case), has_aux=True)
         for step in case["steps"]:
@@ -262,7 +263,7 @@ def test_permutation(logps, order):
     for name in NAMES:
         losses = np.asarray(_losses(name, list(jnp.asarray(logps))))
         moved = np.asarray(_losses(name, list(jnp.asarray(logps[:, order]))))
-        if name in preference.BATCH_COUPLED:
+        if name in loss_terms.BATCH_COUPLED:
             np.testing.assert_array_equal(moved, losses)
         else:
             np.testing.assert_array_equal(moved, losses[order])
@@ -274,7 +275,7 @@ def test_coupling_is_declared(name):
     logps = _random_logps(7)
     moved = [logps[0].at[0].add(500.0), *logps[1:]]
     same = np.array_equal(_losses(name, logps)[1:], _losses(name, moved)[1:])
-    assert same == (name not in preference.BATCH_COUPLED)
+    assert same == (name not in loss_terms.BATCH_COUPLED)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -291,7 +292,7 @@ def test_shared_prefix(name):
 def test_smoothing_is_read_where_declared(name):
     logps = _random_logps(2)
     low, high = (_losses(name, logps, label_smoothing=e) for e in (0.1, 0.3))
-    assert np.allclose(low, high) != (name in preference.SMOOTHED)
+    assert np.allclose(low, high) != (name in loss_terms.SMOOTHED)
 
 
 def test_robust_is_unbiased():
@@ -312,6 +313,24 @@ def test_dtypes(name):
             name, *logps, beta=0.1, label_smoothing=0.1, mask=jnp.ones(6, bool)
         )
     assert [x.dtype for x in out] == [jnp.float32] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_alone_are_those_with_rewards(name):
+    """One preparation serves many losses; what differs between them is replaced."""
+    logps, mask = _random_logps(11), jnp.arange(6) != 2
+    options = {"beta": 0.3, "delta": 0.2, "label_smoothing": SMOOTHING.get(name, 0.0)}
+    shared = preference.pair_inputs(*logps, beta=0.3, mask=mask)
+    alone = preference.pair_losses(
+        name,
+        shared._replace(delta=0.2, label_smoothing=options["label_smoothing"]),
+    )
+    losses, chosen, rejected = preference.pair_loss(name, *logps, mask=mask, **options)
+    np.testing.assert_array_equal(alone, losses)
+    np.testing.assert_array_equal(shared.chosen_rewards, chosen)
+    np.testing.assert_array_equal(shared.rejected_rewards, rejected)
+    with pytest.raises(ValueError, match="beta must be positive"):
+        preference.pair_losses(name, shared._replace(beta=0.0))
 
 
 def test_aliases():

@@ -19,7 +19,7 @@ import pytest
 
 from mpo_jax import api, config, types
 from mpo_jax.convert import hf
-from mpo_jax.losses import mixture
+from mpo_jax.losses import mixture, reward_shift
 from mpo_jax.models import internvl
 
 GOLDENS = (
@@ -99,7 +99,7 @@ class Golden:
             policy,
             jnp.stack([reference[:pairs], reference[pairs:]], axis=1),
             jnp.ones((pairs,), bool),
-            mixture.init_reward_shift(),
+            reward_shift.init(),
             config=config.LossConfig(beta=float(self.numbers["beta"])),
         )
         return loss, (logits, logps, metrics)

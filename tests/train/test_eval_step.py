@@ -11,7 +11,7 @@ import packed
 import pytest
 
 from mpo_jax import config, sharding, types
-from mpo_jax.losses import mixture
+from mpo_jax.losses import mixture, reward_shift
 from mpo_jax.models import internvl
 from mpo_jax.train import step as step_lib
 
@@ -44,7 +44,7 @@ def test_held_out_pairs_do_not_move_the_reward_shift(scored, mode, monkeypatch):
     model = internvl.InternVL(packed.tiny_config())
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step = step_lib.build_eval_step(model, cfg, packed.SHAPE, mesh)
-    shift = mixture.RewardShift(mean=jnp.float32(0.7), count=jnp.float32(40))
+    shift = reward_shift.RewardShift(mean=jnp.float32(0.7), count=jnp.float32(40))
     found = step({}, shift, jax.tree.map(jnp.asarray, batch))
     total, weight = found["delta"]
     assert float(total) / float(weight) == pytest.approx(0.7)

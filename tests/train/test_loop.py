@@ -16,7 +16,7 @@ import packed
 import pytest
 
 from mpo_jax import checkpoint, config, sharding
-from mpo_jax.losses import mixture
+from mpo_jax.losses import reward_shift
 from mpo_jax.train import loop, state
 from mpo_jax.utils import metrics as metrics_lib
 
@@ -55,7 +55,7 @@ def start(step: int = 0) -> state.TrainState:
         step=jnp.int32(step),
         params={"w": jnp.full(3, float(step))},
         opt_state={"moment": jnp.ones(2)},
-        reward_shift=mixture.init_reward_shift(),
+        reward_shift=reward_shift.init(),
     )
 
 

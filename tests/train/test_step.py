@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from mpo_jax import config, sharding, types
-from mpo_jax.losses import mixture
+from mpo_jax.losses import mixture, reward_shift
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state as state_lib
@@ -375,7 +375,7 @@ def test_forward_programs_are_compiled_with_the_options_of_their_mesh(
     evaluate = step_lib.build_eval_step(MODEL, cfg, packed.SHAPE, mesh)
     for step, inputs in (
         (score, (weights, batch)),
-        (evaluate, (weights, mixture.init_reward_shift(), batch)),
+        (evaluate, (weights, reward_shift.init(), batch)),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_2"):
             step.lower(*inputs).compile()
@@ -470,7 +470,7 @@ def test_sft_mode_trains_the_chosen_side_alone(weights):
             chunk=8,
         )
     loss, _ = mixture.mixed_loss(
-        policy, None, batch.pair_mask, mixture.init_reward_shift(), config=cfg.loss
+        policy, None, batch.pair_mask, reward_shift.init(), config=cfg.loss
     )
     real = batch.pair_mask
     mean = -np.asarray(policy.chosen)[real] / np.asarray(policy.chosen_tokens)[real]
