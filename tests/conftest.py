@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import pathlib
 
+import programs
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,10 +20,14 @@ os.environ.setdefault(
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs.of_this_machine()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax
 import pytest
 import small_tokenizers
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -29,6 +35,22 @@ if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tidy up once, not in every worker."""
+    if not hasattr(config, "workerinput"):
+        programs.drop_unused()
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_kept():
+    """Where compiled programs go is not what the last test has made of it."""
+    yield
+    if jax.config.jax_compilation_cache_dir != COMPILED:
+        jax.config.update("jax_compilation_cache_dir", COMPILED)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,10 @@ def test_two_processes_write_once(root, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(root))}
+    environment = os.environ | {
+        "PYTHONPATH": str(pathlib.Path(root)),
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, str(worker), str(port), str(number), source, out],
