@@ -1,16 +1,18 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. Both set up .venv.
+# For a newcomer `make quickstart` and `make test`, for the working day `make check`. All
+# set up .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart check test lint format clean
 
 help:
 	@echo "make quickstart  set up $(VENV), train a small InternVL with SFT and MPO (CPU)"
+	@echo "make check       linters, type checker and the tests that are quick (3 minutes)"
 	@echo "make test        set up $(VENV), run linters, type checker and all tests"
 	@echo "make lint        ruff and pyright only"
 	@echo "make format      let ruff rewrite the code"
-	@echo "make clean       remove $(VENV) and runs/quickstart"
+	@echo "make clean       remove $(VENV), build (compiled programs too) and runs/quickstart"
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."'
@@ -26,6 +28,9 @@ $(VENV)/.test: $(VENV)/.base
 quickstart: $(VENV)/.base
 	$(BIN)/python scripts/quickstart.py --workdir=runs/quickstart
 
+check: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -39,4 +44,4 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs/quickstart
+	rm -rf $(VENV) build runs/quickstart
