@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from mpo_jax import sharding
 from mpo_jax.models.config import LanguageConfig
 from mpo_jax.nn import attention, layers, lora, stack
+from mpo_jax.nn import roles as roles_lib
 
 Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
 
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         tables: Tables,
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str,
     ) -> Float[Array, "B T D"]:
         heads = ("act_batch", "act_seq", "act_heads", None)
@@ -120,7 +121,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         tables: Tables,
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str,
         _: None,
     ) -> Float[Array, "B T D"]:
@@ -167,7 +168,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         *,
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str = "auto",
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
@@ -180,7 +181,7 @@ class Decoder(nnx.Module):
         self,
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
     ) -> Tables:
         """Cosine and sine of every token, once for all layers.
 

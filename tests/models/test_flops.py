@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpo_jax import types
 from mpo_jax.models import adapted, family, flops, internvl, rope
-from mpo_jax.nn import attention
+from mpo_jax.nn import roles as roles_lib
 from mpo_jax.plan import hlo, schedule
 
 SHAPE = types.RowShape(
@@ -118,7 +118,7 @@ def test_8b_against_six_times_parameters():
 
 def test_visible_pairs_are_those_of_the_mask():
     roles = (5, 3, 4)
-    mask = attention.role_mask(roles)
+    mask = roles_lib.dense_mask(roles)
     assert flops.of_pairs(*roles, tiles=0).visible == mask.sum()
     shape = types.RowShape(*roles, tiles=0, pairs=1)
     assert flops.of_budget(shape).visible == mask.sum()
