@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mpo_jax import sharding, types
-from mpo_jax.nn import layers
+from mpo_jax.nn import products
 
 _NEVER = -1e30  # logit of a padding column: exp() is 0, and no NaN as from -inf
 
@@ -160,7 +160,7 @@ def _backward(
     hidden, kernel, labels, normaliser = saved
     cut = chunks.cut_kernel(kernel)
     some, targets, pull = _by_tokens((hidden, labels, cotangent), chunks)
-    precision = layers.precision(hidden.dtype)
+    precision = products.precision(hidden.dtype)
 
     def block(carry: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         weights = _block(cut, number, chunks)
@@ -237,7 +237,7 @@ def _logits(
         "brd,dsv->brsv",
         rows,
         weights,
-        precision=layers.precision(rows.dtype),
+        precision=products.precision(rows.dtype),
         preferred_element_type=jnp.float32,
     )
     logits = sharding.constrain(logits, "act_batch", "act_seq", "act_vocab", None)

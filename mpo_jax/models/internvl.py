@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mpo_jax import sharding, types
 from mpo_jax.models import adapted, decoder, vit
 from mpo_jax.models.config import InternVLConfig
-from mpo_jax.nn import layers, lora, params
+from mpo_jax.nn import layers, lora, params, products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +363,6 @@ class InternVL:
             "btd,dv->btv",
             hidden,
             kernel,
-            precision=layers.precision(hidden.dtype),
+            precision=products.precision(hidden.dtype),
             preferred_element_type=jnp.float32,
         )

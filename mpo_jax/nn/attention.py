@@ -26,7 +26,7 @@ from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
 from mpo_jax import sharding
-from mpo_jax.nn import blocks, layers, splash
+from mpo_jax.nn import blocks, layers, products, splash
 from mpo_jax.nn import roles as roles_lib
 
 BACKENDS = ("auto", "reference", "blocks", "splash", "cudnn")
@@ -65,7 +65,7 @@ def full_attention(
     """
     batch, num_queries, _, head_dim = query.shape
     num_keys, kv_heads = key.shape[1:3]
-    precision = layers.precision(query.dtype)
+    precision = products.precision(query.dtype)
     # Heads first and one matmul per kv head: 3x faster than an einsum over the
     # incoming layout in XLA on a CPU, and the same program elsewhere.
     grouped = query.reshape(batch, num_queries, kv_heads, -1, head_dim)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
-from mpo_jax.nn import layers
+from mpo_jax.nn import layers, products
 from mpo_jax.nn import roles as roles_lib
 
 QUERIES = 256  # per piece of a packed row
@@ -29,7 +29,7 @@ def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
         spec,
         a,
         b,
-        precision=layers.precision(a.dtype),
+        precision=products.precision(a.dtype),
         preferred_element_type=jnp.float32,
     )
 

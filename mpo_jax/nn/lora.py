@@ -10,8 +10,7 @@ from its reference before the first update, and a mask over tokens would have to
 them through packing, micro-batches and meshes, none of which changes a loss here.
 
 Written by hand: the library for this in JAX, Qwix, traces calls of a Flax module and
-puts its parameters into that. Parameters are nested dicts here, layers are stacked, and
-a product is a function with its own gradient, which interception does not see.
+puts its parameters into that. Parameters are nested dicts here, and layers are stacked.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpo_jax import sharding
-from mpo_jax.nn import attention, layers, splash, stack
+from mpo_jax.nn import attention, products, splash, stack
 
 
 def inputs(roles, *, heads, kv_heads, head_dim=16, rows=2):
@@ -130,7 +130,7 @@ def test_remat_keeps_what_the_cudnn_kernel_returns(monkeypatch):
     kernels, segments = jnp.ones((2, 128, 128), x.dtype), jnp.ones(x.shape[:2], int)
 
     def layer(carry, kernel):
-        heads = layers.contract(carry, kernel, 1).reshape(*x.shape[:2], 2, 64)
+        heads = products.contract(carry, kernel, 1).reshape(*x.shape[:2], 2, 64)
         out = attention.packed_attention(
             heads, heads, heads, segments, roles=roles, backend="cudnn"
         )
