@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         heads = ("act_batch", "act_seq", "act_heads", None)
         query, key, value = (
             sharding.constrain(out, *heads)
-            for out in layers.together(x, self.q, self.k, self.v)
+            for out in layers.apply_parallel(x, self.q, self.k, self.v)
         )
         if self.normalise:
             query, key = self.q_norm(query), self.k_norm(key)
@@ -101,7 +101,7 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = layers.together(x, self.gate, self.up)
+        gate, up = layers.apply_parallel(x, self.gate, self.up)
         hidden = layers.swiglu(gate, up)
         return self.down(sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp"))
 

@@ -65,7 +65,7 @@ class Linear(nnx.Module):
         self.use_bias = use_bias
         if lora is None:
             return
-        if not lora.borrows:
+        if not lora.shares_a:
             self.lora_a = params.param(
                 rngs,
                 (*in_shape, lora.rank),
@@ -87,7 +87,7 @@ class Linear(nnx.Module):
         return low * self.lora.scale
 
     def __call__(self, x: Float[Array, ...], low: Array | None = None) -> Array:
-        """Apply to ``x``; `low` is another map's where this one borrows its ``A``."""
+        """Apply to ``x``; `low` is another map's where this one shares its ``A``."""
         out = _contract(x, self.kernel[...].astype(x.dtype), self.num_in)
         if self.lora is not None:
             low = self.low(x) if low is None else low
@@ -98,13 +98,13 @@ class Linear(nnx.Module):
         return out
 
 
-def together(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
-    """Outputs of maps of one input, of which `others` may borrow the first's ``A``."""
-    borrow = [other.lora is not None and other.lora.borrows for other in others]
-    low = first.low(x) if any(borrow) else None
+def apply_parallel(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
+    """Outputs of several maps of `x`; `others` may share the first's ``A``."""
+    sharing = [other.lora is not None and other.lora.shares_a for other in others]
+    low = first.low(x) if any(sharing) else None
     outs = (
-        other(x, low if borrows else None)
-        for other, borrows in zip(others, borrow, strict=True)
+        other(x, low if shares else None)
+        for other, shares in zip(others, sharing, strict=True)
     )
     return first(x, low), *outs
 

@@ -82,15 +82,15 @@ def test_jaxpr_count_agrees_with_the_formula():
     cfg = packed.tiny_config()
     rng = np.random.default_rng(0)
     host = packed.batch([[packed.example(rng, tiles=1)]])
-    from mpo_jax.models import internvl
+    from mpo_jax.models import internvl, network
     from mpo_jax.nn import params
 
     model = internvl.InternVL(cfg)
     weights = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
-        model.declared.shapes,
+        model.shapes,
     )
-    compute = internvl.Compute(dtype=jnp.float32, remat="none", attention="reference")
+    compute = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
     def forward(tree: params.Params) -> jax.Array:
         found = step.policy_logps(

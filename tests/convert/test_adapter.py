@@ -19,12 +19,12 @@ from safetensors import numpy as safetensors_numpy
 from mpo_jax import checkpoint, config
 from mpo_jax.convert import adapter, hf, hub, table, transforms, verify
 from mpo_jax.data import tokenizer
-from mpo_jax.models import adapted, internvl
+from mpo_jax.models import adapted, internvl, network
 from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
-FLOAT32 = internvl.Compute(dtype=jnp.float32, remat="none", attention="reference")
+FLOAT32 = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
 
 def run_config(source, **changes) -> config.RunConfig:
@@ -123,7 +123,7 @@ def test_merged_model_and_peft_adapter_compute_the_same(
 
     loaded = hub.load_params(hub.locate(tmp_path / "run"), run.base)
     flat = dict(params_lib.flatten(loaded))
-    for path, leaf in params_lib.flatten(jax.jit(run.merge)(weights)):
+    for path, leaf in params_lib.flatten(jax.jit(run.fold_adapters)(weights)):
         found = flat[path]
         np.testing.assert_allclose(found, leaf, atol=1e-6, err_msg=path)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo_jax import types
-from mpo_jax.models import adapted, family, flops, internvl, rope
+from mpo_jax.models import adapted, family, flops, internvl, network, rope
 from mpo_jax.nn import roles as roles_lib
 from mpo_jax.plan import hlo, schedule
 
@@ -43,13 +43,14 @@ def _config():
 def _scheduled(cfg, parts=adapted.PARTS, *, backward: bool) -> float:
     """FLOPs of products in a compiled CPU program, loops multiplied out."""
     model = internvl.InternVL(cfg)
-    compute = internvl.Compute(dtype=jnp.float32, remat="none", attention="blocks")
+    compute = network.Compute(dtype=jnp.float32, remat="none", attention="blocks")
     roles = (SHAPE.prompt_tokens, SHAPE.chosen_tokens, SHAPE.rejected_tokens)
 
     def loss(trained, frozen, batch):
         weights = {**trained, **frozen}
-        hidden = model.response_hidden(weights, batch, roles=roles, compute=compute)
-        logits = jnp.einsum("brd,dv->brv", hidden, model.lm_head(weights))
+        bound = model.bind(weights)
+        hidden = bound.response_hidden(batch, roles=roles, compute=compute)
+        logits = jnp.einsum("brd,dv->brv", hidden, bound.lm_head())
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
 
     def array(*dims, dtype=jnp.int32):
@@ -66,7 +67,7 @@ def _scheduled(cfg, parts=adapted.PARTS, *, backward: bool) -> float:
         pair_mask=array(SHAPE.pairs, dtype=jnp.bool_),
         record_ids=array(SHAPE.pairs),
     )
-    shapes = model.declared.shapes
+    shapes = model.shapes
     trained = {k: v for k, v in shapes.items() if k in parts}
     frozen = {k: v for k, v in shapes.items() if k not in parts}
     function = jax.grad(loss) if backward else loss
@@ -108,7 +109,7 @@ def test_8b_against_six_times_parameters():
     """Decoder matmuls are 6 N per token, N without embedding and head."""
     cfg = family.lookup("OpenGVLab/InternVL2-8B")
     assert cfg is not None
-    shapes = internvl.InternVL(cfg).declared.shapes["language"]["layers"]
+    shapes = internvl.InternVL(cfg).shapes["language"]["layers"]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(shapes) if len(leaf.shape) > 2)
     counts = flops.of_totals(pairs=1, prompt=900, chosen=50, rejected=50, tiles=0)
     found = flops.training(cfg, counts)

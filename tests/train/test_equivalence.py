@@ -19,12 +19,12 @@ import pytest
 from mpo_jax import types
 from mpo_jax.data import assembly, examples, records, tokenizer
 from mpo_jax.models import config as model_config
-from mpo_jax.models import internvl
+from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import step as step_lib
 
 SHAPE = types.RowShape(600, 700, 700, 12, 6)
-COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
+COMPUTE = network.Compute(dtype=jnp.float32, remat="none")
 # A real vocabulary takes longer to compute than to compile.
 OPTIMISED = {
     "xla_backend_optimization_level": 3,
@@ -81,7 +81,7 @@ def real(shared, tmp_path_factory):
     flat = {
         path: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
         + (1.0 if path.endswith(("scale", "ls1", "ls2")) else 0.0)
-        for path, leaf in params_lib.flatten(model.declared.shapes)
+        for path, leaf in params_lib.flatten(model.shapes)
     }
     return model, params_lib.unflatten(flat), made, chat.img_context_id
 
@@ -114,8 +114,7 @@ def sequences(example, img):
 
 def two_sequences(model, weights, inputs):
     """Summed log-probs of both sides, shifted labels and all."""
-    logits = model.logits(
-        weights,
+    logits = model.bind(weights).logits(
         inputs["ids"],
         inputs["mask"],
         inputs["slots"],
