@@ -155,7 +155,7 @@ def per_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query, key, value, segment_ids)
-    query, key, value = _align_heads(query, key, value, mesh.shape.get("tensor", 1))
+    query, key, value = _align_heads(query, key, value, sharding.tensor_shards())
     spec = functools.partial(sharding.RULES.spec, mesh=mesh)
     names = ("act_batch", "act_seq", "act_heads", None)
     rows = None

@@ -61,6 +61,7 @@ def policy_logps(
         batch.labels,
         chunk=chunk,
         vocab_chunk=vocab_chunk,
+        shards=sharding.tensor_shards(),
     )
     return logps_lib.pair_logps(
         tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import counted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,14 +95,14 @@ def test_training_is_what_a_program_computes(parts):
     budget = flops.of_budget(SHAPE, attention="blocks") * ROWS
     # Attention by pieces computes its scores again on the way back: half of a forward
     # pass, which model FLOPs leave out.
-    once, times = flops.forward(cfg, budget), flops.passes(flops.of_parts(*parts))
+    language = "language" in parts
+    trained = flops.Trained("vision" in parts, "projector" in parts, language, language)
+    once, times = flops.forward(cfg, budget), flops.passes(trained)
     again = [
         once.vision_attention * (times.vision_attention > 1) / 2,
         once.language_attention * (times.language_attention > 1) / 2,
     ]
-    expected = flops.training(cfg, budget, trained=flops.of_parts(*parts)).total + sum(
-        again
-    )
+    expected = flops.training(cfg, budget, trained=trained).total + sum(again)
     assert _scheduled(cfg, parts, backward=True) == pytest.approx(expected, rel=0.01)
 
 
@@ -134,7 +135,7 @@ def test_counts_of_a_batch_are_those_of_its_pairs(seed, sizes):
     rng = np.random.default_rng(seed)
     rows = [[packed.example(rng) for _ in range(size)] for size in sizes]
     pairs = [pair for row in rows for pair in row]
-    found = flops.of_batch(
+    found = counted.counts(
         packed.batch(rows), packed.SHAPE, tokens_per_tile=packed.TOKENS_PER_TILE
     )
     lengths = np.array(
