@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -65,7 +64,11 @@ def our_logits(model, weights, directory):
     ids, tiles = verify.example(model, token)
     is_image = ids == token
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
-    look = jax.jit(functools.partial(model.logits, compute=FLOAT32))
+
+    @jax.jit
+    def look(weights, *inputs):
+        return model.bind(weights).logits(*inputs, compute=FLOAT32)
+
     ours = look(
         weights,
         jnp.asarray(ids, jnp.int32),
