@@ -148,6 +148,16 @@ def test_a_cpu_computes_the_ordinary_gradient(width, dtype, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("width", [2, 20], ids=["narrows", "widens"])
+def test_a_cpu_transposes_the_smaller_operand(width):
+    """The last product of the gradient is the kernel's; XLA transposes its left."""
+    x, kernel = jnp.ones((5, 7, 6)), jnp.ones((6, width))
+    _, pull = jax.vjp(lambda x, k: cpu_products.contract(x, k, 1), x, kernel)
+    equations = jax.make_jaxpr(pull)(jnp.ones((5, 7, width))).eqns
+    products = [e for e in equations if e.primitive.name == "dot_general"]
+    assert products[-1].invars[0].aval.shape == (5, 7, min(6, width))
+
+
 def test_forward_mode_goes_through_a_linear_map_elsewhere(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     rng = np.random.default_rng(0)

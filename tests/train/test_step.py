@@ -322,6 +322,14 @@ def test_drop_path_is_drawn_per_tile_of_a_record():
     for a, b in ((first, second), (first, other), (second, other)):
         assert np.mean((a > 0) != (b > 0)) > 0.2
     assert np.mean((first[:, 0] > 0) != (first[:, 1] > 0)) > 0.2
+    expected = drop_path.factors(
+        jax.random.key(0),
+        jnp.array([7, 7, 9]),
+        jnp.array([0, 1, 0]),
+        rate=0.9,
+        num_layers=64,
+    )
+    np.testing.assert_array_equal(factors[:, :, 0, :3], expected)
     # The same record elsewhere has the same.
     np.testing.assert_array_equal(factors[:, :, 2, 0], first)
     np.testing.assert_array_equal(factors[:, :, 2, 1], second)
