@@ -6,8 +6,8 @@ vision tower's last layers may be a stack of their own (``vision/last_layers``),
 every leaf is trained or frozen as a whole. Then :func:`trained` tells them apart by
 path, for gradients, optimiser, reference and export alike.
 
-Three trees: the *base's*, as released; the run's *without adapters*, the same numbers
-with the tower perhaps in two stacks; and the run's own.
+Three trees: the *base's*, as released; the run's *without adapters*, which differs from
+it in the tower's stacks alone; and the run's own.
 """
 
 from __future__ import annotations
