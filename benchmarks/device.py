@@ -135,8 +135,8 @@ def run_ours(
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=[device])
     watch, losses = clock.Clock(), []
     with jax.set_mesh(mesh):
-        placed = sharding.shardings(model.declared.shapes, model.declared.axes, mesh)
-        draw = jax.jit(model.declared.init, out_shardings=placed)
+        placed = sharding.shardings(model.shapes, model.axes, mesh)
+        draw = jax.jit(model.init, out_shardings=placed)
         current = state.create(
             draw(jax.random.key(0)),
             transform=transform,

@@ -110,8 +110,7 @@ class Job:
 
     def params(self, directory: pathlib.Path) -> Any:
         """Weights on the device."""
-        declared = self.model.declared
-        placed = sharding.shardings(declared.shapes, declared.axes, self.mesh)
+        placed = sharding.shardings(self.model.shapes, self.model.axes, self.mesh)
         return hf.load(directory / "original", self.model, shardings=placed)
 
 
@@ -218,7 +217,7 @@ def run_steps(
             jax.profiler.stop_trace()
         peak = clock.peak_mib()
         flops = count.of(update, current, batch, key, None)
-    host, shapes = job.batch, jax.tree.leaves(job.model.declared.shapes)
+    host, shapes = job.batch, jax.tree.leaves(job.model.shapes)
     return {
         **watch.result(),
         "loss": losses,

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from mpo_jax.convert import files, hf, hub
 from mpo_jax.convert import settings as settings_lib
-from mpo_jax.models import internvl
+from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 
 IMG_CONTEXT = "<IMG_CONTEXT>"
@@ -31,7 +30,7 @@ class InternVL:
 
     Attributes:
       cfg: architecture.
-      model: the network as pure functions of the parameters.
+      model: which parameters there are, and the network that they make.
       params: nested dict ``{vision, projector, language}``; may be replaced by one of
         the same shapes.
       files: directory whose config.json, tokenizer and so on belong to it, or None.
@@ -55,11 +54,17 @@ class InternVL:
         self.files = files
         self.settings = settings
         self.img_context_token_id = img_context_token_id
-        compute = internvl.Compute(dtype=jnp.dtype(dtype), remat="none")
-        self._features = jax.jit(
-            functools.partial(model.image_features, compute=compute)
-        )
-        self._logits = jax.jit(functools.partial(model.logits, compute=compute))
+        compute = network.Compute(dtype=jnp.dtype(dtype), remat="none")
+
+        @jax.jit
+        def image_features(weights: params_lib.Params, tiles: Any) -> jax.Array:
+            return model.bind(weights).image_features(tiles, compute=compute)
+
+        @jax.jit
+        def logits(weights: params_lib.Params, *inputs: Any) -> jax.Array:
+            return model.bind(weights).logits(*inputs, compute=compute)
+
+        self._features, self._logits = image_features, logits
 
     @classmethod
     def from_pretrained(

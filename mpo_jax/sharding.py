@@ -185,6 +185,12 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
+def tensor_shards() -> int:
+    """Size of the current mesh's ``tensor`` axis; 1 where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get("tensor", 1)
+
+
 def data_shards(mesh: Mesh) -> int:
     """Number of ways in which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -177,7 +177,7 @@ def test_recipe_traces_at_full_size(request, stem, released, billions, shape):
     shared = request.getfixturevalue("shared") if released is _released_8b else ROOT
     cfg = load(stem).get_config()
     model = internvl.InternVL(released(shared))
-    size = params_lib.count(model.declared.shapes)
+    size = params_lib.count(model.shapes)
     assert size / 1e9 == pytest.approx(billions, abs=0.01)
     transform, schedule = optimizer.build(cfg.optim, 1000)
     trained = adapted.trained(cfg.model)

@@ -188,7 +188,7 @@ def test_an_8b_run_is_spread_over_the_devices(model_8b, sizes, spread, excess):
     transform, _ = optimizer.build(config.OptimConfig(), 100)
     abstract = state.abstract(model_8b, transform=transform, moving=False, mesh=mesh)
     whole, held, replicated = _bytes_per_device(abstract)
-    count = params_lib.count(model_8b.declared.shapes)
+    count = params_lib.count(model_8b.shapes)
     assert whole == pytest.approx(12 * count, rel=1e-6)  # weights and two moments
     assert replicated / whole < 0.01
     # A device holds its share and little more; `data` replicates by design.
@@ -203,7 +203,7 @@ def test_an_8b_run_is_spread_over_the_devices(model_8b, sizes, spread, excess):
 
 def test_every_large_matrix_of_the_8b_model_is_split(model_8b):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    shapes, axes = model_8b.declared.shapes, model_8b.declared.axes
+    shapes, axes = model_8b.shapes, model_8b.axes
     placed = sharding.shardings(shapes, axes, mesh)
     for (path, leaf), (_, where) in zip(
         params_lib.flatten(shapes), params_lib.flatten(placed), strict=True

@@ -74,13 +74,13 @@ def _read(
     found: hub.Source, model: internvl.InternVL, *, layout: str
 ) -> tuple[internvl.InternVL, Iterator[tuple[str, np.ndarray]]]:
     run = hub.run_model(found, model)
-    if run.plain is run:
+    if run.without_adapters is run:
         raise ValueError(
             f"{found.weights} was trained without adapters (model.lora); leave out "
             "--adapter"
         )
     trained = adapted.trained(hub.trained_with(found))
-    others = adapted.kept_by_reference(run.declared.shapes, trained)
+    others = adapted.kept_by_reference(run.shapes, trained)
     if others:
         raise ValueError(
             f"{found.weights}: {', '.join(sorted(others))} was trained besides the "
@@ -95,7 +95,7 @@ def _rows(
     run: internvl.InternVL, layout: str
 ) -> Iterator[tuple[table.Row, int, list[tuple[str, str]]]]:
     """Rows with adapters, their number of layers, paths of A and B per parameter."""
-    present = dict(params_lib.flatten(run.declared.shapes))
+    present = dict(params_lib.flatten(run.shapes))
     in_memory = table.NATIVE_NEW if layout == table.NATIVE else layout
     for group in table.groups(run.cfg, in_memory):
         for row in group.rows:

@@ -60,9 +60,9 @@ def load(
       FileNotFoundError: if weights are absent; names the file.
       ValueError: naming every missing, surplus or misshapen tensor and its file.
     """
-    table.check(model.cfg, model.declared.shapes)
+    table.check(model.cfg, model.shapes)
     if isinstance(dtype, str):
-        dtypes = {path: dtype for path, _ in params_lib.flatten(model.declared.shapes)}
+        dtypes = {path: dtype for path, _ in params_lib.flatten(model.shapes)}
     else:
         dtypes = dict(params_lib.flatten(dtype))
     for kind in set(dtypes.values()):
@@ -162,7 +162,7 @@ def _take(stacked: jax.Array, layer: Any) -> jax.Array:
 
 
 def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
-    """How to get a layer's slice of a base parameter, as NumPy; adapters are merged.
+    """How to get a layer's slice of a base parameter, as NumPy; adapters are folded in.
 
     Sharded arrays are gathered per slice; where they span processes, every process
     must ask for the same.
@@ -171,9 +171,7 @@ def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
       ValueError: if the tree is not that of the model; names the leaves.
     """
     flat = dict(params_lib.flatten(params))
-    wanted = {
-        path: leaf.shape for path, leaf in params_lib.flatten(model.declared.shapes)
-    }
+    wanted = {path: leaf.shape for path, leaf in params_lib.flatten(model.shapes)}
     wrong = [
         f"{path}: got {getattr(flat.get(path), 'shape', None)}, "
         f"the model has {wanted.get(path)}"
@@ -182,7 +180,7 @@ def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
     ]
     if wrong:
         raise ValueError("parameters are not the model's:\n  " + "\n  ".join(wrong))
-    table.check(model.cfg, model.base.declared.shapes)
+    table.check(model.cfg, model.base.shapes)
 
     def fetch(path: str, layer: int | None) -> np.ndarray:
         leaf = flat[path]
@@ -192,17 +190,17 @@ def fetch_params(params: Mapping[str, Any], model: internvl.InternVL) -> Fetch:
             return sharding.to_host(_take(leaf, np.int32(layer)))
         return leaf[layer]
 
-    return merged(fetch, model)
+    return folded(fetch, model)
 
 
-def merged(fetch: Fetch, model: internvl.InternVL) -> Fetch:
+def folded(fetch: Fetch, model: internvl.InternVL) -> Fetch:
     """The same of a base's parameters, from one of a run's that may have adapters.
 
     Products and sums are in float32, and so is the result of a merged kernel.
     """
     if model.base is model:
         return fetch
-    present = dict(params_lib.flatten(model.declared.shapes))
+    present = dict(params_lib.flatten(model.shapes))
 
     def one(path: str, layer: int | None) -> np.ndarray:
         path, layer = adapted.locate(path, layer, present)

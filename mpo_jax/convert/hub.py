@@ -240,8 +240,8 @@ def fetching(found: Source, model: internvl.InternVL) -> Iterator[hf.Fetch]:
         return
     # Headers only; names what is of another model.
     run = run_model(found, model)
-    checkpoint.check_params(found.weights, run.declared.shapes)
-    yield hf.merged(stream.Reader(found.weights), run)
+    checkpoint.check_params(found.weights, run.shapes)
+    yield hf.folded(stream.Reader(found.weights), run)
 
 
 def trained_with(found: Source) -> config_lib.ModelConfig:
@@ -255,7 +255,7 @@ def trained_with(found: Source) -> config_lib.ModelConfig:
 def run_model(found: Source, model: internvl.InternVL) -> internvl.InternVL:
     """The model whose parameters a located checkpoint holds: `model`, or it adapted."""
     adaptation = adapted.of(trained_with(found), model.cfg)
-    if adaptation == adapted.BASE:
+    if adaptation == adapted.UNADAPTED:
         return model
     return internvl.InternVL(model.cfg, adaptation)
 
@@ -269,7 +269,7 @@ def load_params(
 ) -> params_lib.Params:
     """Read the weights of a located model, whichever way they are stored.
 
-    Adapters of a training run are merged.
+    Adapters of a training run are folded in.
 
     Args:
       model: as released (a base).
@@ -281,18 +281,18 @@ def load_params(
     """
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = dict(jax.tree.map(lambda _: device, model.declared.shapes))
+        shardings = dict(jax.tree.map(lambda _: device, model.shapes))
     if source.kind == "hf":
         return hf.load(source.weights, model, dtype=dtype, shardings=shardings)
     if isinstance(dtype, str):
-        kinds = {path: dtype for path, _ in params_lib.flatten(model.declared.shapes)}
+        kinds = {path: dtype for path, _ in params_lib.flatten(model.shapes)}
     else:
         kinds = dict(params_lib.flatten(dtype))
     run = run_model(source, model)
     places = dict(params_lib.flatten(shardings))
     whole = _everywhere(next(iter(places.values())))
     abstract = {}
-    for path, leaf in params_lib.flatten(run.declared.shapes):
+    for path, leaf in params_lib.flatten(run.shapes):
         base, adapter = adapted.base_path(path), lora.is_adapter(path)
         kind = jnp.float32 if adapter else jnp.dtype(kinds[base])
         place = whole if adapter else places[base]
@@ -301,7 +301,7 @@ def load_params(
     if run is model:
         return found
     return adapted.rebuild(
-        run.merge, found, shapes=model.declared.shapes, shardings=shardings
+        run.fold_adapters, found, shapes=model.shapes, shardings=shardings
     )
 
 

@@ -92,7 +92,7 @@ class Sink:
         """
         self.health = health.Health()
         self._stores: dict[str, Any] = {}
-        flat = dict(params_lib.flatten(model.declared.shapes))
+        flat = dict(params_lib.flatten(model.shapes))
         if not resume:
             placeholders = {path: np.zeros((1,), np.float32) for path in flat}
             checkpoint.save_params(

@@ -18,7 +18,7 @@ import numpy as np
 
 from mpo_jax.convert import files, hf, source, table
 from mpo_jax.inputs import tokenizer
-from mpo_jax.models import config, internvl, native_config
+from mpo_jax.models import config, internvl, native_config, network
 
 RELATIVE = 1e-4
 """Bound on the difference of float32 logits, relative to the largest logit.
@@ -290,8 +290,12 @@ def compare_outputs(
     params = hf.load(directory, model, dtype="float32")
     is_image = ids == token
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
-    compute = internvl.Compute(dtype=jnp.float32, remat="none")
-    run = jax.jit(lambda *inputs: model.logits(*inputs, compute=compute))
+    compute = network.Compute(dtype=jnp.float32, remat="none")
+
+    @jax.jit
+    def run(weights: Any, *inputs: jax.Array) -> jax.Array:
+        return model.bind(weights).logits(*inputs, compute=compute)
+
     ours = run(
         params,
         jnp.asarray(ids, jnp.int32),

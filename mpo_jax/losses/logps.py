@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mpo_jax import sharding, types
-from mpo_jax.nn import layers
+from mpo_jax.nn import products
 
 _NEVER = -1e30  # logit of a padding column: exp() is 0, and no NaN as from -inf
 
@@ -41,10 +41,10 @@ class Chunks:
     tokens: int
 
     @classmethod
-    def plan(cls, vocab: int, length: int, *, vocab_chunk: int, chunk: int) -> Chunks:
+    def plan(
+        cls, vocab: int, length: int, *, vocab_chunk: int, chunk: int, shards: int
+    ) -> Chunks:
         """Cut `vocab` entries and `length` positions; a chunk of 0 takes all."""
-        mesh = jax.sharding.get_abstract_mesh()
-        shards = 1 if mesh.empty else mesh.shape.get("tensor", 1)
         per_shard = -(-vocab // shards)
         wanted = -(-min(vocab_chunk or vocab, vocab) // shards)
         num_blocks = -(-per_shard // wanted)
@@ -96,6 +96,7 @@ def token_logps(
     *,
     chunk: int,
     vocab_chunk: int = 0,
+    shards: int,
 ) -> Float[Array, "B R"]:
     """Log-probability of every label, in nats, float32.
 
@@ -111,9 +112,15 @@ def token_logps(
       labels: token ids; positions without a label may hold any valid id.
       chunk: positions per chunk; 0 takes all at once.
       vocab_chunk: entries of the vocabulary per block; 0 takes all at once.
+      shards: devices that the vocabulary lies on (``tensor`` axis of the mesh). Another
+        number gives the same result, and moves the kernel between devices.
     """
     chunks = Chunks.plan(
-        kernel.shape[1], hidden.shape[1], vocab_chunk=vocab_chunk, chunk=chunk
+        kernel.shape[1],
+        hidden.shape[1],
+        vocab_chunk=vocab_chunk,
+        chunk=chunk,
+        shards=shards,
     )
     return _token_logps(hidden, kernel.astype(hidden.dtype), labels, chunks)
 
@@ -129,8 +136,8 @@ def _forward(
     hidden: jax.Array, kernel: jax.Array, labels: jax.Array, chunks: Chunks
 ) -> tuple[jax.Array, Any]:
     cut = chunks.cut_kernel(kernel)
-    some, targets = _by_tokens((hidden, labels), chunks)
-    zeros = jnp.zeros(targets.shape, jnp.float32)
+    hidden_chunks, label_chunks = _by_tokens((hidden, labels), chunks)
+    zeros = jnp.zeros(label_chunks.shape, jnp.float32)
 
     def block(carry: Any, number: jax.Array) -> tuple[Any, None]:
         weights = _block(cut, number, chunks)
@@ -145,7 +152,7 @@ def _forward(
             picked = picked + jnp.sum(jnp.where(is_label, logits, 0.0), axis=(2, 3))
             return highest, total, picked
 
-        return _each(part, (some, targets, carry)), None
+        return _each(part, (hidden_chunks, label_chunks, carry)), None
 
     start = (zeros + _NEVER, zeros, zeros)
     (top, total, picked), _ = _scan(block, start, chunks)
@@ -159,58 +166,54 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, kernel, labels, normaliser = saved
     cut = chunks.cut_kernel(kernel)
-    some, targets, pull = _by_tokens((hidden, labels, cotangent), chunks)
-    precision = layers.precision(hidden.dtype)
+    token_chunks = _by_tokens((hidden, labels, cotangent), chunks)
+    precision = products.precision(hidden.dtype)
 
     def block(carry: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         weights = _block(cut, number, chunks)
 
         def part(inputs: Any) -> tuple[jax.Array, jax.Array]:
-            rows, wanted, factor, shift, sofar = inputs
+            (rows, wanted, factor), shift, hidden_grad = inputs
             logits, is_label = _logits(rows, weights, wanted, number, chunks)
             softmax = jnp.exp(logits - shift[:, :, None, None])
             grad = factor[:, :, None, None] * (is_label - softmax)
             grad = grad.astype(hidden.dtype)
-            back = jnp.einsum(
+            added = jnp.einsum(
                 "brsv,dsv->brd",
                 grad,
                 weights,
                 precision=precision,
                 preferred_element_type=jnp.float32,
             )
-            own = jnp.einsum(
+            kernel_grad = jnp.einsum(
                 "brd,brsv->dsv",
                 rows,
                 grad,
                 precision=precision,
                 preferred_element_type=jnp.float32,
             )
-            return sofar + back, own
+            return hidden_grad + added, kernel_grad
 
-        if some.shape[0] == 1:
-            first = jax.tree.map(
-                lambda x: x[0], (some, targets, pull, normaliser, carry)
-            )
-            back, own = part(first)
-            back = back[None]
+        inputs = (token_chunks, normaliser, carry)
+        if normaliser.shape[0] == 1:
+            first = jax.tree.map(lambda x: x[0], inputs)
+            hidden_grad, kernel_grad = part(first)
+            hidden_grad = hidden_grad[None]
         else:
 
             def add(total: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
-                back, own = part(inputs)
-                return total + own, back
+                hidden_grad, kernel_grad = part(inputs)
+                return total + kernel_grad, hidden_grad
 
-            own, back = jax.lax.scan(
-                add,
-                jnp.zeros(weights.shape, jnp.float32),
-                (some, targets, pull, normaliser, carry),
-            )
-        own = own.astype(kernel.dtype)
-        return back, sharding.constrain(own, "embed", "vocab", None)
+            zeros = jnp.zeros(weights.shape, jnp.float32)
+            kernel_grad, hidden_grad = jax.lax.scan(add, zeros, inputs)
+        kernel_grad = kernel_grad.astype(kernel.dtype)
+        return hidden_grad, sharding.constrain(kernel_grad, "embed", "vocab", None)
 
-    start = jnp.zeros(some.shape, jnp.float32)
-    back, blocks = _scan(block, start, chunks)
-    back = _join_tokens(back, hidden.shape[1]).astype(hidden.dtype)
-    return back, chunks.join_kernel(blocks), None
+    start = jnp.zeros(token_chunks[0].shape, jnp.float32)
+    hidden_grad, blocks = _scan(block, start, chunks)
+    hidden_grad = _join_tokens(hidden_grad, hidden.shape[1]).astype(hidden.dtype)
+    return hidden_grad, chunks.join_kernel(blocks), None
 
 
 _token_logps.defvjp(_forward, _backward)
@@ -237,7 +240,7 @@ def _logits(
         "brd,dsv->brsv",
         rows,
         weights,
-        precision=layers.precision(rows.dtype),
+        precision=products.precision(rows.dtype),
         preferred_element_type=jnp.float32,
     )
     logits = sharding.constrain(logits, "act_batch", "act_seq", "act_vocab", None)

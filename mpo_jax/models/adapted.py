@@ -6,8 +6,8 @@ vision tower's last layers may be a stack of their own (``vision/last_layers``),
 every leaf is trained or frozen as a whole. Then :func:`trained` tells them apart by
 path, for gradients, optimiser, reference and export alike.
 
-Three trees: *base* as released; *plain*, the run's without adapters, which computes
-what the base does; and the run's own.
+Three trees: the *base's*, as released; the run's *without adapters*, which differs from
+it in the tower's stacks alone; and the run's own.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Adaptation:
     vision_layers: int = 0
 
     @property
-    def plain(self) -> Adaptation:
+    def without_adapters(self) -> Adaptation:
         """The same without adapters."""
         return Adaptation(vision_layers=self.vision_layers)
 
 
-BASE = Adaptation()
+UNADAPTED = Adaptation()
 
 
 def of(cfg: config.ModelConfig, model: InternVLConfig) -> Adaptation:
@@ -69,20 +69,20 @@ def of(cfg: config.ModelConfig, model: InternVLConfig) -> Adaptation:
     language = vision = lora.NONE
     if ours.language_rank:
         fused = _FUSED.get(model.language.kind, {})
-        for name, together in fused.items():
-            some = set(together) & set(ours.language_targets)
-            if some and some != set(together):
+        for name, maps in fused.items():
+            targeted = set(maps) & set(ours.language_targets)
+            if targeted and targeted != set(maps):
                 raise ValueError(
                     f"model.lora.language_targets={ours.language_targets!r}: "
-                    f"{', '.join(together)} are one weight of this model ({name}); "
+                    f"{', '.join(maps)} are one weight of this model ({name}); "
                     "name all of them or none"
                 )
-        borrowing = {m for together in fused.values() for m in together[1:]}
+        sharing = {name for _, *later in fused.values() for name in later}
         language = lora.Adapters(
             ours.language_rank,
             float(ours.scale),
             tuple(ours.language_targets),
-            tuple(m for m in ours.language_targets if m in borrowing),
+            tuple(name for name in ours.language_targets if name in sharing),
         )
     if ours.vision_rank:
         targets = tuple(ours.vision_targets)
@@ -90,7 +90,7 @@ def of(cfg: config.ModelConfig, model: InternVLConfig) -> Adaptation:
     return Adaptation(language, vision, cfg.train_vision_layers)
 
 
-def everything(_: str) -> bool:
+def all_trained(_: str) -> bool:
     """The predicate of a run that trains all it has."""
     return True
 
@@ -106,8 +106,8 @@ def trained(cfg: config.ModelConfig) -> Predicate:
         "projector": cfg.freeze_projector,
         "language": cfg.freeze_language,
     }
-    some = cfg.train_vision_layers or cfg.train_head or cfg.lora.used
-    if all(frozen.values()) and not some:
+    more = cfg.train_vision_layers or cfg.train_head or cfg.lora.used
+    if all(frozen.values()) and not more:
         raise ValueError(
             "model.freeze_vision, freeze_projector and freeze_language are all True: "
             "nothing is left to train; free a part, or set model.lora, "
@@ -142,7 +142,7 @@ def union(*trees: Mapping[str, Any]) -> params.Params:
     return params.unflatten(flat)
 
 
-def plain(tree: Mapping[str, Any]) -> params.Params:
+def without_adapters(tree: Mapping[str, Any]) -> params.Params:
     """The tree without adapters, which switches them off."""
     return partition(tree, lora.is_adapter)[1]
 
@@ -153,30 +153,29 @@ def kept_by_reference(tree: Mapping[str, Any], is_trained: Predicate) -> params.
     All else it shares with the policy, whose adapters it leaves out. Where adapters
     alone are trained that is nothing.
     """
-    return partition(plain(tree), is_trained)[0]
+    return partition(without_adapters(tree), is_trained)[0]
 
 
 def base_path(path: str) -> str:
-    """Path in the base tree of a plain parameter."""
+    """Path in the base's tree of a parameter that is no adapter."""
     return _FIRST + path.removeprefix(_LAST) if path.startswith(_LAST) else path
 
 
-def _cut(path: str, adaptation: Adaptation) -> bool:
-    return bool(adaptation.vision_layers) and path.startswith(_FIRST)
-
-
-def split(
-    base: Mapping[str, Any], shapes: Mapping[str, Any], adaptation: Adaptation
+def split_tower(
+    base_weights: Mapping[str, Any], shapes: Mapping[str, Any], adaptation: Adaptation
 ) -> params.Params:
-    """The plain tree from the base's arrays.
+    """The run's tree without adapters: the tower's last layers in their own stack.
 
     Args:
-      shapes: of the plain model.
+      base_weights: the base's arrays.
+      shapes: of the result.
     """
+    if not adaptation.vision_layers:
+        return params.unflatten(dict(params.flatten(base_weights)))
     wanted = dict(params.flatten(shapes))
     flat: dict[str, Any] = {}
-    for path, leaf in params.flatten(base):
-        if not _cut(path, adaptation):
+    for path, leaf in params.flatten(base_weights):
+        if not path.startswith(_FIRST):
             flat[path] = leaf
             continue
         at = wanted[path].shape[0]
@@ -185,13 +184,22 @@ def split(
     return params.unflatten(flat)
 
 
-def merge(tree: Mapping[str, Any], adaptation: Adaptation) -> params.Params:
-    """The base tree: adapters multiplied into their kernels, stacks joined.
+def join_tower(tree: Mapping[str, Any]) -> params.Params:
+    """Inverse of :func:`split_tower`: the base's tree."""
+    flat = dict(params.flatten(tree))
+    for path in [p for p in flat if p.startswith(_LAST)]:
+        first = base_path(path)
+        flat[first] = jnp.concatenate([flat[first], flat.pop(path)])
+    return params.unflatten(flat)
+
+
+def fold_adapters(tree: Mapping[str, Any], adaptation: Adaptation) -> params.Params:
+    """The tree without adapters, their products added to their kernels.
 
     Products and sums are in float32, results in the kernels' dtypes.
     """
     flat = dict(params.flatten(tree))
-    merged = {}
+    folded = {}
     for path, leaf in flat.items():
         found = lora.paths(path, flat)
         if found is not None:
@@ -202,11 +210,8 @@ def merge(tree: Mapping[str, Any], adaptation: Adaptation) -> params.Params:
             )(a, b)
             leaf = (leaf.astype(jnp.float32) + scale * delta).astype(leaf.dtype)
         if not lora.is_adapter(path):
-            merged[path] = leaf
-    for path in [p for p in merged if p.startswith(_LAST)]:
-        first = base_path(path)
-        merged[first] = jnp.concatenate([merged[first], merged.pop(path)])
-    return params.unflatten(merged)
+            folded[path] = leaf
+    return params.unflatten(folded)
 
 
 def rebuild(
@@ -216,20 +221,20 @@ def rebuild(
     shapes: Mapping[str, Any],
     shardings: Any,
 ) -> params.Params:
-    """``build(tree)`` in one program; arrays that keep their shape are given away.
+    """``build(tree)`` in one program; arrays that keep their shape are donated.
 
     Args:
       shapes, shardings: of the result.
     """
     wanted = {path: leaf.shape for path, leaf in params.flatten(shapes)}
     held = {path: leaf.shape for path, leaf in params.flatten(tree)}
-    given, lent = partition(tree, lambda path: wanted.get(path) == held[path])
+    donated, kept = partition(tree, lambda path: wanted.get(path) == held[path])
     function = jax.jit(
-        lambda given, lent: build(union(given, lent)),
+        lambda donated, kept: build(union(donated, kept)),
         out_shardings=shardings,
         donate_argnums=0,
     )
-    return function(given, lent)
+    return function(donated, kept)
 
 
 def scale_of(path: str, adaptation: Adaptation) -> float:

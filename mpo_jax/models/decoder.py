@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from mpo_jax import sharding
 from mpo_jax.models.config import LanguageConfig
 from mpo_jax.nn import attention, layers, lora, stack
+from mpo_jax.nn import roles as roles_lib
 
 Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
 
@@ -59,13 +60,13 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         tables: Tables,
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str,
     ) -> Float[Array, "B T D"]:
         heads = ("act_batch", "act_seq", "act_heads", None)
         query, key, value = (
             sharding.constrain(out, *heads)
-            for out in layers.together(x, self.q, self.k, self.v)
+            for out in layers.apply_parallel(x, self.q, self.k, self.v)
         )
         if self.normalise:
             query, key = self.q_norm(query), self.k_norm(key)
@@ -100,7 +101,7 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = layers.together(x, self.gate, self.up)
+        gate, up = layers.apply_parallel(x, self.gate, self.up)
         hidden = layers.swiglu(gate, up)
         return self.down(sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp"))
 
@@ -120,7 +121,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         tables: Tables,
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str,
         _: None,
     ) -> Float[Array, "B T D"]:
@@ -167,7 +168,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
         *,
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
         backend: str = "auto",
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
@@ -180,7 +181,7 @@ class Decoder(nnx.Module):
         self,
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        roles: attention.Roles,
+        roles: roles_lib.Roles,
     ) -> Tables:
         """Cosine and sine of every token, once for all layers.
 

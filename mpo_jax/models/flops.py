@@ -50,14 +50,6 @@ class Trained:
 ALL = Trained()
 
 
-def of_parts(*parts: str) -> Trained:
-    """These parts whole, of ``vision``, ``projector`` and ``language``."""
-    vision, projector, language = (
-        part in parts for part in ("vision", "projector", "language")
-    )
-    return Trained(vision, projector, language, language)
-
-
 def of_run(
     cfg: config.ModelConfig, model: InternVLConfig, shapes: Mapping[str, Any]
 ) -> Trained:
@@ -156,26 +148,6 @@ def of_totals(
         of_pairs(prompt / pairs, chosen / pairs, rejected / pairs, tiles=tiles / pairs)
         * pairs
     )
-
-
-def of_batch(
-    batch: types.PackedBatch, shape: types.RowShape, *, tokens_per_tile: int
-) -> Counts:
-    """True counts of a packed NumPy batch (of this process), exact.
-
-    The training loop's live MFU: counts are additive over processes and micro-batches.
-    """
-    ids = np.asarray(batch.segment_ids)
-    numbers = np.arange(1, shape.pairs + 1)
-    bounds = np.cumsum([0, shape.prompt_tokens, shape.chosen_tokens])
-    regions = np.split(ids, bounds[1:], axis=1)
-    lengths = [
-        (region[:, :, None] == numbers).sum(axis=1).reshape(-1) for region in regions
-    ]
-    present = lengths[0] > 0
-    tiles = (np.asarray(batch.image_slot) >= 0).sum() / tokens_per_tile
-    counts = of_pairs(*(part[present] for part in lengths), tiles=0.0)
-    return dataclasses.replace(counts, tiles=float(tiles))
 
 
 def of_budget(shape: types.RowShape, *, attention: str = "visible") -> Counts:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mpo_jax import sharding
 from mpo_jax.models.config import VisionConfig
@@ -172,8 +172,8 @@ class InternViT(nnx.Module):
             num_layers=self.first,
             rngs=rngs,
         )
-        self.split = bool(last)
-        if self.split:
+        self.two_stacks = bool(last)
+        if self.two_stacks:
             self.last_layers = stack.Stack(
                 lambda rngs: Block(cfg, adapters=adapters, rngs=rngs),
                 num_layers=cfg.num_hidden_layers - self.first,
@@ -230,7 +230,7 @@ class InternViT(nnx.Module):
         x = jnp.concatenate([first, x], axis=1)
         x = x + self.positions().astype(x.dtype)[None]
         x = sharding.constrain(x, "act_batch", "act_seq", "act_embed")
-        if not self.split:
+        if not self.two_stacks:
             x = self.layers(
                 x, backend, per_layer=keep, policy=remat, stop=self.num_layers
             )
@@ -246,33 +246,3 @@ class InternViT(nnx.Module):
 def used_layers(cfg: VisionConfig, select_layer: int) -> int:
     """Number of layers that run: features are those after layer `select_layer`."""
     return cfg.num_hidden_layers + select_layer + 1
-
-
-def drop_path_rates(rate: float, num_layers: int) -> Float[Array, " L"]:
-    """Stochastic depth per layer: linear from 0 at the first to `rate` at the last."""
-    return jnp.linspace(0.0, rate, num_layers, dtype=jnp.float32)
-
-
-def drop_path_factors(
-    key: Array,
-    record_ids: Int[Array, " n"],
-    tile_numbers: Int[Array, " n"],
-    *,
-    rate: float,
-    num_layers: int,
-) -> Float[Array, "L 2 n"]:
-    """Drop-path factors of tiles, a function of (key, record, tile of the record).
-
-    Keyed by record and not by place in the batch, so that packing, micro-batches and
-    mesh do not change them; both sides of a pair share them because the tile is encoded
-    once. The two branches of a block draw independently, per tile (timm's DropPath).
-    """
-
-    def draw(record: jax.Array, number: jax.Array) -> jax.Array:
-        tile_key = jax.random.fold_in(jax.random.fold_in(key, record), number)
-        return jax.random.uniform(tile_key, (num_layers, 2))
-
-    uniform = jax.vmap(draw)(record_ids.astype(jnp.uint32), tile_numbers)
-    keep_rate = 1.0 - drop_path_rates(rate, num_layers)[None, :, None]
-    factors = jnp.where(uniform < keep_rate, 1.0 / keep_rate, 0.0)
-    return jnp.moveaxis(factors, 0, -1)

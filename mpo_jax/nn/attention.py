@@ -1,9 +1,7 @@
 """Attention over packed role-major rows and over image tiles, by platform.
 
-The mask of a packed row is a static part, known at compile time and the same for every
-row, and a dynamic part. Static: causal by row index, and chosen/rejected never see each
-other. Dynamic: equal segment ids. In row order a response comes after every prompt, so
-causality by index lets it see its own prompt.
+The mask of a packed row is a static part by role (``nn/roles.py``) and a dynamic one,
+equal segment ids.
 
 =============  ==========================================================
 backend        what it is
@@ -24,15 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
 from mpo_jax import sharding
-from mpo_jax.nn import blocks, layers, splash
+from mpo_jax.nn import blocks, layers, products, splash
+from mpo_jax.nn import roles as roles_lib
 
 BACKENDS = ("auto", "reference", "blocks", "splash", "cudnn")
-Roles = tuple[int, int, int]
 
 
 def resolve(backend: str, dtype: Any) -> str:
@@ -56,25 +53,6 @@ def resolve(backend: str, dtype: Any) -> str:
     )
 
 
-def role_mask(roles: Roles) -> np.ndarray:
-    """Static part of the mask, bool ``[T, T]`` (query, key).
-
-    Worked example, roles (2, 2, 1)::
-
-        p p c c r
-        1 . . . .   p
-        1 1 . . .   p
-        1 1 1 . .   c
-        1 1 1 1 .   c
-        1 1 . . 1   r      rejected never sees chosen
-    """
-    prompt, chosen, rejected = roles
-    total = prompt + chosen + rejected
-    mask = np.tril(np.ones((total, total), bool))
-    mask[prompt + chosen :, prompt : prompt + chosen] = False
-    return mask
-
-
 def full_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
@@ -87,7 +65,7 @@ def full_attention(
     """
     batch, num_queries, _, head_dim = query.shape
     num_keys, kv_heads = key.shape[1:3]
-    precision = layers.precision(query.dtype)
+    precision = products.precision(query.dtype)
     # Heads first and one matmul per kv head: 3x faster than an einsum over the
     # incoming layout in XLA on a CPU, and the same program elsewhere.
     grouped = query.reshape(batch, num_queries, kv_heads, -1, head_dim)
@@ -177,7 +155,7 @@ def per_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query, key, value, segment_ids)
-    query, key, value = _align_heads(query, key, value, mesh.shape.get("tensor", 1))
+    query, key, value = _align_heads(query, key, value, sharding.tensor_shards())
     spec = functools.partial(sharding.RULES.spec, mesh=mesh)
     names = ("act_batch", "act_seq", "act_heads", None)
     rows = None
@@ -213,7 +191,7 @@ def tile_attention(
     return per_device(_inner(backend, roles=None), query, key, value, None)
 
 
-def _inner(backend: str, *, roles: Roles | None) -> Callable[..., jax.Array]:
+def _inner(backend: str, *, roles: roles_lib.Roles | None) -> Callable[..., jax.Array]:
     if backend == "blocks":
         return functools.partial(blocks.block_attention, roles=roles)
     interpret = sharding.platform() != "tpu"
@@ -226,7 +204,7 @@ def packed_attention(
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"],
     *,
-    roles: Roles,
+    roles: roles_lib.Roles,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Attention of packed rows; all backends give the same numbers.
@@ -236,33 +214,20 @@ def packed_attention(
     """
     backend = resolve(backend, query.dtype)
     if backend == "reference":
-        static = jnp.asarray(role_mask(roles))
+        static = jnp.asarray(roles_lib.dense_mask(roles))
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         return full_attention(query, key, value, static[None] & same)
     if backend != "cudnn":
         inner = _inner(backend, roles=roles)
         return per_device(inner, query, key, value, segment_ids)
-
-    prompt, chosen, rejected = roles
-    prompts = slice(0, prompt)
     outputs = []
-    for start, length in (
-        (0, prompt),
-        (prompt, chosen),
-        (prompt + chosen, rejected),
-    ):
-        if not length:
-            continue
-        own = slice(start, start + length)
-        visible = [prompts, own] if start else [own]
+    for piece in roles_lib.pieces(roles):
 
-        def pick(x: jax.Array, visible: list[slice] = visible) -> jax.Array:
-            return jnp.concatenate([x[:, part] for part in visible], axis=1)
+        def pick(x: jax.Array, keys: tuple[slice, ...] = piece.keys) -> jax.Array:
+            return jnp.concatenate([x[:, part] for part in keys], axis=1)
 
-        static = np.tril(np.ones((length, length), bool))
-        if start:
-            static = np.concatenate([np.ones((length, prompt), bool), static], 1)
-        same = segment_ids[:, own, None] == pick(segment_ids)[:, None, :]
-        mask = jnp.asarray(static)[None] & same
-        outputs.append(_cudnn_attention(query[:, own], pick(key), pick(value), mask))
+        ours = piece.queries
+        same = segment_ids[:, ours, None] == pick(segment_ids)[:, None, :]
+        mask = jnp.asarray(piece.mask)[None] & same
+        outputs.append(_cudnn_attention(query[:, ours], pick(key), pick(value), mask))
     return jnp.concatenate(outputs, axis=1)

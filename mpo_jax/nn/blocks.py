@@ -13,22 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float, Int
 
-from mpo_jax.nn import layers
+from mpo_jax.nn import layers, products
+from mpo_jax.nn import roles as roles_lib
 
 QUERIES = 256  # per piece of a packed row
 SCORES = 4 * 2**20  # held at a time: 16 MiB, about the last-level cache of a core
 _NEVER = -1e30
-
-
-def pieces(length: int) -> list[tuple[int, int]]:
-    """Cut a range into equal pieces of at most :data:`QUERIES`."""
-    number = -(-length // QUERIES)
-    bounds = np.linspace(0, length, number + 1).round().astype(int).tolist()
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -36,7 +29,7 @@ def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
         spec,
         a,
         b,
-        precision=layers.precision(a.dtype),
+        precision=products.precision(a.dtype),
         preferred_element_type=jnp.float32,
     )
 
@@ -99,7 +92,7 @@ def block_attention(
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None,
     *,
-    roles: tuple[int, int, int] | None,
+    roles: roles_lib.Roles | None,
 ) -> Float[Array, "B T N H"]:
     """Attention with the static role mask and dynamic segment ids.
 
@@ -111,26 +104,26 @@ def block_attention(
     kv_heads = key.shape[2]
     groups = heads // kv_heads
     queries = length if roles is None else min(length, QUERIES)
-    share = max(1, SCORES // (groups * queries * length))
-    together = math.gcd(kv_heads, share) if share < kv_heads else kv_heads
+    fitting = max(1, SCORES // (groups * queries * length))
+    kv_at_once = math.gcd(kv_heads, fitting) if fitting < kv_heads else kv_heads
 
-    def split(x: jax.Array, inner: int) -> jax.Array:
-        """``[B, T, N, H]`` to ``[B * N / n, n, G, T, H]`` with ``n`` heads together."""
+    def by_heads(x: jax.Array, groups: int) -> jax.Array:
+        """``[B, T, K * G, H]`` to ``[B * K / k, k, G, T, H]``, ``k`` heads at once."""
         x = x.transpose(0, 2, 1, 3)
-        return x.reshape(-1, together, inner, length, head_dim)
+        return x.reshape(-1, kv_at_once, groups, length, head_dim)
 
-    def some(inputs: tuple[jax.Array, ...]) -> jax.Array:
+    def heads_of_row(inputs: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, ids = inputs
         k, v = k[:, 0], v[:, 0]
         if roles is None:
-            out = attend(q.reshape(together, -1, head_dim), k, v, None)
+            out = attend(q.reshape(kv_at_once, -1, head_dim), k, v, None)
             return out.reshape(q.shape)
         return _row(q, k, v, ids, roles=roles)
 
     ids = jnp.zeros((batch, length), jnp.int32) if segment_ids is None else segment_ids
-    ids = jnp.repeat(ids, kv_heads // together, axis=0)
-    inputs = (split(query, groups), split(key, 1), split(value, 1), ids)
-    out = jax.lax.map(some, inputs)
+    ids = jnp.repeat(ids, kv_heads // kv_at_once, axis=0)
+    inputs = (by_heads(query, groups), by_heads(key, 1), by_heads(value, 1), ids)
+    out = jax.lax.map(heads_of_row, inputs)
     out = out.reshape(batch, heads, length, head_dim)
     return out.transpose(0, 2, 1, 3)
 
@@ -141,35 +134,23 @@ def _row(
     value: Float[Array, "K T H"],
     segment_ids: Int[Array, " T"],
     *,
-    roles: tuple[int, int, int],
+    roles: roles_lib.Roles,
 ) -> Float[Array, "K G T H"]:
     """Some heads of one row, piece by piece; blocks that nothing sees are skipped."""
-    prompt, chosen, rejected = roles
     outputs = []
-    regions = ((0, prompt), (prompt, chosen), (prompt + chosen, rejected))
-    for start, length in regions:
-        for first, last in pieces(length):
-            own = slice(start + first, start + last)
-            visible = [slice(start, start + last)]  # causal: no later key
-            static = np.tril(np.ones((last - first, last), bool), first)
-            if start:
-                visible.insert(0, slice(0, prompt))
-                before = np.ones((last - first, prompt), bool)
-                static = np.concatenate([before, static], axis=1)
+    for piece in roles_lib.pieces(roles, max_queries=QUERIES):
 
-            def pick(x: jax.Array, axis: int, visible: Any = tuple(visible)) -> Any:
-                parts = [
-                    jax.lax.slice_in_dim(x, s.start, s.stop, axis=axis) for s in visible
-                ]
-                return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+        def pick(x: jax.Array, axis: int, keys: Any = piece.keys) -> jax.Array:
+            parts = [jax.lax.slice_in_dim(x, s.start, s.stop, axis=axis) for s in keys]
+            return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
-            same = segment_ids[own, None] == pick(segment_ids, 0)[None, :]
-            some = query[:, :, own]
-            out = attend(
-                some.reshape(some.shape[0], -1, some.shape[-1]),
-                pick(key, 1),
-                pick(value, 1),
-                jnp.asarray(static) & same,
-            )
-            outputs.append(out.reshape(some.shape))
+        same = segment_ids[piece.queries, None] == pick(segment_ids, 0)[None, :]
+        ours = query[:, :, piece.queries]
+        out = attend(
+            ours.reshape(ours.shape[0], -1, ours.shape[-1]),
+            pick(key, 1),
+            pick(value, 1),
+            jnp.asarray(piece.mask) & same,
+        )
+        outputs.append(out.reshape(ours.shape))
     return jnp.concatenate(outputs, axis=2)

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mpo_jax import sharding
+from mpo_jax.nn import cpu_products, params, products
 from mpo_jax.nn import lora as lora_lib
-from mpo_jax.nn import params
 
 Axes = tuple[str | None, ...]
 ATTENTION = "attention"
@@ -25,54 +25,10 @@ ATTENTION = "attention"
 cuDNN's kernel cannot carry it (``stack.remat``)."""
 
 
-def precision(dtype: Any) -> jax.lax.Precision | None:
-    """Matmul precision: float32 compute means float32 on every platform."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def contract(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
-    """Product of the last `num_in` axes of `x` with the first of `kernel`.
-
-    The kernel's gradient is computed with the smaller of its two operands on the left:
-    XLA on a CPU writes that one out transposed, which takes time for wide layers.
-    """
-    return _product(x, kernel, num_in)
-
-
-def _product(x: jax.Array, kernel: jax.Array, num_in: int) -> jax.Array:
-    left = tuple(range(x.ndim - num_in, x.ndim))
-    return _dot(x, kernel, left, tuple(range(num_in)))
-
-
-def _dot(a: jax.Array, b: jax.Array, left: Any, right: Any) -> jax.Array:
-    return jax.lax.dot_general(
-        a, b, ((left, right), ((), ())), precision=precision(a.dtype)
-    )
-
-
-def _contract_forward(
-    x: jax.Array, kernel: jax.Array, num_in: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # Not `contract` itself: rematerialisation by "dots" must see a product.
-    return _product(x, kernel, num_in), (x, kernel)
-
-
-def _contract_backward(
-    num_in: int, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    lead = tuple(range(x.ndim - num_in))
-    num_out = kernel.ndim - num_in
-    out = tuple(range(cotangent.ndim - num_out, cotangent.ndim))
-    back = _dot(cotangent, kernel, out, tuple(range(num_in, kernel.ndim)))
-    if x.size <= cotangent.size:
-        return back, _dot(x, cotangent, lead, lead)
-    own = _dot(cotangent, x, lead, lead)
-    return back, jnp.moveaxis(own, range(num_out), range(num_in, kernel.ndim))
-
-
-contract.defvjp(_contract_forward, _contract_backward)
+def _contract(x: jax.Array, kernel: jax.Array, num_in: int) -> Any:
+    """``products.contract`` as the platform that is compiled for computes it best."""
+    ours = cpu_products if sharding.platform() == "cpu" else products
+    return ours.contract(x, kernel, num_in)
 
 
 class Linear(nnx.Module):
@@ -109,7 +65,7 @@ class Linear(nnx.Module):
         self.use_bias = use_bias
         if lora is None:
             return
-        if not lora.borrows:
+        if not lora.shares_a:
             self.lora_a = params.param(
                 rngs,
                 (*in_shape, lora.rank),
@@ -126,29 +82,29 @@ class Linear(nnx.Module):
     def low(self, x: Float[Array, ...]) -> Array:
         """``scale · x A`` of the adapter, ``[..., r]``."""
         assert self.lora is not None
-        low: Any = contract(x, self.lora_a[...].astype(x.dtype), self.num_in)
+        low = _contract(x, self.lora_a[...].astype(x.dtype), self.num_in)
         low = sharding.constrain(low, "act_batch", "act_seq", None)
         return low * self.lora.scale
 
     def __call__(self, x: Float[Array, ...], low: Array | None = None) -> Array:
-        """Apply to ``x``; `low` is another map's where this one borrows its ``A``."""
-        out: Any = contract(x, self.kernel[...].astype(x.dtype), self.num_in)
+        """Apply to ``x``; `low` is another map's where this one shares its ``A``."""
+        out = _contract(x, self.kernel[...].astype(x.dtype), self.num_in)
         if self.lora is not None:
             low = self.low(x) if low is None else low
-            out = out + contract(low, self.lora_b[...].astype(x.dtype), 1)
+            out = out + _contract(low, self.lora_b[...].astype(x.dtype), 1)
         if self.use_bias:
             bias = self.bias[...].astype(x.dtype)
             out = out + jnp.expand_dims(bias, tuple(range(out.ndim - bias.ndim)))
         return out
 
 
-def together(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
-    """Outputs of maps of one input, of which `others` may borrow the first's ``A``."""
-    borrow = [other.lora is not None and other.lora.borrows for other in others]
-    low = first.low(x) if any(borrow) else None
+def apply_parallel(x: Array, first: Linear, *others: Linear) -> tuple[Array, ...]:
+    """Outputs of several maps of `x`; `others` may share the first's ``A``."""
+    sharing = [other.lora is not None and other.lora.shares_a for other in others]
+    low = first.low(x) if any(sharing) else None
     outs = (
-        other(x, low if borrows else None)
-        for other, borrows in zip(others, borrow, strict=True)
+        other(x, low if shares else None)
+        for other, shares in zip(others, sharing, strict=True)
     )
     return first(x, low), *outs
 

@@ -10,8 +10,7 @@ from its reference before the first update, and a mask over tokens would have to
 them through packing, micro-batches and meshes, none of which changes a loss here.
 
 Written by hand: the library for this in JAX, Qwix, traces calls of a Flax module and
-puts its parameters into that. Parameters are nested dicts here, layers are stacked, and
-a product is a function with its own gradient, which interception does not see.
+puts its parameters into that. Parameters are nested dicts here, and layers are stacked.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from typing import Any
 import jax
 
 A, B = "lora_a", "lora_b"
-LENDERS = {"k": "q", "v": "q", "up": "gate"}
-"""Whose ``A`` a map uses that stands in one weight with others in released files."""
+SHARED_A = {"k": "q", "v": "q", "up": "gate"}
+"""Map to map: the first uses the second's ``A``, where both are one weight in released
+files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Lora:
     Attributes:
       rank: ``r``.
       scale: factor of its product (PEFT's ``lora_alpha / r``).
-      borrows: ``A`` is that of the map named by :data:`LENDERS`.
+      shares_a: ``A`` is that of the map named by :data:`SHARED_A`.
     """
 
     rank: int
     scale: float
-    borrows: bool = False
+    shares_a: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +51,19 @@ class Adapters:
       rank: 0 where there are none.
       scale: see :class:`Lora`.
       targets: names of the maps.
-      fused: of these, those that share their lender's ``A``.
+      sharing: of these, those that use the ``A`` of another (:data:`SHARED_A`).
     """
 
     rank: int = 0
     scale: float = 1.0
     targets: tuple[str, ...] = ()
-    fused: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
 
     def of(self, name: str) -> Lora | None:
         """Adapter of a map, None where it has none."""
         if not self.rank or name not in self.targets:
             return None
-        return Lora(self.rank, self.scale, borrows=name in self.fused)
+        return Lora(self.rank, self.scale, shares_a=name in self.sharing)
 
 
 NONE = Adapters()
@@ -93,4 +93,4 @@ def paths(kernel: str, present: Container[str]) -> tuple[str, str] | None:
     if f"{layer}/{A}" in present:
         return f"{layer}/{A}", b
     owner, _, name = layer.rpartition("/")
-    return f"{owner}/{LENDERS[name]}/{A}", b
+    return f"{owner}/{SHARED_A[name]}/{A}", b

@@ -62,42 +62,33 @@ def count(tree: Mapping[str, Any]) -> int:
     return sum(int(leaf.size) for _, leaf in flatten(tree))
 
 
-class Declared:
-    """A module class split into what is static and what is data.
+def declare(
+    build: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[nnx.GraphDef, Params, Params]:
+    """What `build` makes, without making it.
 
-    Attributes:
-      graphdef: static structure; hashable.
-      shapes: nested dict of ``ShapeDtypeStruct``.
-      axes: nested dict of logical axis names, same structure.
+    Returns:
+      The module's static structure, hashable (``nnx.merge`` makes the module of it and
+      a nested dict of arrays); a nested dict of ``ShapeDtypeStruct``; and one of
+      logical axis names, same structure.
     """
-
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
-        self._build = build
-        model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-        self.graphdef, state = nnx.split(model)
-        shapes, axes = {}, {}
-        for path, leaf in nnx.to_flat_state(state):
-            name = "/".join(str(part) for part in path)
-            value = leaf.get_value()
-            names = tuple(leaf.get_metadata()["axes"])
-            shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
-            axes[name] = ("layers",) * (len(value.shape) - len(names)) + names
-        self.shapes = unflatten(shapes)
-        self.axes = unflatten(axes)
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters; call under ``jit`` with ``out_shardings`` to shard."""
-        return _pure(nnx.state(self._build(nnx.Rngs(params=key))))
-
-    def merge(self, params: Params) -> Any:
-        """The module with these parameters; inside a traced function."""
-        return nnx.merge(self.graphdef, params)
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    shapes, axes = {}, {}
+    for path, leaf in _by_path(state):
+        value = leaf.get_value()
+        names = tuple(leaf.get_metadata()["axes"])
+        shapes[path] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        axes[path] = ("layers",) * (len(value.shape) - len(names)) + names
+    return graphdef, unflatten(shapes), unflatten(axes)
 
 
-def _pure(state: Any) -> Params:
-    return unflatten(
-        {
-            "/".join(str(part) for part in path): leaf.get_value()
-            for path, leaf in nnx.to_flat_state(state)
-        }
-    )
+def values(module: nnx.Module) -> Params:
+    """Parameters of a module as a nested dict of arrays."""
+    found = _by_path(nnx.state(module))
+    return unflatten({path: leaf.get_value() for path, leaf in found})
+
+
+def _by_path(state: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in nnx.to_flat_state(state):
+        yield "/".join(str(part) for part in path), leaf

@@ -22,33 +22,32 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Array, Float, Int
 
 from mpo_jax.nn import layers
+from mpo_jax.nn import roles as roles_lib
 
 LANES = 128  # the kernel's blocks are multiples of the vector lane number
 MAX_BLOCK = 512
 
 
 class RoleMask(mask_lib.Mask):
-    """Causal, and queries at or after `blind_from` never see keys of ``[low, high)``.
+    """``roles.visible`` as the kernel takes it, of rows padded to `length`.
 
     A function of the indices: a whole ``[T, T]`` array would take 44 MB at 6,656
-    tokens. ``low == high`` is a plain causal mask; `causal` False sees everything.
+    tokens. Without roles everything sees everything.
     """
 
-    def __init__(self, length: int, *, low: int, high: int, causal: bool = True):
-        self._key = (length, low, high, causal)
+    def __init__(self, length: int, roles: roles_lib.Roles | None):
+        self._key = (length, roles)
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self._key[0], self._key[0])
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        length, low, high, causal = self._key
+        length, roles = self._key
         rows, columns = (np.arange(length)[part] for part in index)
-        if not causal:
+        if roles is None:
             return np.ones((len(rows), len(columns)), bool)
-        query, key = rows[:, None], columns[None, :]
-        hidden = (query >= high) & (key >= low) & (key < high)
-        return (query >= key) & ~hidden
+        return roles_lib.visible(rows[:, None], columns[None, :], roles)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RoleMask) and self._key == other._key
@@ -90,7 +89,7 @@ def splash_attention(
     value: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None,
     *,
-    roles: tuple[int, int, int] | None,
+    roles: roles_lib.Roles | None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Attention with the static role mask and dynamic segment ids.
@@ -112,12 +111,7 @@ def splash_attention(
         widths = ((0, 0), (0, extra), (0, 0), (0, 0))
         query, key, value = (jnp.pad(x, widths) for x in (query, key, value))
         segment_ids = jnp.pad(segment_ids, ((0, 0), (0, extra)), constant_values=-1)
-    if roles is None:
-        mask = RoleMask(total, low=0, high=0, causal=False)
-    else:
-        prompt, chosen, _ = roles
-        mask = RoleMask(total, low=prompt, high=prompt + chosen)
-
+    mask = RoleMask(total, roles)
     size = block_size(total)
     blocks = kernel_lib.BlockSizes(
         block_q=size,

@@ -362,8 +362,8 @@ def _program(
     params = _per_device(abstract.params)
     if case.step == "reference":
         batch = dataclasses.replace(batch, ref_logps=None)
-        built = step.build_logps_step(model.plain, cfg.model, shape, mesh)
-        weights = adapted.plain(abstract.params)
+        built = step.build_logps_step(model.without_adapters, cfg.model, shape, mesh)
+        weights = adapted.without_adapters(abstract.params)
         memory = programs.Memory(params=_per_device(weights), batch=_per_device(batch))
         return built, (weights, batch), memory
     built = step.build_train_step(
@@ -377,7 +377,7 @@ def _program(
     )
     online = None
     if cfg.reference.mode == "online":
-        online = adapted.plain(abstract.params)
+        online = adapted.without_adapters(abstract.params)
         if not cfg.reference.path:
             online = adapted.kept_by_reference(online, adapted.trained(cfg.model))
     key = jax.eval_shape(lambda: jax.random.key(0))

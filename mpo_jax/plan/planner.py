@@ -241,7 +241,7 @@ def plan(
 
 
 def _trained(cfg: config_lib.RunConfig, model: InternVLConfig) -> flops_lib.Trained:
-    return flops_lib.of_run(cfg.model, model, _run_model(cfg, model).declared.shapes)
+    return flops_lib.of_run(cfg.model, model, _run_model(cfg, model).shapes)
 
 
 def _run_model(cfg: config_lib.RunConfig, model: InternVLConfig) -> internvl.InternVL:
@@ -285,7 +285,7 @@ def held(cfg: config_lib.RunConfig) -> Held:
     )
     reference = found.reference
     if cfg.reference.mode == "online":
-        reference = adapted.plain(found.params)
+        reference = adapted.without_adapters(found.params)
         if not cfg.reference.path:
             reference = adapted.kept_by_reference(reference, trained)
 

@@ -28,7 +28,7 @@ class Scorer:
     """Forward passes of one model over records of one index.
 
     Args:
-      model: ``run.model``, or ``run.model.plain`` for a reference.
+      model: ``run.model``, or ``run.model.without_adapters`` for a reference.
       rows: rows of a forward batch, per row shape; see :func:`forward_rows`.
     """
 
@@ -140,7 +140,7 @@ def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list
 def scorer(run: setup.Setup, index: Index, record_ids: np.ndarray) -> Scorer:
     """A scorer of the reference's model, its batches sized for these records."""
     rows = forward_rows(run, index, record_ids)
-    return Scorer(run, index, model=run.model.plain, rows=rows)
+    return Scorer(run, index, model=run.model.without_adapters, rows=rows)
 
 
 def reference_key(run: setup.Setup, index: Index, weights: str) -> dict[str, Any]:

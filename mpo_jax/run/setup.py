@@ -164,17 +164,17 @@ def initial_params(run: Setup) -> params_lib.Params:
 
 def reference_params(run: Setup, path: str = "") -> params_lib.Params:
     """Weights of a reference, without adapters: of `path`, or of the starting point."""
-    return _adapted(run, run.model.plain, _base_params(run, path))
+    return _adapted(run, run.model.without_adapters, _base_params(run, path))
 
 
 def _base_params(run: Setup, path: str) -> params_lib.Params:
     cfg, model = run.cfg.model, run.model.base
-    placed = sharding.shardings(model.declared.shapes, model.declared.axes, run.mesh)
+    placed = sharding.shardings(model.shapes, model.axes, run.mesh)
     dtypes = _dtypes(run)
     if cfg.init == "random" and not path:
 
         def draw(key: jax.Array) -> params_lib.Params:
-            drawn = model.declared.init(key)
+            drawn = model.init(key)
             return jax.tree.map(lambda x, kind: x.astype(kind), drawn, dtypes)
 
         return jax.jit(draw, out_shardings=placed)(jax.random.key(run.cfg.seed))
@@ -189,7 +189,7 @@ def _dtypes(run: Setup) -> params_lib.Params:
     """Dtype of every base parameter; of a stack that is cut, that of trained ones."""
     trained, kinds = adapted.trained(run.cfg.model), state.dtypes(run.cfg.model)
     found: dict[str, Any] = {}
-    for path, _ in params_lib.flatten(run.model.plain.declared.shapes):
+    for path, _ in params_lib.flatten(run.model.without_adapters.shapes):
         base = adapted.base_path(path)
         if trained(path) or base not in found:
             found[base] = kinds["param_dtype" if trained(path) else "frozen_dtype"].name
@@ -218,6 +218,6 @@ def _adapted(
             }
         )
 
-    shapes, axes = model.declared.shapes, model.declared.axes
+    shapes, axes = model.shapes, model.axes
     placed = sharding.shardings(shapes, axes, run.mesh)
     return adapted.rebuild(adapt, base, shapes=shapes, shardings=placed)

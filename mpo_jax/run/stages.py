@@ -162,7 +162,7 @@ def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     plan = make_plan(run, index)
     ledger_counts = write_ledger(run, index, plan)
     describe(run, index, plan, num_steps(cfg, plan), ledger_counts)
-    shapes = run.model.declared.shapes
+    shapes = run.model.shapes
     size, ours = params_lib.count(shapes), adapted.trained(cfg.model)
     parts = ", ".join(
         f"{part} {trained:,} of {of:,}"
@@ -216,7 +216,7 @@ def flops_of(
 
     From the plan rather than from a batch: every process knows all rows.
     """
-    trained = flops.of_run(run.cfg.model, run.model.cfg, run.model.declared.shapes)
+    trained = flops.of_run(run.cfg.model, run.model.cfg, run.model.shapes)
 
     def count(n: int) -> float:
         ids = np.concatenate(plan.batch(n)[1])

@@ -93,7 +93,7 @@ def _train(
             )(params)
         weights = ""
         if uses_reference:
-            start = adapted.plain(params)
+            start = adapted.without_adapters(params)
             if cfg.reference.path:
                 start = setup.reference_params(run, cfg.reference.path)
             weights = reference.fingerprint(start)
@@ -113,7 +113,7 @@ def _train(
     def reference_params() -> params_lib.Params:
         """The reference's weights: the starting point, whatever was trained since."""
         if shared and (latest is None or only_adapters):
-            return adapted.plain(current.params)
+            return adapted.without_adapters(current.params)
         found = setup.reference_params(run, cfg.reference.path)
         if reference.fingerprint(found) != weights:
             raise ValueError(

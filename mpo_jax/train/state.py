@@ -43,7 +43,7 @@ def create(
     *,
     transform: optax.GradientTransformation,
     moving: bool,
-    trained: adapted.Predicate = adapted.everything,
+    trained: adapted.Predicate = adapted.all_trained,
 ) -> TrainState:
     """State at step 0. Pure: works on arrays and under ``eval_shape``."""
     ours, _ = adapted.partition(params, trained)
@@ -62,7 +62,7 @@ def abstract(
     transform: optax.GradientTransformation,
     moving: bool,
     mesh: Mesh,
-    trained: adapted.Predicate = adapted.everything,
+    trained: adapted.Predicate = adapted.all_trained,
     param_dtype: Any = jnp.float32,
     frozen_dtype: Any = None,
     offload: bool = False,
@@ -83,14 +83,14 @@ def abstract(
             path: jax.ShapeDtypeStruct(
                 leaf.shape, param_dtype if trained(path) else frozen_dtype
             )
-            for path, leaf in params_lib.flatten(model.declared.shapes)
+            for path, leaf in params_lib.flatten(model.shapes)
         }
     )
     state = jax.eval_shape(
         lambda tree: create(tree, transform=transform, trained=trained, moving=moving),
         shapes,
     )
-    param_shardings = sharding.shardings(shapes, model.declared.axes, mesh)
+    param_shardings = sharding.shardings(shapes, model.axes, mesh)
     trained_shardings, _ = adapted.partition(param_shardings, trained)
     whole = sharding.replicated(mesh)
     opt_shardings = optax.tree.map_params(

@@ -19,7 +19,7 @@ from mpo_jax import config as config_lib
 from mpo_jax import sharding, types
 from mpo_jax.losses import logps as logps_lib
 from mpo_jax.losses import mixture, reward_shift
-from mpo_jax.models import adapted, internvl
+from mpo_jax.models import adapted, internvl, network
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import optimizer as optimizer_lib
 from mpo_jax.train.state import TrainState
@@ -27,9 +27,9 @@ from mpo_jax.train.state import TrainState
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def compute_of(cfg: config_lib.ModelConfig) -> internvl.Compute:
+def compute_of(cfg: config_lib.ModelConfig) -> network.Compute:
     """Forward-pass options of a run."""
-    return internvl.Compute(
+    return network.Compute(
         dtype=jnp.dtype(cfg.dtype),
         remat=cfg.remat,
         attention=cfg.attention,
@@ -43,7 +43,7 @@ def policy_logps(
     batch: types.PackedBatch,
     *,
     shape: types.RowShape,
-    compute: internvl.Compute,
+    compute: network.Compute,
     chunk: int = 0,
     vocab_chunk: int = 0,
     drop_path: float = 0.0,
@@ -51,15 +51,17 @@ def policy_logps(
 ) -> types.PairLogps:
     """Summed log-probs of every pair of packed rows, ``[B, Q]``, float32 nats."""
     roles = (shape.prompt_tokens, shape.chosen_tokens, shape.rejected_tokens)
-    hidden = model.response_hidden(
-        weights, batch, roles=roles, compute=compute, drop_path=drop_path, key=key
+    bound = model.bind(weights)
+    hidden = bound.response_hidden(
+        batch, roles=roles, compute=compute, drop_path=drop_path, key=key
     )
     tokens = logps_lib.token_logps(
         hidden,
-        model.lm_head(weights),
+        bound.lm_head(),
         batch.labels,
         chunk=chunk,
         vocab_chunk=vocab_chunk,
+        shards=sharding.tensor_shards(),
     )
     return logps_lib.pair_logps(
         tokens,
@@ -256,7 +258,9 @@ def build_train_step(
     ) -> types.PackedBatch:
         if reference is None:
             return batch
-        found = jax.lax.stop_gradient(logps(reference, batch, of=model.plain))
+        found = jax.lax.stop_gradient(
+            logps(reference, batch, of=model.without_adapters)
+        )
         pair = jnp.stack([found.chosen, found.rejected], axis=-1)
         return dataclasses.replace(batch, ref_logps=pair)
 
@@ -269,7 +273,7 @@ def build_train_step(
         trained, frozen = adapted.partition(state.params, is_trained)
         reference = state.reference if moving else reference
         if reference is not None:
-            reference = adapted.union(adapted.plain(state.params), reference)
+            reference = adapted.union(adapted.without_adapters(state.params), reference)
         step_key = jax.random.fold_in(key, state.step)
 
         def forward(

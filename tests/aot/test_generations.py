@@ -105,9 +105,7 @@ def test_schedule_is_read_whole(compiled, name):
         result,
         model,
         workload=estimate.Workload(pair_prompt=120),
-        trained=flops.of_run(
-            case.cfg.model, model, internvl.InternVL(model).declared.shapes
-        ),
+        trained=flops.of_run(case.cfg.model, model, internvl.InternVL(model).shapes),
     )
     # Full remat: forward of the layers once more, at most twice; padding of lengths to
     # the kernels' blocks on top. A loop counted once would halve it.

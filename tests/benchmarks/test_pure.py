@@ -65,11 +65,11 @@ def test_recipe_fills_its_binding_budget():
 
 
 def test_visited_blocks_are_those_of_the_static_mask():
-    from mpo_jax.nn import attention
+    from mpo_jax.nn import roles as roles_lib
 
     shape, block = types.RowShape(40, 24, 16, 1, 1), 16
     roles = (shape.prompt_tokens, shape.chosen_tokens, shape.rejected_tokens)
-    mask = np.asarray(attention.role_mask(roles))
+    mask = np.asarray(roles_lib.dense_mask(roles))
     mask = mask.reshape(5, block, 5, block).any(axis=(1, 3))
     # Blocks of 16 do not end where the roles do; the formula may only err upwards,
     # by blocks in which chosen and rejected meet.
@@ -82,15 +82,15 @@ def test_jaxpr_count_agrees_with_the_formula():
     cfg = packed.tiny_config()
     rng = np.random.default_rng(0)
     host = packed.batch([[packed.example(rng, tiles=1)]])
-    from mpo_jax.models import internvl
+    from mpo_jax.models import internvl, network
     from mpo_jax.nn import params
 
     model = internvl.InternVL(cfg)
     weights = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
-        model.declared.shapes,
+        model.shapes,
     )
-    compute = internvl.Compute(dtype=jnp.float32, remat="none", attention="reference")
+    compute = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
     def forward(tree: params.Params) -> jax.Array:
         found = step.policy_logps(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 
@@ -19,12 +18,12 @@ from safetensors import numpy as safetensors_numpy
 from mpo_jax import checkpoint, config
 from mpo_jax.convert import adapter, hf, hub, table, transforms, verify
 from mpo_jax.inputs import tokenizer
-from mpo_jax.models import adapted, internvl
+from mpo_jax.models import adapted, internvl, network
 from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
-FLOAT32 = internvl.Compute(dtype=jnp.float32, remat="none", attention="reference")
+FLOAT32 = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
 
 def run_config(source, **changes) -> config.RunConfig:
@@ -65,7 +64,11 @@ def our_logits(model, weights, directory):
     ids, tiles = verify.example(model, token)
     is_image = ids == token
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
-    look = jax.jit(functools.partial(model.logits, compute=FLOAT32))
+
+    @jax.jit
+    def look(weights, *inputs):
+        return model.bind(weights).logits(*inputs, compute=FLOAT32)
+
     ours = look(
         weights,
         jnp.asarray(ids, jnp.int32),
@@ -123,7 +126,7 @@ def test_merged_model_and_peft_adapter_compute_the_same(
 
     loaded = hub.load_params(hub.locate(tmp_path / "run"), run.base)
     flat = dict(params_lib.flatten(loaded))
-    for path, leaf in params_lib.flatten(jax.jit(run.merge)(weights)):
+    for path, leaf in params_lib.flatten(jax.jit(run.fold_adapters)(weights)):
         found = flat[path]
         np.testing.assert_allclose(found, leaf, atol=1e-6, err_msg=path)
 

@@ -105,7 +105,7 @@ def assert_same_trees(ours, theirs):
 def test_load_fills_the_declared_parameters(model, tmp_path):
     tensors = random_tensors(model, "float32")
     loaded = hf.load(write(tmp_path, tensors), model)
-    declared = dict(params_lib.flatten(model.declared.shapes))
+    declared = dict(params_lib.flatten(model.shapes))
     for path, leaf in params_lib.flatten(loaded):
         assert leaf.shape == declared[path].shape and leaf.dtype == np.float32
     gate = loaded["language"]["layers"]["blocks"]["mlp"]["gate"]["kernel"]
@@ -118,7 +118,7 @@ def test_shards_and_shardings_give_the_same(model, tmp_path):
     tensors = random_tensors(model, "bfloat16")
     whole = hf.load(write(tmp_path / "one", tensors), model)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-    places = sharding.shardings(model.declared.shapes, model.declared.axes, mesh)
+    places = sharding.shardings(model.shapes, model.axes, mesh)
     sharded = hf.load(
         write(tmp_path / "many", tensors, shards=3), model, shardings=places
     )
@@ -490,7 +490,7 @@ def test_export_over_its_own_source(model, tmp_path):
 
 
 def test_to_hf_refuses_other_trees(model):
-    shapes = dict(params_lib.flatten(model.declared.shapes))
+    shapes = dict(params_lib.flatten(model.shapes))
     zeros = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
     del zeros["projector/norm/bias"]
     zeros["vision/patch/bias"] = np.zeros((3,), np.float32)

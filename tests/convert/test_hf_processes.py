@@ -49,7 +49,7 @@ from mpo_jax.models import config, internvl
 
 model = internvl.InternVL(config.load(source))
 mesh = sharding.make_mesh(data=1, fsdp=4)
-places = sharding.shardings(model.declared.shapes, model.declared.axes, mesh)
+places = sharding.shardings(model.shapes, model.axes, mesh)
 params = hf.load(source, model, shardings=places)
 kernel = params["projector"]["fc1"]["kernel"]
 assert not kernel.is_fully_addressable and not kernel.is_fully_replicated

@@ -67,7 +67,7 @@ def test_orbax_reads_what_is_streamed(origin, tmp_path):
     place = jax.NamedSharding(mesh, jax.P())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=place),
-        model.declared.shapes,
+        model.shapes,
     )
     loaded = dict(
         params_lib.flatten(checkpoint.load_params(tmp_path / "out", abstract))
@@ -284,7 +284,7 @@ def test_new_tokens_in_a_checkpoint(origin, tmp_path):
     cfg = vocabulary.extended(config.load(origin), addition)
     reader = stream.Reader(tmp_path / "out" / "params")
     assert reader.shape("language/lm_head/kernel")[1] == cfg.language.vocab_size
-    checkpoint.check_params(tmp_path / "out", internvl.InternVL(cfg).declared.shapes)
+    checkpoint.check_params(tmp_path / "out", internvl.InternVL(cfg).shapes)
     with pytest.raises(ValueError, match="language/embedding/table"):
         model = internvl.InternVL(config.load(origin))
-        checkpoint.check_params(tmp_path / "out", model.declared.shapes)
+        checkpoint.check_params(tmp_path / "out", model.shapes)

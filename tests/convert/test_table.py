@@ -124,12 +124,12 @@ def test_numbers_of_vision_tensors():
 
 @pytest.mark.parametrize("cfg", ALL, ids=lambda c: c.language.kind)
 def test_table_fills_the_model(cfg):
-    table.check(cfg, internvl.InternVL(cfg).declared.shapes)
+    table.check(cfg, internvl.InternVL(cfg).shapes)
 
 
 def test_check_names_what_differs():
     cfg = ALL[0]
-    flat = dict(params.flatten(internvl.InternVL(cfg).declared.shapes))
+    flat = dict(params.flatten(internvl.InternVL(cfg).shapes))
     flat["vision/new/kernel"] = flat.pop("projector/fc2/bias")
     flat["language/norm/scale"] = np.zeros((19,))
     with pytest.raises(ValueError, match="disagree") as error:

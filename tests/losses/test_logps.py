@@ -23,7 +23,9 @@ def test_equals_log_softmax(chunk, vocab_chunk, tensor):
     weights = rng.normal(size=(2, 11)).astype(np.float32)
 
     def ours(h, k):
-        found = logps.token_logps(h, k, labels, chunk=chunk, vocab_chunk=vocab_chunk)
+        found = logps.token_logps(
+            h, k, labels, chunk=chunk, vocab_chunk=vocab_chunk, shards=tensor
+        )
         return jnp.sum(weights * found)
 
     def plain(h, k):
@@ -52,11 +54,13 @@ def test_bf16_is_widened_before_anything_is_summed(vocab_chunk):
     weights = rng.normal(size=(2, 12)).astype(np.float32)
 
     def ours(h, k):
-        found = logps.token_logps(h, k, labels, chunk=5, vocab_chunk=vocab_chunk)
+        found = logps.token_logps(
+            h, k, labels, chunk=5, vocab_chunk=vocab_chunk, shards=1
+        )
         return jnp.sum(weights * found), found
 
     function = jax.jit(jax.grad(ours, argnums=(0, 1), has_aux=True))
-    (back, own), found = function(hidden, kernel)
+    (hidden_grad, kernel_grad), found = function(hidden, kernel)
     wide_hidden, wide_kernel = (np.asarray(x, np.float64) for x in (hidden, kernel))
     logits = wide_hidden @ wide_kernel
     every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -66,8 +70,8 @@ def test_bf16_is_widened_before_anything_is_summed(vocab_chunk):
     np.testing.assert_allclose(found, picked, atol=1e-5)
     pull = weights[..., None] * (np.eye(512)[labels] - np.exp(every))
     for gradient, expected in (
-        (back, pull @ wide_kernel.T),
-        (own, np.einsum("brd,brv->dv", wide_hidden, pull)),
+        (hidden_grad, pull @ wide_kernel.T),
+        (kernel_grad, np.einsum("brd,brv->dv", wide_hidden, pull)),
     ):
         assert gradient.dtype == jnp.bfloat16
         error = np.asarray(gradient, np.float64) - expected
@@ -87,13 +91,30 @@ def test_logits_far_from_zero_overflow_nothing(shift):
     labels = rng.integers(0, 13, (1, 4))
 
     def ours(h, k):
-        return logps.token_logps(h, k, labels, chunk=0, vocab_chunk=4)
+        return logps.token_logps(h, k, labels, chunk=0, vocab_chunk=4, shards=1)
 
     # An ulp of 300 is 3e-5.
     expected = ours(hidden, kernel)
     np.testing.assert_allclose(ours(hidden, moved), expected, atol=2e-4)
-    own = jax.grad(lambda k: ours(hidden, k).sum())
-    np.testing.assert_allclose(own(moved), own(kernel), atol=2e-4)
+    slope = jax.grad(lambda k: ours(hidden, k).sum())
+    np.testing.assert_allclose(slope(moved), slope(kernel), atol=2e-4)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_blocks_cover_the_vocabulary_once(shards):
+    """Whatever the shards, the entries of every block are those that exist."""
+    chunks = logps.Chunks.plan(13, 11, vocab_chunk=5, chunk=4, shards=shards)
+    assert chunks.shards == shards and chunks.per_shard == -(-13 // shards)
+    found: list[int] = []
+    for number in range(chunks.num_blocks):
+        ids, real = chunks.columns(jnp.int32(number))
+        assert ids.shape == (shards, chunks.block)
+        found += np.asarray(ids)[np.asarray(real)].tolist()
+    assert sorted(found) == list(range(13))
+    kernel = jnp.arange(2 * 13.0).reshape(2, 13)
+    blocks = chunks.cut_kernel(kernel).reshape(2, shards, chunks.num_blocks, -1)
+    whole = chunks.join_kernel(jnp.moveaxis(blocks, 2, 0))
+    np.testing.assert_array_equal(whole, kernel)
 
 
 def test_memory_does_not_grow_with_the_number_of_chunks():
@@ -105,7 +126,7 @@ def test_memory_does_not_grow_with_the_number_of_chunks():
         labels = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
         def fn(h, k, y):
-            return jnp.sum(logps.token_logps(h, k, y, chunk=64))
+            return jnp.sum(logps.token_logps(h, k, y, chunk=64, shards=1))
 
         grad = jax.jit(jax.grad(fn, argnums=(0, 1)))
         stats = grad.lower(hidden, kernel, labels).compile().memory_analysis()
@@ -127,7 +148,8 @@ def test_memory_does_not_grow_with_the_vocabulary_beyond_a_block():
         labels = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
         def fn(h, k, y):
-            return jnp.sum(logps.token_logps(h, k, y, chunk=0, vocab_chunk=block))
+            found = logps.token_logps(h, k, y, chunk=0, vocab_chunk=block, shards=1)
+            return jnp.sum(found)
 
         grad = jax.jit(jax.grad(fn, argnums=(0, 1)))
         stats = grad.lower(hidden, kernel, labels).compile().memory_analysis()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import counted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo_jax import types
-from mpo_jax.models import adapted, family, flops, internvl, rope
-from mpo_jax.nn import attention
+from mpo_jax.models import adapted, family, flops, internvl, network, rope
+from mpo_jax.nn import roles as roles_lib
 from mpo_jax.plan import hlo, schedule
 
 SHAPE = types.RowShape(
@@ -43,13 +44,14 @@ def _config():
 def _scheduled(cfg, parts=adapted.PARTS, *, backward: bool) -> float:
     """FLOPs of products in a compiled CPU program, loops multiplied out."""
     model = internvl.InternVL(cfg)
-    compute = internvl.Compute(dtype=jnp.float32, remat="none", attention="blocks")
+    compute = network.Compute(dtype=jnp.float32, remat="none", attention="blocks")
     roles = (SHAPE.prompt_tokens, SHAPE.chosen_tokens, SHAPE.rejected_tokens)
 
     def loss(trained, frozen, batch):
         weights = {**trained, **frozen}
-        hidden = model.response_hidden(weights, batch, roles=roles, compute=compute)
-        logits = jnp.einsum("brd,dv->brv", hidden, model.lm_head(weights))
+        bound = model.bind(weights)
+        hidden = bound.response_hidden(batch, roles=roles, compute=compute)
+        logits = jnp.einsum("brd,dv->brv", hidden, bound.lm_head())
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
 
     def array(*dims, dtype=jnp.int32):
@@ -66,7 +68,7 @@ def _scheduled(cfg, parts=adapted.PARTS, *, backward: bool) -> float:
         pair_mask=array(SHAPE.pairs, dtype=jnp.bool_),
         record_ids=array(SHAPE.pairs),
     )
-    shapes = model.declared.shapes
+    shapes = model.shapes
     trained = {k: v for k, v in shapes.items() if k in parts}
     frozen = {k: v for k, v in shapes.items() if k not in parts}
     function = jax.grad(loss) if backward else loss
@@ -93,14 +95,14 @@ def test_training_is_what_a_program_computes(parts):
     budget = flops.of_budget(SHAPE, attention="blocks") * ROWS
     # Attention by pieces computes its scores again on the way back: half of a forward
     # pass, which model FLOPs leave out.
-    once, times = flops.forward(cfg, budget), flops.passes(flops.of_parts(*parts))
+    language = "language" in parts
+    trained = flops.Trained("vision" in parts, "projector" in parts, language, language)
+    once, times = flops.forward(cfg, budget), flops.passes(trained)
     again = [
         once.vision_attention * (times.vision_attention > 1) / 2,
         once.language_attention * (times.language_attention > 1) / 2,
     ]
-    expected = flops.training(cfg, budget, trained=flops.of_parts(*parts)).total + sum(
-        again
-    )
+    expected = flops.training(cfg, budget, trained=trained).total + sum(again)
     assert _scheduled(cfg, parts, backward=True) == pytest.approx(expected, rel=0.01)
 
 
@@ -108,7 +110,7 @@ def test_8b_against_six_times_parameters():
     """Decoder matmuls are 6 N per token, N without embedding and head."""
     cfg = family.lookup("OpenGVLab/InternVL2-8B")
     assert cfg is not None
-    shapes = internvl.InternVL(cfg).declared.shapes["language"]["layers"]
+    shapes = internvl.InternVL(cfg).shapes["language"]["layers"]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(shapes) if len(leaf.shape) > 2)
     counts = flops.of_totals(pairs=1, prompt=900, chosen=50, rejected=50, tiles=0)
     found = flops.training(cfg, counts)
@@ -118,7 +120,7 @@ def test_8b_against_six_times_parameters():
 
 def test_visible_pairs_are_those_of_the_mask():
     roles = (5, 3, 4)
-    mask = attention.role_mask(roles)
+    mask = roles_lib.dense_mask(roles)
     assert flops.of_pairs(*roles, tiles=0).visible == mask.sum()
     shape = types.RowShape(*roles, tiles=0, pairs=1)
     assert flops.of_budget(shape).visible == mask.sum()
@@ -133,7 +135,7 @@ def test_counts_of_a_batch_are_those_of_its_pairs(seed, sizes):
     rng = np.random.default_rng(seed)
     rows = [[packed.example(rng) for _ in range(size)] for size in sizes]
     pairs = [pair for row in rows for pair in row]
-    found = flops.of_batch(
+    found = counted.counts(
         packed.batch(rows), packed.SHAPE, tokens_per_tile=packed.TOKENS_PER_TILE
     )
     lengths = np.array(

@@ -20,7 +20,7 @@ import pytest
 from mpo_jax import api, config, types
 from mpo_jax.convert import hf
 from mpo_jax.losses import mixture, reward_shift
-from mpo_jax.models import internvl
+from mpo_jax.models import network
 
 GOLDENS = (
     "internvl2-internlm2",
@@ -29,7 +29,7 @@ GOLDENS = (
     "internvl2-llama",
     "internvl2-phi3",
 )
-COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
+COMPUTE = network.Compute(dtype=jnp.float32, remat="none")
 FORWARD = 2e-6
 GRADIENT = 5e-6
 # Compiling is nearly all the time of these tests; run time does not matter.
@@ -70,8 +70,7 @@ class Golden:
         return step(self.loaded.params)
 
     def logits(self, params):
-        return self.model.logits(
-            params,
+        return self.model.bind(params).logits(
             jnp.asarray(self.ids),
             jnp.asarray(self.mask),
             jnp.asarray(self.slot),
@@ -120,9 +119,8 @@ def _error(ours, theirs) -> float:
 def test_vision_features(golden: Golden):
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, tiles):
-        module = golden.model.declared.merge(params)
-        features = golden.model.image_features(params, tiles, compute=COMPUTE)
-        return module.vision(tiles), features
+        bound = golden.model.bind(params)
+        return bound.vision(tiles), bound.image_features(tiles, compute=COMPUTE)
 
     hidden, features = run(golden.loaded.params, golden.tiles)
     stored = golden.numbers["vit_last_hidden"]

@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import api, types
 from mpo_jax.convert import hf, table
-from mpo_jax.models import internvl
+from mpo_jax.models import network
 from mpo_jax.packing import assembly
 from mpo_jax.train import step
 
@@ -194,11 +194,10 @@ def test_logits_and_gradients(tmp_path, case):
 
     is_image = ids == IMAGE_TOKEN
     slot = np.where(is_image, np.cumsum(is_image).reshape(ids.shape) - 1, -1)
-    compute = internvl.Compute(dtype=jnp.float32, remat="none")
+    compute = network.Compute(dtype=jnp.float32, remat="none")
 
     def loss(params):
-        logits = ours.model.logits(
-            params,
+        logits = ours.model.bind(params).logits(
             jnp.asarray(ids, jnp.int32),
             jnp.asarray(mask),
             jnp.asarray(slot),
@@ -260,7 +259,7 @@ def test_longrope_switches_at_the_same_length_in_packed_rows(tmp_path):
         ours.params,
         jax.tree.map(jnp.asarray, host),
         shape=shape,
-        compute=internvl.Compute(dtype=jnp.float32, remat="none"),
+        compute=network.Compute(dtype=jnp.float32, remat="none"),
     )
     for i, total in enumerate(totals):
         for side, got in enumerate((found.chosen, found.rejected)):
@@ -305,7 +304,7 @@ def test_other_image_size_than_stored(tmp_path):
     reference = build("qwen2", stored=56)
     ours = convert(reference, tmp_path, tokens=9)
     assert ours.cfg.tokens_per_tile == 9
-    vision = ours.model.declared.merge(ours.params).vision
+    vision = ours.model.bind(ours.params).vision
 
     table_ = vision.position_embedding[...]
     grid = (

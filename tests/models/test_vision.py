@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import image_utils
 
-from mpo_jax.models import internvl, vit
+from mpo_jax.models import projector, vit
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -16,7 +16,7 @@ def test_pixel_shuffle_merges_a_square_of_patches(side, factor, version):
     """Token by token. Version 1 lists the squares column by column."""
     width, out = 3, side // factor
     x = np.random.default_rng(0).normal(size=(2, side**2, width)).astype(np.float32)
-    found = internvl.pixel_shuffle(jnp.asarray(x), factor=factor, version=version)
+    found = projector.pixel_shuffle(jnp.asarray(x), factor=factor, version=version)
     assert found.shape == (2, out**2, factor**2 * width)
     grid = x.reshape(2, side, side, width)
     for token in range(out**2):

@@ -128,12 +128,6 @@ def test_blocks_sum_in_float32_under_bf16():
         assert error < 5e-3
 
 
-def test_role_mask_leaves_rejected_blind_to_chosen():
-    mask = attention.role_mask((2, 2, 1))
-    assert mask[4].tolist() == [True, True, False, False, True]
-    assert mask[3].tolist() == [True, True, True, True, False]
-
-
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="flash"):
         attention.packed_attention(*inputs(ROLES), roles=ROLES, backend="flash")

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from jax import ad_checkpoint
 
-from mpo_jax.nn import layers, params, stack
+from mpo_jax import sharding
+from mpo_jax.nn import cpu_products, layers, params, products, stack
 
 torch = pytest.importorskip("torch")
 
@@ -115,6 +116,70 @@ def test_linear_contracts_real_head_axes():
     np.testing.assert_allclose(linear(x), expected, rtol=1e-5, atol=1e-5)
 
 
+LINEAR = {"in_axes": (None, None), "out_axes": (None,), "stddev": 1.0}
+
+
+def linear(width: int) -> layers.Linear:
+    rngs = nnx.Rngs(0)
+    return layers.Linear((2, 3), (width,), use_bias=True, rngs=rngs, **LINEAR)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [2, 20], ids=["narrows", "widens"])
+def test_a_cpu_computes_the_ordinary_gradient(width, dtype, monkeypatch):
+    graph, weights = nnx.split(linear(width))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(5, 7, 2, 3)), dtype)
+    cotangent = jnp.asarray(rng.normal(size=(5, 7, width)), dtype)
+
+    def pulled(platform: str):
+        monkeypatch.setattr(sharding, "platform", lambda: platform)
+        out, pull = jax.vjp(lambda w, x: nnx.merge(graph, w)(x), weights, x)
+        return jax.tree.leaves((out, pull(cotangent)))
+
+    found, expected = pulled("cpu"), pulled("tpu")
+    assert len(found) == 4  # output, bias, kernel, input
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        scale = np.abs(np.asarray(b, np.float32)).max()
+        tolerance = 1e-6 if a.dtype == np.float32 and dtype == "float32" else 2**-8
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), atol=tolerance * scale
+        )
+
+
+@pytest.mark.parametrize("width", [2, 20], ids=["narrows", "widens"])
+def test_a_cpu_transposes_the_smaller_operand(width):
+    """The last product of the gradient is the kernel's; XLA transposes its left."""
+    x, kernel = jnp.ones((5, 7, 6)), jnp.ones((6, width))
+    _, pull = jax.vjp(lambda x, k: cpu_products.contract(x, k, 1), x, kernel)
+    equations = jax.make_jaxpr(pull)(jnp.ones((5, 7, width))).eqns
+    products = [e for e in equations if e.primitive.name == "dot_general"]
+    assert products[-1].invars[0].aval.shape == (5, 7, min(6, width))
+
+
+def test_forward_mode_goes_through_a_linear_map_elsewhere(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    rng = np.random.default_rng(0)
+    x, tangent = (
+        jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32) for _ in range(2)
+    )
+    layer = linear(4)
+    out, moved = jax.jvp(layer, (x,), (tangent,))
+    np.testing.assert_array_equal(out, layer(x))
+    expected = np.einsum("bnh,nhd->bd", tangent, layer.kernel[...])
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("platform", "by_hand"), [("cpu", True), ("tpu", False), ("cuda", False)]
+)
+def test_the_gradient_by_hand_is_a_cpus_alone(platform, by_hand, monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    text = str(jax.make_jaxpr(linear(4))(jnp.ones((5, 2, 3))))
+    assert ("custom_vjp" in text) is by_hand
+
+
 def test_rotary_is_the_half_split_rotation():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
     positions = np.array([[0, 3, 1000]])
@@ -166,15 +231,16 @@ def test_stack_equals_a_loop(policy):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_policies_keep_what_they_name():
+@pytest.mark.parametrize("of", [products, cpu_products])
+def test_policies_keep_what_they_name(of):
     """Products that are computed again on the way back, of a layer of four."""
 
     def layer(carry, kernel):
-        first = jnp.sin(layers.contract(carry, kernel, 1))
+        first = jnp.sin(of.contract(carry, kernel, 1))
         scores = jnp.einsum("bqd,bkd->bqk", first, first)
         scores = ad_checkpoint.checkpoint_name(scores, layers.ATTENTION)
         mixed = jnp.einsum("bqk,bkd->bqd", jnp.tanh(scores), first)
-        return layers.contract(mixed, kernel, 1), None
+        return of.contract(mixed, kernel, 1), None
 
     x, kernels = jnp.ones((2, 4, 8)), jnp.ones((3, 8, 8))
 

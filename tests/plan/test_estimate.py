@@ -108,9 +108,8 @@ def test_useful_flops_by_step_and_frozen_parts():
     assert train.useful < train.budget
     reference = estimated(made(), step="reference")
     assert train.useful == pytest.approx(3 * reference.useful, rel=0.01)
-    assert (
-        estimated(made(), trained=flops_lib.of_parts("language")).useful < train.useful
-    )
+    only_language = flops_lib.Trained(vision=False, projector=False)
+    assert estimated(made(), trained=only_language).useful < train.useful
 
 
 def test_workload_on_the_recipe_shape():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import counted
 import jax
 import numpy as np
 import pytest
@@ -32,12 +33,12 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
     try:
         seen = []
         for n, batch in batches:
-            counts = flops.of_batch(
+            counts = counted.counts(
                 batch,
                 run.shapes[plan.batch(n)[0]],
                 tokens_per_tile=run.policy.tokens_per_tile,
             )
-            trained = flops.of_parts("projector", "language")
+            trained = flops.Trained(vision=False)
             want = flops.training(run.model.cfg, counts, trained=trained).total
             np.testing.assert_allclose(flops_of(n), want, rtol=1e-12)
             seen.append(want)

@@ -45,7 +45,7 @@ def drawn(model: internvl.InternVL, *, seed: int = 0, b: float = 0.1):
     """Random parameters, adapters included (their ``B`` times `b`)."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for path, leaf in params_lib.flatten(model.declared.shapes):
+    for path, leaf in params_lib.flatten(model.shapes):
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         if path.endswith(("scale", "ls1", "ls2")):
             flat[path] = 1 + 0.1 * noise
@@ -143,23 +143,24 @@ def changed(before, after) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "phi3"])
-def test_a_fresh_adapter_changes_nothing_and_a_merged_one_nothing_more(kind):
+def test_a_fresh_adapter_changes_nothing_and_a_folded_one_nothing_more(kind):
     run = Run(lora_config(vision=3), made(kind))
     base = drawn(run.model.base)
     fresh = run.model.adapt(base, jax.random.key(0))
     batch = batch_of(refs=False)
     expected = run.logps(run.model.base, base, batch)
     np.testing.assert_array_equal(run.logps(run.model, fresh, batch), expected)
-    assert_same(run.model.merge(fresh), base, rtol=0)
+    assert_same(run.model.fold_adapters(fresh), base, rtol=0)
 
     weights = drawn(run.model, b=0.3)
     found = run.logps(run.model, weights, batch)
-    merged = run.model.merge(weights)
+    folded = run.model.fold_adapters(weights)
     # Sums of some thirty log-probs, float32 in another order.
     np.testing.assert_allclose(
-        run.logps(run.model.base, merged, batch), found, rtol=1e-5
+        run.logps(run.model.base, folded, batch), found, rtol=1e-5
     )
-    without = run.logps(run.model.base, run.model.merge(adapted.plain(weights)), batch)
+    released = run.model.fold_adapters(adapted.without_adapters(weights))
+    without = run.logps(run.model.base, released, batch)
     real = batch.pair_mask
     assert np.abs(found - without)[real].min() > 1e-3
 
@@ -180,18 +181,18 @@ def test_a_is_drawn_as_in_peft_and_b_is_zero():
 
 
 def test_fused_weights_share_their_a():
-    paths = dict(params_lib.flatten(Run(lora_config()).model.declared.shapes))
+    paths = dict(params_lib.flatten(Run(lora_config()).model.shapes))
     own = {p.split("/")[-2] for p in paths if p.endswith(lora.A)}
     assert own == {"q", "k", "v", "o", "gate", "up", "down"}
     for kind, sharing in (("internlm2", {"k", "v"}), ("phi3", {"k", "v", "up"})):
         model = Run(lora_config(), made(kind)).model
-        paths = dict(params_lib.flatten(model.declared.shapes))
-        borrowed = {
+        paths = dict(params_lib.flatten(model.shapes))
+        without_a = {
             p.split("/")[-2]
             for p in paths
             if p.endswith(lora.B) and p.replace(lora.B, lora.A) not in paths
         }
-        assert borrowed == sharing
+        assert without_a == sharing
     cfg = lora_config()
     cfg.model.lora.language_targets = ("q", "v")
     Run(cfg)
@@ -227,14 +228,14 @@ def test_targets_and_scale_are_read():
 
 
 @pytest.mark.parametrize("kind", ["internlm2"])
-def test_gradients_of_adapters_are_those_of_the_merged_weight(kind):
+def test_gradients_of_adapters_are_those_of_the_folded_weight(kind):
     """By the chain rule: dA = scale · dW Bᵀ, dB = scale · Aᵀ dW, at every map."""
     run = Run(lora_config(vision=3), made(kind))
     weights = drawn(run.model, b=0.3)
     whole = Run(run_config(), made(kind))
-    merged = run.model.merge(weights)
+    folded = run.model.fold_adapters(weights)
     run_after, means = run.update(weights)
-    whole_after, expected = whole.update(merged)
+    whole_after, expected = whole.update(folded)
     assert means["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     # Moments are clipped gradients times 1 - b1: undo the two clippings.
     clip = {
@@ -314,7 +315,7 @@ def test_last_layers_have_the_gradients_of_the_whole_tower():
     whole = Run(run_config(**changes))
     base = drawn(whole.model)
     tree = part.model.adapt(base, jax.random.key(0))
-    assert_same(part.model.merge(tree), base, rtol=0)
+    assert_same(part.model.fold_adapters(tree), base, rtol=0)
     found, means = part.update(tree)
     expected, wanted = whole.update(base)
     assert means["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
@@ -342,7 +343,7 @@ def test_the_reference_of_adapters_is_the_policy_without_them():
     weights = drawn(run.model, b=0.3)
     assert adapted.kept_by_reference(weights, run.trained) == {}
     batch = batch_of(refs=False)
-    refs = run.logps(run.model.base, adapted.plain(weights), batch)
+    refs = run.logps(run.model.base, adapted.without_adapters(weights), batch)
     cached = dataclasses.replace(batch, ref_logps=refs)
     after, online = run.update(weights, batch, reference={})
     other, expected = run.update(weights, cached)
@@ -507,7 +508,7 @@ def test_no_gradient_is_computed_for_what_is_frozen(case):
     found = schedule.totals(hlo.parse(text))
     assert found.unresolved == ()
     budget = flops.of_budget(packed.SHAPE, attention="square") * len(LAYOUT)
-    trained = flops.of_run(cfg.model, run.model.cfg, run.model.declared.shapes)
+    trained = flops.of_run(cfg.model, run.model.cfg, run.model.shapes)
     expected = flops.training(run.model.cfg, budget, trained=trained)
     # The head's logits are computed again in its gradient.
     again = flops.forward(run.model.cfg, budget).head

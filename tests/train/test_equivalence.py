@@ -21,13 +21,13 @@ from mpo_jax.inputs import tokenizer
 from mpo_jax.mmpr import examples, records
 from mpo_jax.mmpr.meta import load_meta
 from mpo_jax.models import config as model_config
-from mpo_jax.models import internvl
+from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 from mpo_jax.packing import assembly
 from mpo_jax.train import step as step_lib
 
 SHAPE = types.RowShape(600, 700, 700, 12, 6)
-COMPUTE = internvl.Compute(dtype=jnp.float32, remat="none")
+COMPUTE = network.Compute(dtype=jnp.float32, remat="none")
 # A real vocabulary takes longer to compute than to compile.
 OPTIMISED = {
     "xla_backend_optimization_level": 3,
@@ -84,7 +84,7 @@ def real(shared, tmp_path_factory):
     flat = {
         path: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
         + (1.0 if path.endswith(("scale", "ls1", "ls2")) else 0.0)
-        for path, leaf in params_lib.flatten(model.declared.shapes)
+        for path, leaf in params_lib.flatten(model.shapes)
     }
     return model, params_lib.unflatten(flat), made, chat.img_context_id
 
@@ -117,8 +117,7 @@ def sequences(example, img):
 
 def two_sequences(model, weights, inputs):
     """Summed log-probs of both sides, shifted labels and all."""
-    logits = model.logits(
-        weights,
+    logits = model.bind(weights).logits(
         inputs["ids"],
         inputs["mask"],
         inputs["slots"],

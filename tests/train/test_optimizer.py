@@ -187,9 +187,9 @@ def test_norms_are_whole_and_per_part():
 def test_decay_mask_of_a_model_spares_what_is_no_matrix():
     """Per layer: what is stacked over layers has one more dimension than it seems."""
     model = internvl.InternVL(packed.tiny_config())
-    shapes = dict(params_lib.flatten(model.declared.shapes))
-    axes = dict(params_lib.flatten(model.declared.axes))
-    mask = dict(params_lib.flatten(optimizer.decay_mask(model.declared.shapes)))
+    shapes = dict(params_lib.flatten(model.shapes))
+    axes = dict(params_lib.flatten(model.axes))
+    mask = dict(params_lib.flatten(optimizer.decay_mask(model.shapes)))
     assert set(mask) == set(shapes)
     for path, decays in mask.items():
         per_layer = [name for name in axes[path] if name != "layers"]

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture, reward_shift
-from mpo_jax.models import adapted, internvl
+from mpo_jax.models import adapted, drop_path, internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.train import state as state_lib
 from mpo_jax.train import step as step_lib
@@ -47,7 +47,7 @@ def weights():
             1 + 0.1 * noise if path.endswith(("scale", "ls1", "ls2")) else 0.1 * noise
         )
 
-    flat = params_lib.flatten(MODEL.declared.shapes)
+    flat = params_lib.flatten(MODEL.shapes)
     return params_lib.unflatten({path: draw(path, x.shape) for path, x in flat})
 
 
@@ -305,12 +305,14 @@ def test_drop_path_is_drawn_per_tile_of_a_record():
     rng = np.random.default_rng(0)
     examples = [packed.example(rng, tiles=n) for n in (2, 0, 1, 2)]
     batch = packed.batch([examples[:3], [], examples[3:]], ids=[[7, 8, 9], [], [7]])
-    cfg = dataclasses.replace(CONFIG.vision, num_hidden_layers=64)
-    model = internvl.InternVL(dataclasses.replace(CONFIG, vision=cfg))
     batch = jax.tree.map(jnp.asarray, batch)
     factors = np.asarray(
-        model._drop_path(
-            batch, packed.SHAPE.prompt_tokens, rate=0.9, key=jax.random.key(0)
+        drop_path.of_batch(
+            batch,
+            jax.random.key(0),
+            rate=0.9,
+            num_layers=64,
+            tokens_per_tile=packed.TOKENS_PER_TILE,
         )
     )
     assert factors.shape == (64, 2, 3, packed.SHAPE.tiles)
@@ -320,13 +322,21 @@ def test_drop_path_is_drawn_per_tile_of_a_record():
     for a, b in ((first, second), (first, other), (second, other)):
         assert np.mean((a > 0) != (b > 0)) > 0.2
     assert np.mean((first[:, 0] > 0) != (first[:, 1] > 0)) > 0.2
+    expected = drop_path.factors(
+        jax.random.key(0),
+        jnp.array([7, 7, 9]),
+        jnp.array([0, 1, 0]),
+        rate=0.9,
+        num_layers=64,
+    )
+    np.testing.assert_array_equal(factors[:, :, 0, :3], expected)
     # The same record elsewhere has the same.
     np.testing.assert_array_equal(factors[:, :, 2, 0], first)
     np.testing.assert_array_equal(factors[:, :, 2, 1], second)
 
 
 def test_drop_path_scales_each_branch_by_its_own_factor(weights):
-    tower = MODEL.declared.merge(weights).vision
+    tower = MODEL.bind(weights).vision
     graph, stacked = nnx.split(tower.layers.blocks)
     block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
@@ -346,7 +356,7 @@ def test_drop_path_scales_each_branch_by_its_own_factor(weights):
 
 
 def test_drop_path_keeps_the_expected_share():
-    keep = internvl.vit.drop_path_factors(
+    keep = drop_path.factors(
         jax.random.key(0),
         jnp.arange(4000),
         jnp.zeros(4000, jnp.int32),
