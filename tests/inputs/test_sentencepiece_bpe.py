@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import time
+import sys
 
 import numpy as np
 import pytest
@@ -182,18 +182,30 @@ def test_nul_is_a_piece(internlm2):
 
 
 def test_work_grows_with_length_not_its_square(internlm2):
-    """One uncut run: four times the text may take about four times as long.
+    """One uncut run: four times the text may take about four times as many steps.
 
-    Between 4 (linear) and 16 (square) stands the limit of 10; the best of three runs
-    keeps a busy machine from deciding.
+    Between 4 (linear) and 16 (square) stands the limit of 8. Lines of Python that are
+    run are counted, which no busy machine changes.
     """
 
-    def seconds(length: int) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            assert internlm2.decode(internlm2.encode("ab" * length)) == "ab" * length
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def lines_run(length: int) -> int:
+        count = 0
 
-    assert seconds(20_000) < 10 * seconds(5_000)
+        def on_line(frame, event, _):
+            nonlocal count
+            count += event == "line"
+            return on_line
+
+        def on_call(frame, *_):
+            return on_line if frame.f_code.co_filename == found else None
+
+        found = sentencepiece_bpe.__file__
+        sys.settrace(on_call)
+        try:
+            text = internlm2.decode(internlm2.encode("ab" * length))
+        finally:
+            sys.settrace(None)
+        assert text == "ab" * length
+        return count
+
+    assert 8_000 < lines_run(8_000) < 8 * lines_run(2_000)
