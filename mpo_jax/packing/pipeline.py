@@ -313,13 +313,11 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
         self,
         source: BatchSource,
         *,
-        fingerprint: str,
         start_batch: int,
         workers: int,
         prefetch: int,
     ):
         self._source = source
-        self._fingerprint = fingerprint
         self._next_batch = start_batch
         self._iterator = iter(
             make_dataset(
@@ -346,10 +344,6 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def state(self) -> dict[str, Any]:
-        """What to store in a checkpoint, JSON-able; read by :func:`resume_batch`."""
-        return {"next_batch": self._next_batch, "plan": self._fingerprint}
-
     def close(self) -> None:
         """Stop workers and threads; safe to call twice."""
         if not self._closed:
@@ -359,7 +353,12 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
 
 
 def resume_batch(state: Mapping[str, Any], plan: AnyPlan) -> int:
-    """`start_batch` that continues a run whose loader had this :meth:`Loader.state`.
+    """`start_batch` that continues a run from what its checkpoint holds.
+
+    Args:
+      state: ``next_batch``, the number of the first batch that was not trained on, and
+        ``plan``, the fingerprint of the plan it counts in; further entries are ignored.
+      plan: of the run that continues.
 
     Raises:
       ValueError: the state was made with another plan, or is malformed.
@@ -396,7 +395,7 @@ def make_loader(
       plan: which records, in which rows and batches, of which shapes.
       load_example: record number -> example with tiles; picklable where `workers`
         are used, and callable from several threads at once.
-      img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_row``.
+      img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_batch``.
       rows: rows of a global batch that this process makes, per row shape, in the
         order in which they are placed (``sharding.rows_of_process``); None is all.
       start_batch: first batch; see :func:`resume_batch`.
@@ -426,7 +425,6 @@ def make_loader(
     )
     return Loader(
         source,
-        fingerprint=plan.fingerprint,
         start_batch=start_batch,
         workers=workers,
         prefetch=prefetch,
