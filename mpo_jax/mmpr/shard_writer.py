@@ -183,7 +183,7 @@ def write_shards(
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.alone(
         target.with_name(target.name + ".building.lock"),
-        waiting=lambda: progress("waiting for another process that writes them"),
+        busy=lambda: progress("waiting for another process that writes them"),
     ):
         loose, sources = store_lib.open_data(meta_path, reroot=reroot)
         if not isinstance(loose, store_lib.LooseStore):

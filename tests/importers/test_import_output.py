@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -187,11 +188,38 @@ def test_an_import_that_fails_leaves_nothing(source, tmp_path):
 
 def test_two_imports_do_not_share_a_folder(source, tmp_path):
     out = tmp_path / "out"
-    (tmp_path / "out.building").mkdir()
-    with open(tmp_path / "out.building/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with output.building(out, overwrite=False) as folder:
+        (folder / "first").touch()
         with pytest.raises(FileExistsError, match="another import is writing"):
             cases.imported(out, source)
+        assert (folder / "first").exists()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_the_lock_stays_until_the_folder_is_complete(source, tmp_path, monkeypatch):
+    """One that went first would let another import empty the folder."""
+    replace, out = output._replace, tmp_path / "out"
+
+    def replace_beside_another(folder, target):
+        with pytest.raises(FileExistsError, match="another import is writing"):
+            cases.imported(out, source)
+        replace(folder, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_replace", replace_beside_another)
+        with output.building(out, overwrite=False) as folder:
+            (folder / "first").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+
+
+def test_a_file_system_without_locks(source, tmp_path, monkeypatch):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    cases.imported(tmp_path / "out", source)
+    assert not list(tmp_path.glob("out.*")) and (tmp_path / "out/meta.json").exists()
 
 
 def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
