@@ -60,8 +60,8 @@ HOMES = {
     "datasets": {"importers.hub"},
     "etils": {"checkpoint"},
     "torch": {"convert.verify"},
-    "tensorflow_datasets": {"mmpr.shard_writer"},
-    "apache_beam": {"mmpr.shard_writer"},
+    "tensorflow_datasets": {"mmpr.shard_builder"},
+    "apache_beam": {"mmpr.shard_builder"},
     "array_record": {"mmpr.shard_writer"},
     "tensorflow": set(),
 }

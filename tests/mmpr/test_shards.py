@@ -16,7 +16,7 @@ import pytest
 import tiny_mmpr
 from loaded import assert_same, collect
 
-from mpo_jax.mmpr import array_records, index, shard_writer, shards
+from mpo_jax.mmpr import array_records, index, shard_work, shard_writer, shards
 from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.types import RowShape
@@ -241,7 +241,7 @@ def test_other_shards_than_the_index_was_made_from(world, copied, tmp_path):
 def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypatch):
     _, _, metas = world
     target = tmp_path / "shards"
-    real, calls = shard_writer._image, []
+    real, calls = shard_work._image, []
 
     def interrupt(path):
         calls.append(path)
@@ -249,7 +249,7 @@ def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(path)
 
-    monkeypatch.setattr(shard_writer, "_image", interrupt)
+    monkeypatch.setattr(shard_work, "_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         shard_writer.write_shards(metas["good"], target)
     assert not target.exists()
