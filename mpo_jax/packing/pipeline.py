@@ -17,7 +17,7 @@ from absl import flags
 
 from mpo_jax import ledger
 from mpo_jax.inputs import tokenizer
-from mpo_jax.mmpr import examples, shards
+from mpo_jax.mmpr import examples, likeness
 from mpo_jax.mmpr.index import Index
 from mpo_jax.packing.batch_source import CHANGED, BatchSource
 from mpo_jax.packing.plan_table import AnyPlan
@@ -67,7 +67,7 @@ class ExampleLoader:
         where = index.where(number)
         try:
             record, read = index.fetch(number)
-            if shards.record_hash(record, read) != index.hash[number].tobytes():
+            if likeness.record_hash(record, read) != index.hash[number].tobytes():
                 raise ValueError(
                     f"{where}: text or images have changed since the record was "
                     f"indexed; {CHANGED}"
