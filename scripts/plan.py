@@ -261,22 +261,22 @@ def _write(outcomes: list[planner.Outcome], workload: estimate.Workload) -> None
 
 
 def _bar(outcome: planner.Outcome) -> plan_plot.Bar:
-    held, gib = outcome.compiled.memory, programs.GIB
+    memory, gib = outcome.compiled.memory, programs.GIB
     parts = {
-        "parameters": held.params,
-        "optimiser": held.optimiser,
-        "batch": held.batch,
-        "temporaries": held.temporaries,
-        "code": held.code,
+        "parameters": memory.params,
+        "optimiser": memory.optimiser,
+        "batch": memory.batch,
+        "temporaries": memory.temporaries,
+        "code": memory.code,
     }
     # A program that was refused has no parts but a sum.
-    parts["not told apart"] = max(held.needed - sum(parts.values()), 0)
+    parts["not told apart"] = max(memory.needed - sum(parts.values()), 0)
     sold = slices.lookup(outcome.case.topology)
     rate = outcome.estimate.pairs_per_second if outcome.estimate else 0.0
     return plan_plot.Bar(
         label=report.label(outcome),
         parts={name: size / gib for name, size in parts.items()},
-        granted=held.granted / gib,
+        granted=memory.granted / gib,
         rate=rate / (sold.chips * outcome.case.slices),
     )
 

@@ -157,9 +157,9 @@ def _beside(
       named: directory to take the files from, instead of those that are found.
     """
     run = checkpoint.load_metadata(directory).get("config") or {}
-    own = remote.join(directory, FILES)
-    if named is None and "config.json" in files_lib.own_files(own):
-        named = resolve(own, weights=False)
+    bundled = remote.join(directory, FILES)
+    if named is None and "config.json" in files_lib.own_files(bundled):
+        named = resolve(bundled, weights=False)
     files, start = named, settings_lib.NONE
     if files is None:
         files, start = _of_start(directory, run)

@@ -96,9 +96,9 @@ def _shards(
                 f"{index}: weight_map[{name!r}]={shard!r} must be the name of a file "
                 "beside the index"
             )
-        held = shards.setdefault(shard, set())
-        assert held is not None
-        held.add(name)
+        tensors = shards.setdefault(shard, set())
+        assert tensors is not None
+        tensors.add(name)
     absent = sorted(shards.keys() - present.keys())
     if absent:
         raise FileNotFoundError(

@@ -209,11 +209,11 @@ def _question(prompt: Sequence[Turn], rules: Rules, notes: list[str]) -> str:
 def _images(record: Mapping[str, Any], prompt: Sequence[Turn]) -> tuple[Any, ...]:
     """Images of the record, or those inside its messages."""
     inside = tuple(image for turn in prompt for image in turn.images)
-    given = [
+    filled = [
         field for field in IMAGE_FIELDS if record.get(field) not in (None, "", [], b"")
     ]
-    outer = [field for field in given if field in ("images", "image")]
-    fields = outer or given[:1]
+    outer = [field for field in filled if field in ("images", "image")]
+    fields = outer or filled[:1]
     if len(fields) > 1 and record["images"] != record["image"]:
         raise messages.bad("images", "and image are both given; keep one")
     if not fields:
