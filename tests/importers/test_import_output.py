@@ -106,7 +106,7 @@ def test_a_cut_image_is_not_stored(store, tmp_path):
 def source(tmp_path):
     tiny_mmpr.write_image(tmp_path / "in/a.png")
     good = cases.records()["mmpr"][1]
-    return cases.write_lines(tmp_path / "in/x.jsonl", [good, {**good, "image": 7}])
+    return tiny_mmpr.write_lines(tmp_path / "in/x.jsonl", [good, {**good, "image": 7}])
 
 
 def test_places_get_entries_of_their_own(tmp_path):
@@ -115,7 +115,7 @@ def test_places_get_entries_of_their_own(tmp_path):
     data = base64.b64encode(image.read_bytes()).decode()
     good = cases.records()["mmpr"][1]
     images = [data, "a.png", str(other), None, data]
-    path = cases.write_lines(
+    path = tiny_mmpr.write_lines(
         tmp_path / "in/x.jsonl", [{**good, "image": image} for image in images]
     )
     (tally,) = cases.imported(tmp_path / "out", path)
@@ -223,7 +223,7 @@ def test_a_file_system_without_locks(source, tmp_path, monkeypatch):
 
 
 def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
-    path = cases.write_lines(
+    path = tiny_mmpr.write_lines(
         tmp_path / "in/x.jsonl", [{"question": 1, "chosen": 2, "rejected": 3}] * 30
     )
     with pytest.raises(run.NothingWritten, match="out.ledger.jsonl") as caught:
@@ -231,7 +231,7 @@ def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
     assert caught.value.tallies[0].left_out == {("bad_field", "question"): 30}
     assert not (tmp_path / "out").exists()
     assert len(list(ledger.read(tmp_path / "out.ledger.jsonl"))) == 30
-    cases.write_lines(path, [cases.records()["mmpr"][1]])
+    tiny_mmpr.write_lines(path, [cases.records()["mmpr"][1]])
     cases.imported(tmp_path / "out", path)
     assert not list(tmp_path.glob("out.*"))
 

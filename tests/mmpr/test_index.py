@@ -41,14 +41,9 @@ def build(tokenizer_path, tmp_path):
     """build_index with small pieces in this process, unless told otherwise."""
 
     def call(meta, out=None, **options):
-        options = {
-            "policy": tiny_mmpr.POLICY,
-            "workers": 1,
-            "piece_bytes": 400,
-            **options,
-        }
-        return index.build_index(
-            meta, out or tmp_path / "out", tokenizer_path=tokenizer_path, **options
+        options = {"piece_bytes": 400, **options}
+        return tiny_mmpr.build_index(
+            meta, out or tmp_path / "out", tokenizer_path, **options
         )
 
     return call
@@ -122,12 +117,8 @@ def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
     policy = dataclasses.replace(tiny_mmpr.POLICY, template="phi3-chat")
 
     def build(tokenizer_path, policy):
-        return index.build_index(
-            meta,
-            tmp_path / "out",
-            tokenizer_path=tokenizer_path,
-            policy=policy,
-            workers=1,
+        return tiny_mmpr.build_index(
+            meta, tmp_path / "out", tokenizer_path, policy=policy
         )
 
     built = build(phi3_dir, policy)

@@ -42,10 +42,8 @@ def world(tmp_path_factory):
 
 
 def build(world, meta, out, **options):
-    options = {"workers": 1, "piece_bytes": 400, **options}
-    return index.build_index(
-        meta, out, tokenizer_path=world[1], policy=tiny_mmpr.POLICY, **options
-    )
+    options = {"piece_bytes": 400, **options}
+    return tiny_mmpr.build_index(meta, out, world[1], **options)
 
 
 @pytest.fixture
