@@ -113,16 +113,7 @@ def make(
         if PLACEHOLDER in answer:
             detail = f"{field}: holds {PLACEHOLDER!r}; images stand in the question"
             raise ledger.BadRecord("image_count", detail)
-    count = question.count(PLACEHOLDER)
-    if len(images) > 1 and count == 0:
-        question = f"{PLACEHOLDER}\n" * len(images) + question
-        notes.append(f"{PLACEHOLDER} put before the question, once per image")
-    elif count != len(images) and not (len(images) == 1 and count == 0):
-        raise ledger.BadRecord(
-            "image_count",
-            f"images: {len(images)} for {count} {PLACEHOLDER!r} in the question; they "
-            "must be equal (or none of several images marked)",
-        )
+    question = _mark_images(question, len(images), notes)
     carried = {
         key: record[key]
         for key, kinds in (("id", str | int), ("answer_gt", str))
@@ -139,6 +130,21 @@ def make(
         ),
         notes=tuple(notes),
     )
+
+
+def _mark_images(question: str, images: int, notes: list[str]) -> str:
+    """The question with a placeholder per image, where there are several."""
+    count = question.count(PLACEHOLDER)
+    if images > 1 and count == 0:
+        notes.append(f"{PLACEHOLDER} put before the question, once per image")
+        return f"{PLACEHOLDER}\n" * images + question
+    if count != images and not (images == 1 and count == 0):
+        raise ledger.BadRecord(
+            "image_count",
+            f"images: {images} for {count} {PLACEHOLDER!r} in the question; they "
+            "must be equal (or none of several images marked)",
+        )
+    return question
 
 
 def _before(record: Mapping[str, Any]) -> list[Turn]:

@@ -109,20 +109,10 @@ def visit_all(
         for piece, result in zip(pieces, pool.map(_still_good, pieces), strict=True):
             if result is not None:
                 results[piece] = result
-    total_bytes = sum(piece.stop - piece.start for piece in pieces)
 
     def report() -> None:
         if progress is not None:
-            progress(
-                Progress(
-                    done_pieces=len(results),
-                    pieces=len(pieces),
-                    done_bytes=sum(piece.stop - piece.start for piece in results),
-                    bytes=total_bytes,
-                    kept=sum(result.kept for result in results.values()),
-                    left_out=sum(sum(r.left_out.values()) for r in results.values()),
-                )
-            )
+            progress(_progress(pieces, results))
 
     report()
     todo = [piece for piece in pieces if piece not in results]
@@ -156,6 +146,19 @@ def visit_all(
     finally:
         pool.shutdown(cancel_futures=True)
     return results
+
+
+def _progress(
+    pieces: Sequence[Piece], results: Mapping[Piece, PieceResult]
+) -> Progress:
+    return Progress(
+        done_pieces=len(results),
+        pieces=len(pieces),
+        done_bytes=sum(piece.stop - piece.start for piece in results),
+        bytes=sum(piece.stop - piece.start for piece in pieces),
+        kept=sum(result.kept for result in results.values()),
+        left_out=sum(sum(r.left_out.values()) for r in results.values()),
+    )
 
 
 def _still_good(piece: Piece) -> PieceResult | None:

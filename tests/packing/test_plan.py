@@ -142,6 +142,12 @@ def test_rows_are_spread_evenly_over_batches():
     assert sorted(pairs) == [3, 3, 4]
 
 
+def test_numbers_of_groups_go_on_from_the_last():
+    groups = [(np.array([1, 0, 1]), 2), (np.zeros(0, np.int64), 0), (np.array([0]), 3)]
+    assert plan_lib._numbered_on(groups).tolist() == [1, 0, 1, 2]
+    assert plan_lib._places(np.array([2, 0, 1])).tolist() == [1, 2, 0]
+
+
 def batches_of(lengths, *, shapes, rows_per_batch, **kwargs):
     """Pairs of every batch, per shape."""
     plan = make_plan(lengths, shapes=shapes, rows_per_batch=rows_per_batch, **kwargs)
