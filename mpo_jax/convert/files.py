@@ -79,7 +79,7 @@ def naming(file: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def own_files(place: str | pathlib.Path) -> dict[str, int]:
+def file_sizes(place: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every plain file directly in a directory or behind an address."""
     if remote.is_remote(place):
         return remote.Folder(str(place)).sizes()

@@ -70,7 +70,9 @@ def _read_sentencepiece(path: pathlib.Path, add: Sequence[str]) -> Parts:
     ids = _ids(path, decoder)
     # Tokens that have a role or are named as special.
     named = _listed_special(config, special_map)
-    for token in filter(None, roles.values()):
+    for token in roles.values():
+        if token is None:
+            continue
         named.add(token)
         if (i := bpe.id_of(token)) is not None:
             ids.setdefault(token, i)
@@ -105,32 +107,28 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _decoder(
-    path: pathlib.Path, config: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
-    """The entries of ``added_tokens_decoder`` by text, each with its ``id``."""
-    decoder: dict[str, Mapping[str, Any]] = {}
+def _decoder(path: pathlib.Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of ``added_tokens_decoder``, each with its ``id``."""
+    entries = []
     for i, entry in config.get("added_tokens_decoder", {}).items():
-        content = entry["content"]
         if entry.get("single_word"):
             raise ValueError(
-                f"{path / CONFIG}: token {content!r} has single_word=true, which is "
-                "not supported"
+                f"{path / CONFIG}: token {entry['content']!r} has single_word=true, "
+                "which is not supported"
             )
-        decoder[content] = {**entry, "id": int(i)}
-    return decoder
+        entries.append({**entry, "id": int(i)})
+    return entries
 
 
-def _ids(
-    path: pathlib.Path, decoder: Mapping[str, Mapping[str, Any]]
-) -> dict[str, int]:
-    """Ids of the added tokens that both files know, which must agree."""
+def _ids(path: pathlib.Path, decoder: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Ids of the added tokens that either file knows; where both do, they agree."""
     ids: dict[str, int] = _json_object(path / "added_tokens.json")
-    for content, entry in decoder.items():
-        if ids.setdefault(content, entry["id"]) != entry["id"]:
+    for entry in decoder:
+        content, i = entry["content"], entry["id"]
+        if ids.setdefault(content, i) != i:
             raise ValueError(
                 f"{path}: token {content!r} has id {ids[content]} in "
-                f"added_tokens.json and {entry['id']} in {CONFIG}"
+                f"added_tokens.json and {i} in {CONFIG}"
             )
     return ids
 
@@ -145,13 +143,13 @@ def _listed_special(
 
 def _added_tokens(
     ids: Mapping[str, int],
-    decoder: Mapping[str, Mapping[str, Any]],
+    decoder: Sequence[Mapping[str, Any]],
     *,
     special: set[str],
 ) -> dict[str, AddedToken]:
-    added = {}
+    by_content, added = {entry["content"]: entry for entry in decoder}, {}
     for token, i in ids.items():
-        entry = decoder.get(token, {})
+        entry = by_content.get(token, {})
         added[token] = AddedToken(
             token,
             i,

@@ -228,9 +228,8 @@ def _pack_shape(
     row_of_item, num_rows = binpack.pack(need, limits, window=window)
     num_batches = -(-num_rows // rows_per_batch)
     # Rows are spread evenly, so that no batch is much smaller than the others.
-    batch_of_row = (
-        _places(_shuffle(num_rows, *stream)) * num_batches // max(num_rows, 1)
-    )
+    place = _places(_shuffle(num_rows, *stream))
+    batch_of_row = place * num_batches // max(num_rows, 1)
     return _Packed(row_of_item, batch_of_row, num_batches, need.sum(axis=0))
 
 

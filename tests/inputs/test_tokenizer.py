@@ -256,6 +256,7 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
     decoder = config["added_tokens_decoder"]
     single = {k: v | {"single_word": True} for k, v in decoder.items()}
     image = {"9999": {"content": "<img>", "special": True, "rstrip": True}}
+    twice = {i: {"content": "<twice>", "special": True} for i in ("9998", "9999")}
     for source, name, text, why in (
         (internlm2_dir, "tokenizer.model", "nonsense", "tokenizer.model"),
         (internlm2_dir, "tokenizer_config.json", "{", "not JSON"),
@@ -270,6 +271,7 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
     for change, why in (
         ({"added_tokens_decoder": single}, "single_word"),
         ({"added_tokens_decoder": decoder | image}, "'<img>' has lstrip or rstrip"),
+        ({"added_tokens_decoder": decoder | twice}, "'<twice>' has id 9998 .* 9999"),
         (
             {"tokenizer_class": "LlamaTokenizer", "legacy": False}
             | {"add_prefix_space": False},
