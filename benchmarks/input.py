@@ -33,7 +33,7 @@ from mpo_jax import config, types
 from mpo_jax.demo import dataset, tiny_model
 from mpo_jax.inputs import images
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import examples, index, index_build, shards
+from mpo_jax.mmpr import examples, index, index_build, likeness
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
@@ -166,7 +166,7 @@ def stages(
         for number, (record, read) in enumerate(fetched):
             if what == "read":
                 again, fresh = built.fetch(number)
-                shards.record_hash(again, fresh)
+                likeness.record_hash(again, fresh)
             elif what == "decode":
                 for path in record.images:
                     images.open_image(path, max_pixels=10**9, read=read)

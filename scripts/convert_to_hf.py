@@ -41,6 +41,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
@@ -53,7 +56,7 @@ from mpo_jax.utils import remote
 
 
 def listing(
-    model: internvl.InternVL, dtypes: dict[str, str], layout: str, max_bytes: int
+    model: internvl.InternVL, dtypes: Mapping[str, str], layout: str, max_bytes: int
 ) -> str:
     """One line per tensor: file, dtype, bytes, name; then the total."""
     sizes = {
@@ -96,37 +99,27 @@ def export(
             raise ValueError(
                 "--verify compares a whole model; leave out --adapter or it"
             )
-        if dst is None:
-            return "\n".join(adapter_lib.names(found, model, layout=layout))
-        remote.refuse(dst, field="--dst", why="an adapter is small: upload it after")
-        count = adapter_lib.save(
-            dst, found, model, layout=layout, dtype=dtype, overwrite=overwrite
+        return export_adapter(
+            found, dst, model, layout=layout, dtype=dtype, overwrite=overwrite
         )
-        return f"{dst}: PEFT adapter, {count} tensors, {layout} layout"
     described = found.weights if found.kind == "hf" else found.files
     dtypes = hf.target_dtypes(model, dtype=dtype, source_dir=described, layout=layout)
     if dst is None:
-        lines = [listing(model, dtypes, layout, max_shard_bytes)]
-        lines += [f"weights: {found.weights}"]
-        if layouts.same_files(found.files, layout):
-            carried = ", ".join(file.name for file in files.carried_files(found.files))
-            lines.append(f"carried along from {found.files}: {carried}")
-        return "\n".join(lines)
-    job = {"weights": str(found.weights), "files": str(found.files), "dtype": dtype}
-    job |= {"max_shard_bytes": max_shard_bytes}
-    job |= {"of": files.fingerprint(found.weights), "layout": layout}
-    job |= {"beside": files.fingerprint(found.files)}
-    job |= {"settings": found.settings.describe()}
+        return preview(found, model, dtypes, layout, max_shard_bytes)
     if verify:
         remote.refuse(dst, field="--dst", why="--verify reads the export with torch")
+    job = {
+        "weights": str(found.weights),
+        "files": str(found.files),
+        "dtype": dtype,
+        "max_shard_bytes": max_shard_bytes,
+        "of": files.fingerprint(found.weights),
+        "layout": layout,
+        "beside": files.fingerprint(found.files),
+        "settings": found.settings.describe(),
+    }
     with contextlib.ExitStack() as stack:
-        store = None
-        if remote.is_remote(dst):
-            place = places.new_model(dst, job=job, overwrite=overwrite)
-            partial, _, store = stack.enter_context(place)
-        else:
-            place = files.resumable_directory(dst, job=job, overwrite=overwrite)
-            partial, _ = stack.enter_context(place)
+        partial, store = new_place(stack, dst, job=job, overwrite=overwrite)
         notes = layouts.write_files(
             found.files,
             partial,
@@ -151,6 +144,53 @@ def export(
                 notes.append(report)
     text = f"{dst}: {len(dtypes)} tensors, {layout} layout, dtype {dtype}"
     return "\n".join([text, *(f"note: {note}" for note in notes)])
+
+
+def export_adapter(
+    found: hub.Source,
+    dst: str | None,
+    model: internvl.InternVL,
+    *,
+    layout: str,
+    dtype: str,
+    overwrite: bool,
+) -> str:
+    """Write what was trained as a PEFT adapter, or only list its tensors."""
+    if dst is None:
+        return "\n".join(adapter_lib.names(found, model, layout=layout))
+    remote.refuse(dst, field="--dst", why="an adapter is small: upload it after")
+    count = adapter_lib.save(
+        dst, found, model, layout=layout, dtype=dtype, overwrite=overwrite
+    )
+    return f"{dst}: PEFT adapter, {count} tensors, {layout} layout"
+
+
+def preview(
+    found: hub.Source,
+    model: internvl.InternVL,
+    dtypes: Mapping[str, str],
+    layout: str,
+    max_shard_bytes: int,
+) -> str:
+    """What an export would write and from where."""
+    lines = [listing(model, dtypes, layout, max_shard_bytes)]
+    lines += [f"weights: {found.weights}"]
+    if layouts.same_files(found.files, layout):
+        carried = ", ".join(file.name for file in files.carried_files(found.files))
+        lines.append(f"carried along from {found.files}: {carried}")
+    return "\n".join(lines)
+
+
+def new_place(
+    stack: contextlib.ExitStack, dst: str, *, job: Mapping[str, Any], overwrite: bool
+) -> tuple[pathlib.Path, Any]:
+    """Folder to write into, and the store that uploads from it where there is one."""
+    if remote.is_remote(dst):
+        place = places.new_model(dst, job=job, overwrite=overwrite)
+        partial, _, store = stack.enter_context(place)
+        return partial, store
+    place = files.resumable_directory(dst, job=job, overwrite=overwrite)
+    return stack.enter_context(place)[0], None
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 import rich.box
 import rich.console
@@ -137,7 +136,7 @@ def find_inputs(names: list[str]) -> list[inputs.Input]:
 
 def show_preview(source: inputs.Input, plan: run.Plan) -> None:
     """Print the first records beside what they become."""
-    console = stdout_console()
+    console = progress.stdout_console()
     table = rich.table.Table("line", "source", "MMPR", box=rich.box.SIMPLE_HEAD)
     table.title = f"{source.path} ({source.kind})"
     table.show_lines = True
@@ -169,14 +168,9 @@ def shown(record: object) -> str:
     return json.dumps(cut(record), indent=1, ensure_ascii=False)
 
 
-def stdout_console() -> rich.console.Console:
-    """A console on stdout; wide enough for the tables where it is no terminal."""
-    return rich.console.Console(width=None if sys.stdout.isatty() else 140)
-
-
 def print_summary(tallies: list[run.Tally]) -> None:
     """Print what was read, written and left out, by source and reason."""
-    console = stdout_console()
+    console = progress.stdout_console()
     numbers = ("read", "written", "left out", "images")
     table = rich.table.Table("source", "layout", box=rich.box.SIMPLE_HEAD)
     for name in numbers:
@@ -213,7 +207,7 @@ def print_summary(tallies: list[run.Tally]) -> None:
 
 def print_next(out: str) -> None:
     """Print the commands that come next."""
-    console = stdout_console()
+    console = progress.stdout_console()
     only = " --chosen_only" if CHOSEN_ONLY.value else ""
     recipe = "sft" if CHOSEN_ONLY.value else "mpo"
     say(console, f"wrote {out}/meta.json; next:")

@@ -22,7 +22,7 @@ from absl import flags
 
 from mpo_jax.mmpr import index as indexes
 from mpo_jax.mmpr import likeness, page, page_records, summary
-from mpo_jax.utils import cli
+from mpo_jax.utils import cli, progress
 
 HTML = flags.DEFINE_string("html", "", "Write a page with sample records here.")
 SAMPLE = flags.DEFINE_integer(
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     del argv
     prepare_data.open_no_device()
     index = prepare_data.build(prepare_data.OUT.value or default_out())
-    console = prepare_data.stdout_console()
+    console = progress.stdout_console()
     prepare_data.print_summary(index, console)
     print_histograms(index, console)
     print_alike(index, console)

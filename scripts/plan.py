@@ -22,9 +22,11 @@ import copy
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Sequence
 from concurrent import futures
 
 import jax
+import rich.console
 from absl import flags
 from ml_collections import config_flags
 
@@ -92,45 +94,82 @@ def main(argv: list[str]) -> None:
     console = progress.console()
     workload = _workload()
     requests = _requests()
-    outcomes: list[planner.Outcome] = []
     kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
-    with progress.bar() as bar:
-        if _SEARCH.value:
-            task = bar.add_task("Trials", total=None)
-            for request in requests:
-                for outcome in planner.search(
-                    request,
-                    remats=tuple(_REMATS.value),
-                    most_rows=_MOST.value,
-                    workload=workload,
-                    kept=kept,
-                ):
-                    outcomes.append(outcome)
-                    bar.console.print(
-                        f"{report.label(outcome)}: remat={outcome.case.cfg.model.remat}"
-                        f", {outcome.rows_per_chip:g} rows per chip: "
-                        f"{outcome.compiled.status}"
-                    )
-                    bar.advance(task)
-        else:
-            work = [
-                (request.name, case, shards)
-                for request in requests
-                for case, shards in planner.cases(request, workload)
-            ]
-            task = bar.add_task("Compiling", total=len(work))
+    outcomes = (_search if _SEARCH.value else _compile_all)(requests, workload, kept)
+    _print(outcomes, requests, workload, console)
+    _write(outcomes, workload)
+    if _SEARCH.value:
+        found = planner.best(outcomes)
+        if found is None:
+            sys.exit(2)
+        console.print(
+            f"Best of the trials that fit: remat="
+            f"{found.case.cfg.model.remat}, {found.rows_per_chip:g} rows per chip."
+        )
+    elif not all(outcome.fits for outcome in outcomes):
+        sys.exit(2)
 
-            def one(job: tuple[str, programs.Case, int]) -> planner.Outcome:
-                name, case, shards = job
-                outcome = planner.plan(
-                    name, case, shards=shards, workload=workload, kept=kept
+
+def _search(
+    requests: Sequence[planner.Request],
+    workload: estimate.Workload,
+    kept: pathlib.Path | None,
+) -> list[planner.Outcome]:
+    """Try rematerialisation and rows, one trial after another."""
+    outcomes = []
+    with progress.bar() as bar:
+        task = bar.add_task("Trials", total=None)
+        for request in requests:
+            for outcome in planner.search(
+                request,
+                remats=tuple(_REMATS.value),
+                most_rows=_MOST.value,
+                workload=workload,
+                kept=kept,
+            ):
+                outcomes.append(outcome)
+                bar.console.print(
+                    f"{report.label(outcome)}: remat={outcome.case.cfg.model.remat}"
+                    f", {outcome.rows_per_chip:g} rows per chip: "
+                    f"{outcome.compiled.status}"
                 )
                 bar.advance(task)
-                return outcome
+    return outcomes
 
-            # Threads only wait: every compilation is a process of its own.
-            with futures.ThreadPoolExecutor(_JOBS.value) as pool:
-                outcomes += pool.map(one, work)
+
+def _compile_all(
+    requests: Sequence[planner.Request],
+    workload: estimate.Workload,
+    kept: pathlib.Path | None,
+) -> list[planner.Outcome]:
+    """Compile every program of the requests, several at once."""
+    work = [
+        (request.name, case, shards)
+        for request in requests
+        for case, shards in planner.cases(request, workload)
+    ]
+    with progress.bar() as bar:
+        task = bar.add_task("Compiling", total=len(work))
+
+        def one(job: tuple[str, programs.Case, int]) -> planner.Outcome:
+            name, case, shards = job
+            outcome = planner.plan(
+                name, case, shards=shards, workload=workload, kept=kept
+            )
+            bar.advance(task)
+            return outcome
+
+        # Threads only wait: every compilation is a process of its own.
+        with futures.ThreadPoolExecutor(_JOBS.value) as pool:
+            return list(pool.map(one, work))
+
+
+def _print(
+    outcomes: Sequence[planner.Outcome],
+    requests: Sequence[planner.Request],
+    workload: estimate.Workload,
+    console: rich.console.Console,
+) -> None:
     for table in (report.memory, report.traffic, report.speed):
         console.print(table(outcomes))
     console.print(report.SPEED_NOTE)
@@ -147,17 +186,6 @@ def main(argv: list[str]) -> None:
     for outcome in outcomes:
         if text := report.words(outcome):
             console.print(text, markup=False)
-    _write(outcomes, workload)
-    if _SEARCH.value:
-        found = planner.best(outcomes)
-        if found is None:
-            sys.exit(2)
-        console.print(
-            f"Best of the trials that fit: remat="
-            f"{found.case.cfg.model.remat}, {found.rows_per_chip:g} rows per chip."
-        )
-    elif not all(outcome.fits for outcome in outcomes):
-        sys.exit(2)
 
 
 def _workload() -> estimate.Workload:
@@ -261,22 +289,22 @@ def _write(outcomes: list[planner.Outcome], workload: estimate.Workload) -> None
 
 
 def _bar(outcome: planner.Outcome) -> plan_plot.Bar:
-    held, gib = outcome.compiled.memory, programs.GIB
+    memory, gib = outcome.compiled.memory, programs.GIB
     parts = {
-        "parameters": held.params,
-        "optimiser": held.optimiser,
-        "batch": held.batch,
-        "temporaries": held.temporaries,
-        "code": held.code,
+        "parameters": memory.params,
+        "optimiser": memory.optimiser,
+        "batch": memory.batch,
+        "temporaries": memory.temporaries,
+        "code": memory.code,
     }
     # A program that was refused has no parts but a sum.
-    parts["not told apart"] = max(held.needed - sum(parts.values()), 0)
+    parts["not told apart"] = max(memory.needed - sum(parts.values()), 0)
     sold = slices.lookup(outcome.case.topology)
     rate = outcome.estimate.pairs_per_second if outcome.estimate else 0.0
     return plan_plot.Bar(
         label=report.label(outcome),
         parts={name: size / gib for name, size in parts.items()},
-        granted=held.granted / gib,
+        granted=memory.granted / gib,
         rate=rate / (sold.chips * outcome.case.slices),
     )
 

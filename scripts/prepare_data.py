@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 
 import jax
 import rich.box
@@ -34,7 +33,7 @@ from absl import flags
 from mpo_jax import config, ledger
 from mpo_jax.mmpr import examples, index_build, shares, summary
 from mpo_jax.mmpr import index as indexes
-from mpo_jax.utils import cli, remote
+from mpo_jax.utils import cli, progress, remote
 
 _DATA = config.DataConfig()
 META = flags.DEFINE_string(
@@ -207,11 +206,6 @@ def print_summary(index: indexes.Index, console: rich.console.Console) -> None:
     console.print(f"ledger  {index.ledger_path}", markup=False, soft_wrap=True)
 
 
-def stdout_console() -> rich.console.Console:
-    """A console on stdout; wide enough for the tables where it is no terminal."""
-    return rich.console.Console(width=None if sys.stdout.isatty() else 140)
-
-
 def open_no_device() -> None:
     """Keep to the CPU: a message must not take a device from a run that trains."""
     jax.config.update("jax_platforms", "cpu")
@@ -233,7 +227,7 @@ def main(argv: list[str]) -> None:
     if not OUT.value:
         raise ValueError("--out is required: the folder of the indexes")
     index = build(OUT.value, meta)
-    print_summary(index, stdout_console())
+    print_summary(index, progress.stdout_console())
     if not len(index):
         raise ValueError(f"no usable record; {index.ledger_path} has the reasons")
 

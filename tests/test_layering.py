@@ -48,7 +48,7 @@ ONLY = {
 HOMES = {
     "orbax": {"checkpoint"},
     "grain": {"packing.pipeline", "mmpr.array_records"},
-    "transformers": {"convert", "inputs.tokenizer"},
+    "transformers": {"convert", "inputs.tokenizer_files"},
     "flax": {"models", "nn"},
     "optax": {"train"},
     "matplotlib": {"utils.plots", "utils.plan_plot"},
@@ -61,8 +61,8 @@ HOMES = {
     "datasets": {"importers.hub"},
     "etils": {"checkpoint"},
     "torch": {"convert.verify"},
-    "tensorflow_datasets": {"mmpr.shard_writer"},
-    "apache_beam": {"mmpr.shard_writer"},
+    "tensorflow_datasets": {"mmpr.shard_builder"},
+    "apache_beam": {"mmpr.shard_builder"},
     "array_record": {"mmpr.shard_writer"},
     "tensorflow": set(),
 }
@@ -171,7 +171,7 @@ def test_layers_and_libraries(root: pathlib.Path):
         ("mpo_jax/inputs/x.py", "def f():\n    from jax import Array", "runs no jax"),
         ("mpo_jax/train/x.py", "from orbax.checkpoint import v1", "in checkpoint"),
         ("mpo_jax/train/x.py", "import grain", "packing.pipeline"),
-        ("mpo_jax/mmpr/x.py", "from transformers import A", "inputs.tokenizer"),
+        ("mpo_jax/mmpr/x.py", "from transformers import A", "inputs.tokenizer_files"),
         ("mpo_jax/utils/x.py", "import matplotlib.pyplot", "in utils.plan_plot"),
         ("mpo_jax/train/x.py", "from flax import nnx", "in models, nn"),
         ("scripts/x.py", "def f():\n    import torch", "in convert.verify"),

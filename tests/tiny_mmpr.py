@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
-from mpo_jax.mmpr import examples
+from mpo_jax.mmpr import examples, index
 
 POLICY = examples.EncodePolicy(
     template="Hermes-2",
@@ -89,6 +89,14 @@ def write_meta(folder: pathlib.Path, entries: dict[str, dict[str, Any]]):
     path = folder / "meta.json"
     path.write_text(json.dumps(entries))
     return path
+
+
+def build_index(
+    meta: pathlib.Path, out: pathlib.Path, tokenizer: pathlib.Path, **options: Any
+) -> index.Index:
+    """``index.build_index`` under :data:`POLICY`, in this process unless told else."""
+    options = {"policy": POLICY, "workers": 1, **options}
+    return index.build_index(meta, out, tokenizer_path=tokenizer, **options)
 
 
 def write_good(folder: pathlib.Path) -> pathlib.Path:

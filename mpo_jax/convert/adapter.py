@@ -131,7 +131,7 @@ def resized(
     It moves rows (outputs) as the given one does, so it is that of ``B``.
     """
     if isinstance(transform, transforms.Move):
-        out = transform.split[: len(transform.split) - inward]
+        out = transform.split_shape[: len(transform.split_shape) - inward]
         order = (len(out), *range(len(out)))
         shape = (transform.hf_shape[0], rank)
         return transforms.Move(shape, (*out, rank), order)

@@ -43,25 +43,25 @@ def write_template(
       video: token that stands for a video.
       roles: named tokens of the tokenizer, which a template may use.
     """
-    own = [file for file in files.CHAT_TEMPLATES if (source / file).is_file()]
+    theirs = [file for file in files.CHAT_TEMPLATES if (source / file).is_file()]
     known = template.TEMPLATES.get(name)
     ours = None if known is None else _jinja(known, video)
     fault = None
-    if own:
+    if theirs:
         meant = None if ours is None or not trained else _render(ours, roles)
-        fault = _fault(_text(source / own[0]), roles, meant=meant)
-    if own and (fault is None or ours is None):
-        for file in own:
+        fault = _fault(_text(source / theirs[0]), roles, meant=meant)
+    if theirs and (fault is None or ours is None):
+        for file in theirs:
             (target / file).write_bytes((source / file).read_bytes())
-        return [] if fault is None else [f"{own[0]} of the source {fault}"]
+        return [] if fault is None else [f"{theirs[0]} of the source {fault}"]
     if ours is None:
         return [f"no chat template is written: template {name!r} is unknown"]
-    for file in own:
+    for file in theirs:
         (target / file).unlink(missing_ok=True)
     (target / files.CHAT_TEMPLATES[0]).write_text(ours, encoding="utf-8")
     if fault is None:
         return []
-    return [f"{own[0]} of the source {fault}; that of {name!r} is written instead"]
+    return [f"{theirs[0]} of the source {fault}; that of {name!r} is written instead"]
 
 
 def _text(file: pathlib.Path) -> str:

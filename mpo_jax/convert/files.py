@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mpo_jax.utils import remote
+from mpo_jax.utils import atomic, remote
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -80,7 +79,7 @@ def naming(file: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def own_files(place: str | pathlib.Path) -> dict[str, int]:
+def file_sizes(place: str | pathlib.Path) -> dict[str, int]:
     """Bytes of every plain file directly in a directory or behind an address."""
     if remote.is_remote(place):
         return remote.Folder(str(place)).sizes()
@@ -161,7 +160,7 @@ def check_names(target: Any, names: set[str], *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _alone(
+def _reserved(
     directory: str | pathlib.Path, *, overwrite: bool
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """The place to write and the hidden sibling for it, for one process at a time.
@@ -170,25 +169,26 @@ def _alone(
     """
     remote.refuse(directory, field="directory", why="a model appears there by a rename")
     target = pathlib.Path(os.path.expanduser(directory)).resolve()
-    held = target.with_name(f".{target.name}.lock")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with held.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"{target}: another process is writing it; wait, or stop that one"
-            ) from error
-        try:
-            replaced = _replaced(target)
-            if replaced.exists() and target.exists():
-                remove_tree(replaced)
-            elif replaced.exists():  # killed between the two renames
-                replaced.rename(target)
-            _check_target(target, overwrite=overwrite)
-            yield target, target.with_name(f".{target.name}.partial")
-        finally:
-            held.unlink(missing_ok=True)
+
+    def refuse() -> None:
+        raise FileExistsError(
+            f"{target}: another process is writing it; wait, or stop that one"
+        )
+
+    with atomic.alone(target.with_name(f".{target.name}.lock"), busy=refuse):
+        _clear_up(target)
+        _check_target(target, overwrite=overwrite)
+        yield target, target.with_name(f".{target.name}.partial")
+
+
+def _clear_up(target: pathlib.Path) -> None:
+    """Undo or complete a replacement that was killed between its two renames."""
+    replaced = _replaced(target)
+    if replaced.exists() and target.exists():
+        remove_tree(replaced)
+    elif replaced.exists():
+        replaced.rename(target)
 
 
 @contextlib.contextmanager
@@ -205,7 +205,7 @@ def new_directory(
         False, or what it holds is no model, or another process is at work on it.
       ValueError: if it is an address, where nothing can be renamed.
     """
-    with _alone(directory, overwrite=overwrite) as (target, partial):
+    with _reserved(directory, overwrite=overwrite) as (target, partial):
         if partial.exists():
             remove_tree(partial)
         partial.mkdir()
@@ -280,7 +280,7 @@ def resumable_directory(
     Raises:
       FileExistsError, ValueError: as :func:`new_directory`.
     """
-    with _alone(directory, overwrite=overwrite) as (target, partial):
+    with _reserved(directory, overwrite=overwrite) as (target, partial):
         description = json.dumps(dict(job), sort_keys=True, indent=1)
         note = partial / ".job.json"
         resumed = note.is_file() and note.read_text(encoding="utf-8") == description

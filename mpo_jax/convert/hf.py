@@ -110,8 +110,7 @@ class _Slots:
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, place: Any):
         self._shape, self._place = shape, place
-        everything = tuple(slice(0, size) for size in shape)
-        indices = [everything]
+        indices = [tuple(slice(0, size) for size in shape)]  # the whole
         self._devices: dict[Any, tuple[slice, ...]] = {}
         if place is not None:
             for device, index in place.addressable_devices_indices_map(shape).items():

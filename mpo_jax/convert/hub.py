@@ -133,7 +133,7 @@ def locate(
         if (directory / "config.json").is_file():
             return Source("hf", directory, named or directory)
     weights = checkpoint.params_directory(directory)
-    if weights is None and "adapter_config.json" in files_lib.own_files(directory):
+    if weights is None and "adapter_config.json" in files_lib.file_sizes(directory):
         raise FileNotFoundError(
             f"{directory} is a PEFT adapter without its model; merge the two first "
             "(merge_and_unload) and name the result"
@@ -157,9 +157,9 @@ def _beside(
       named: directory to take the files from, instead of those that are found.
     """
     run = checkpoint.load_metadata(directory).get("config") or {}
-    own = remote.join(directory, FILES)
-    if named is None and "config.json" in files_lib.own_files(own):
-        named = resolve(own, weights=False)
+    bundled = remote.join(directory, FILES)
+    if named is None and "config.json" in files_lib.file_sizes(bundled):
+        named = resolve(bundled, weights=False)
     files, start = named, settings_lib.NONE
     if files is None:
         files, start = _of_start(directory, run)
@@ -211,12 +211,12 @@ def _of_start(
                 f"{directory} was trained from {start}: {error}. If it is gone, name a "
                 "model directory for config.json and tokenizer (--hf_files)"
             ) from error
-    if "config.json" in files_lib.own_files(origin):
+    if "config.json" in files_lib.file_sizes(origin):
         return resolve(origin, weights=False), settings_lib.NONE
     if checkpoint.params_directory(origin) is not None:
         return _beside(origin)
     beside = remote.join(origin, FILES)
-    if "config.json" in files_lib.own_files(beside):
+    if "config.json" in files_lib.file_sizes(beside):
         return resolve(beside, weights=False), settings_lib.NONE
     raise FileNotFoundError(
         f"{directory} was trained from {start}, which has no config.json (any more); "

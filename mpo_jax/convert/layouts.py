@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pathlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from mpo_jax.convert import files, native_files, remote_code, table
 from mpo_jax.convert.settings import NONE, Settings, state_weights, stated_dtype
@@ -79,63 +81,61 @@ def write_files(
     if not file.is_file():
         files.copy_model_files(source, target)
         return []
-    raw = files.read_json(file)
+    export = _Export(source, target, files.read_json(file), kinds, settings)
     try:
         if same_files(source, layout):
-            notes = _carried(source, target, raw, kinds=kinds, settings=settings)
+            notes = _carried(export)
         elif layout == table.ORIGINAL:
-            notes = _to_original(source, target, raw, kinds=kinds, settings=settings)
+            notes = _to_original(export)
         else:
-            notes = _to_native(source, target, raw, kinds=kinds, settings=settings)
+            notes = _to_native(export)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return [*notes, *remote_code.missing(target)]
 
 
-def _carried(
-    source: pathlib.Path,
-    target: pathlib.Path,
-    raw: dict,
-    *,
-    kinds: Collection[str],
-    settings: Settings,
-) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """Arguments of :func:`write_files`, and ``config.json`` of the source."""
+
+    source: pathlib.Path
+    target: pathlib.Path
+    raw: dict[str, Any]
+    kinds: Collection[str]
+    settings: Settings
+
+
+def _carried(export: _Export) -> list[str]:
     """The same layout: files as they are, but for what the run or the dtype changed."""
-    files.copy_model_files(source, target)
-    changed, native = copy.deepcopy(raw), native_config.is_native(raw)
+    files.copy_model_files(export.source, export.target)
+    changed, native = copy.deepcopy(export.raw), native_config.is_native(export.raw)
     if native:
-        settings.into_native_config(changed)
+        export.settings.into_native_config(changed)
     else:
-        settings.into_config(changed)
-        settings.into_tokenizer(target)
-    state_weights(changed, kinds)
-    if changed != raw:  # else the file stays as it is, to the byte
-        files.write_json(target / "config.json", changed)
-    if not native or settings == NONE:
+        export.settings.into_config(changed)
+        export.settings.into_tokenizer(export.target)
+    state_weights(changed, export.kinds)
+    if changed != export.raw:  # else the file stays as it is, to the byte
+        files.write_json(export.target / "config.json", changed)
+    if not native or export.settings == NONE:
         return []
-    if (target / files.KEPT).is_dir():
-        settings.into_tokenizer(target / files.KEPT)
+    if (export.target / files.KEPT).is_dir():
+        export.settings.into_tokenizer(export.target / files.KEPT)
     return native_files.amend(
-        source, target, config.from_hf(changed), settings.tokenizer
+        export.source, export.target, config.from_hf(changed), export.settings.tokenizer
     )
 
 
-def _to_native(
-    source: pathlib.Path,
-    target: pathlib.Path,
-    raw: dict,
-    *,
-    kinds: Collection[str],
-    settings: Settings,
-) -> list[str]:
-    settings.into_config(raw)
+def _to_native(export: _Export) -> list[str]:
+    raw = copy.deepcopy(export.raw)
+    export.settings.into_config(raw)
     cfg = config.from_hf(raw)
     # The files of the original, as the run has them, are also what is kept of it.
-    kept = target / files.KEPT
+    kept = export.target / files.KEPT
     kept.mkdir(exist_ok=True)
-    files.copy_carried(source, kept)
-    settings.into_tokenizer(kept)
-    if raw != files.read_json(source / "config.json"):
+    files.copy_carried(export.source, kept)
+    export.settings.into_tokenizer(kept)
+    if raw != files.read_json(export.source / "config.json"):
         files.write_json(kept / "config.json", raw)
     token = files.special_token_id(kept, tokenizer.IMG_CONTEXT)
     if token is None:
@@ -143,46 +143,43 @@ def _to_native(
             f"the native layout names the id of {tokenizer.IMG_CONTEXT}, but the "
             "directory has no tokenizer that knows it; name one with --hf_files"
         )
-    dtype = stated_dtype(kinds, raw.get("torch_dtype") or raw.get("dtype"))
+    dtype = stated_dtype(export.kinds, raw.get("torch_dtype") or raw.get("dtype"))
     native = native_config.from_original(raw, cfg, image_token_id=token, dtype=dtype)
-    state_weights(native, kinds)
-    files.write_json(target / "config.json", native)
-    notes = native_files.write(kept, target, cfg, trained=bool(settings.template))
-    for pattern in _TEXTS:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, target / path.name)
+    state_weights(native, export.kinds)
+    files.write_json(export.target / "config.json", native)
+    notes = native_files.write(
+        kept, export.target, cfg, trained=bool(export.settings.template)
+    )
+    _copy_matching(export, _TEXTS)
     return notes
 
 
-def _to_original(
-    source: pathlib.Path,
-    target: pathlib.Path,
-    raw: dict,
-    *,
-    kinds: Collection[str],
-    settings: Settings,
-) -> list[str]:
-    original = native_config.to_original(raw)
+def _to_original(export: _Export) -> list[str]:
+    original = native_config.to_original(export.raw)
     notes = []
-    kept = source / files.KEPT
+    kept = export.source / files.KEPT
     if kept.is_dir():
-        files.copy_carried(kept, target)
+        files.copy_carried(kept, export.target)
     else:
-        for pattern in _SHARED:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, target / path.name)
+        _copy_matching(export, _SHARED)
         notes.append(
             "no remote code is carried, as the source has none: take the *.py files "
             "and auto_map of a released model of this family to load it with them"
         )
-    settings.into_tokenizer(target)
-    settings.into_config(original)
+    export.settings.into_tokenizer(export.target)
+    export.settings.into_config(original)
     if not original.get("template"):
         raise ValueError(
             "the native layout names no chat template; give it, e.g. "
             "--template=internvl2_5 for the series 2.5, 3 and 3.5"
         )
     config.from_hf(original)  # says what is wrong before weights are written
-    state_weights(original, kinds)
-    files.write_json(target / "config.json", original)
+    state_weights(original, export.kinds)
+    files.write_json(export.target / "config.json", original)
     return notes
+
+
+def _copy_matching(export: _Export, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for path in export.source.glob(pattern):
+            shutil.copyfile(path, export.target / path.name)

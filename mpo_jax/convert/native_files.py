@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from mpo_jax.convert import chat_files, files
-from mpo_jax.inputs import sentencepiece_bpe, template, tokenizer
+from mpo_jax.inputs import sentencepiece_bpe, template, tokenizer, tokenizer_files
 from mpo_jax.models.config import InternVLConfig
 from mpo_jax.models.vit import MEAN, STD
 
@@ -146,7 +146,7 @@ def _tokenizer(
         "extra_special_tokens": {**IMAGE_ROLES, "video_token": video},
     }
     if chat.space_not_before is not None:
-        settings[tokenizer.SPACE_NOT_BEFORE] = sorted(chat.space_not_before)
+        settings[tokenizer_files.SPACE_NOT_BEFORE] = sorted(chat.space_not_before)
     files.write_json(target / "tokenizer_config.json", settings)
     return backend, roles, _leading_space(cfg, chat, backend)
 

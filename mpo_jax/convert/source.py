@@ -96,9 +96,9 @@ def _shards(
                 f"{index}: weight_map[{name!r}]={shard!r} must be the name of a file "
                 "beside the index"
             )
-        held = shards.setdefault(shard, set())
-        assert held is not None
-        held.add(name)
+        tensors = shards.setdefault(shard, set())
+        assert tensors is not None
+        tensors.add(name)
     absent = sorted(shards.keys() - present.keys())
     if absent:
         raise FileNotFoundError(
@@ -175,7 +175,7 @@ def _open(
     """
     found: dict[str, Stored] = {}
     wrong = []
-    present = files.own_files(directory)
+    present = files.file_sizes(directory)
     for shard, listed in _shards(directory, present).items():
         handle = _tensors(directory, shard, present[shard], stack)
         file = remote.join(directory, shard)
@@ -204,7 +204,7 @@ def _ties(directory: str | pathlib.Path) -> bool:
 
     Transformers' default for a model as a whole; a configuration can say otherwise.
     """
-    if "config.json" not in files.own_files(directory):
+    if "config.json" not in files.file_sizes(directory):
         return False
     raw = files.read_json_at(directory, "config.json")
     sections = (raw, raw.get("llm_config"), raw.get("text_config"))
@@ -271,7 +271,7 @@ def _check_plain(source: Source) -> None:
 
 def _quantisation(directory: str | pathlib.Path) -> str:
     """What the configuration calls it, for the message."""
-    if "config.json" not in files.own_files(directory):
+    if "config.json" not in files.file_sizes(directory):
         return ""
     raw = files.read_json_at(directory, "config.json")
     for section in (raw, raw.get("llm_config"), raw.get("text_config")):
@@ -327,7 +327,7 @@ def dtypes(directory: str | pathlib.Path) -> dict[str, str]:
     Raises:
       FileNotFoundError: if there is neither.
     """
-    if files.DTYPES in files.own_files(directory):
+    if files.DTYPES in files.file_sizes(directory):
         recorded = files.read_json_at(directory, files.DTYPES)
         return {name: str(dtype) for name, dtype in recorded.items()}
     with opened(directory) as source:

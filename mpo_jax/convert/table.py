@@ -101,11 +101,11 @@ def detect(names: Iterable[str]) -> str:
 def tied(names: Collection[str]) -> tuple[str, str] | None:
     """Names of an absent head and of the embedding that may stand for it, or None."""
     layout = _NAMES[detect(names)]
-    for own, head in ((_LLAMA_NAMES, layout.head), (_INTERNLM2_NAMES, _OUTPUT)):
-        embedding = f"{layout.language}.{own['embedding']}.weight"
+    for parts, head in ((_LLAMA_NAMES, layout.head), (_INTERNLM2_NAMES, _OUTPUT)):
+        embedding = f"{layout.language}.{parts['embedding']}.weight"
         if embedding in names:
-            found = f"{head}.weight"
-            return None if found in names else (found, embedding)
+            weight = f"{head}.weight"
+            return None if weight in names else (weight, embedding)
     return None
 
 
@@ -200,15 +200,15 @@ def _vision_qkv(cfg: VisionConfig, name: str, path: str, *, fused: bool):
             f"{name}.qkv", f"{path}/qkv", heads, (cfg.hidden_size,), bias=cfg.qkv_bias
         )
 
-    def split(kind: str, leaf: str, whole: Move) -> Row:
+    def separate(kind: str, leaf: str, whole: Move) -> Row:
         names = tuple(f"{name}.{part}_proj.{kind}" for part in "qkv")
         return Row(names, (f"{path}/qkv/{leaf}",), Split(whole, 3))
 
-    weight = split("weight", "kernel", _weight(heads, (cfg.hidden_size,)))
+    weight = separate("weight", "kernel", _weight(heads, (cfg.hidden_size,)))
     if not cfg.qkv_bias:
         return (weight,)
     flat = Move((math.prod(heads),), heads, (0, 1, 2))
-    return (weight, split("bias", "bias", flat))
+    return (weight, separate("bias", "bias", flat))
 
 
 def _vision(cfg: VisionConfig, names: _Names) -> tuple[Group, Group]:
@@ -317,11 +317,11 @@ def _language(cfg: LanguageConfig, layout: str) -> tuple[Group, ...]:
     names = _NAMES[layout]
     original = layout == ORIGINAL
     kind = "llama" if cfg.kind == "internlm2" and not original else cfg.kind
-    own = _INTERNLM2_NAMES if kind == "internlm2" else _LLAMA_NAMES
+    parts = _INTERNLM2_NAMES if kind == "internlm2" else _LLAMA_NAMES
     head = _OUTPUT if kind == "internlm2" else names.head
     width, hidden, vocab = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
     embedding = Row(
-        (f"{names.language}.{own['embedding']}.weight",),
+        (f"{names.language}.{parts['embedding']}.weight",),
         ("language/embedding/table",),
         Move((vocab, width), (vocab, width), (0, 1)),
     )
@@ -332,10 +332,10 @@ def _language(cfg: LanguageConfig, layout: str) -> tuple[Group, ...]:
     def linear(
         key: str, leaf: str, out: Shape, inward: Shape, *, bias: bool = False
     ) -> tuple[Row, ...]:
-        return _linear(f"{name}.{own[key]}", f"{path}/{leaf}", out, inward, bias=bias)
+        return _linear(f"{name}.{parts[key]}", f"{path}/{leaf}", out, inward, bias=bias)
 
     def norm(key: str) -> tuple[Row, ...]:
-        return _norm(f"{name}.{own[key]}", f"{path}/{key}", width, bias=False)
+        return _norm(f"{name}.{parts[key]}", f"{path}/{key}", width, bias=False)
 
     if kind == "phi3":
         half = _weight((hidden,), (width,))

@@ -39,12 +39,12 @@ class Move:
 
     Attributes:
       hf_shape: shape in the files.
-      split: the same with axes split, e.g. ``(3, heads, head_dim, width)``.
+      split_shape: the same with axes split, e.g. ``(3, heads, head_dim, width)``.
       order: permutation of the split axes that gives our parameter.
     """
 
     hf_shape: Shape
-    split: Shape
+    split_shape: Shape
     order: Shape
 
     @property
@@ -53,10 +53,10 @@ class Move:
 
     @property
     def part_shapes(self) -> tuple[Shape, ...]:
-        return (tuple(self.split[axis] for axis in self.order),)
+        return (tuple(self.split_shape[axis] for axis in self.order),)
 
     def to_parts(self, tensors: Arrays) -> Arrays:
-        return (tensors[0].reshape(self.split).transpose(self.order),)
+        return (tensors[0].reshape(self.split_shape).transpose(self.order),)
 
     def to_hf(self, parts: Arrays) -> Arrays:
         back = tuple(int(axis) for axis in np.argsort(self.order))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -110,18 +110,24 @@ def compare_config(
             field = _written_name("language.rope", native=native)
             wrong.append(f"config.json: {field} is {rules[0]}, ours is {rules[1]}")
     if native:
-        token = files.special_token_id(directory, tokenizer.IMG_CONTEXT)
-        wanted = {
-            "image_token_id": token,
-            "image_seq_length": model.cfg.tokens_per_tile,
-        }
-        wanted |= {"tie_word_embeddings": False}
-        wrong += [
-            f"config.json: {name} is {raw.get(name)!r}, must be {value!r}"
-            for name, value in wanted.items()
-            if raw.get(name) != value
-        ]
+        wrong += _compare_native(directory, raw, model)
     return wrong
+
+
+def _compare_native(
+    directory: pathlib.Path, raw: Mapping[str, Any], model: internvl.InternVL
+) -> list[str]:
+    """As :func:`compare_config`, of fields that the original layout does not have."""
+    wanted = {
+        "image_token_id": files.special_token_id(directory, tokenizer.IMG_CONTEXT),
+        "image_seq_length": model.cfg.tokens_per_tile,
+        "tie_word_embeddings": False,
+    }
+    return [
+        f"config.json: {name} is {raw.get(name)!r}, must be {value!r}"
+        for name, value in wanted.items()
+        if raw.get(name) != value
+    ]
 
 
 def compare_dtype(directory: str | pathlib.Path, kinds: Collection[str]) -> list[str]:

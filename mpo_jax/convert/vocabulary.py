@@ -79,8 +79,8 @@ def extend(path: str, part: np.ndarray, addition: Addition) -> np.ndarray:
     total = np.zeros(by_token.shape[1], np.float64)
     step = max(1, 2**24 // by_token.shape[1])
     for start in range(0, old, step):  # no wide copy of the whole
-        some = by_token[start : min(old, start + step)]
-        total += some.astype(np.float64).sum(axis=0)
+        block = by_token[start : min(old, start + step)]
+        total += block.astype(np.float64).sum(axis=0)
     rows = addition.rows(by_token.shape[0])
     out = np.empty((rows, by_token.shape[1]), part.dtype)
     out[: by_token.shape[0]] = by_token
@@ -127,8 +127,8 @@ def add_tokens(
         return
 
     def entry(token: str) -> dict[str, Any]:
-        plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-        return {"content": token, **plain, "special": special}
+        flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        return {"content": token, **flags, "special": special}
 
     for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
         file = directory / name

@@ -32,12 +32,11 @@ def plan_shards(
     Args:
       sizes: bytes of every tensor, in order.
     """
-    numbers, held = {}, 0
-    shard = 1
+    numbers, shard, filled = {}, 1, 0
     for name, size in sizes.items():
-        if held and held + size > max_shard_bytes:
-            shard, held = shard + 1, 0
-        held += size
+        if filled and filled + size > max_shard_bytes:
+            shard, filled = shard + 1, 0
+        filled += size
         numbers[name] = shard
     if shard == 1:
         return dict.fromkeys(sizes, files.SINGLE)

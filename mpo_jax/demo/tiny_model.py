@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import tokenizers
 
@@ -84,13 +85,51 @@ def write_tiny_model(
     out_dir.mkdir(parents=True, exist_ok=True)
     bpe = _train_bpe([*corpus, *_frame(template)], vocab_size=vocab_size)
     total = _write_tokenizer(out_dir, bpe)
-    vision_config = {
+    vision_config = _vision_config(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden=vision_hidden,
+        mlp=vision_mlp,
+        layers=vision_layers,
+        heads=vision_heads,
+        init=vision_init,
+    )
+    llm_config = _llm_config(
+        bpe,
+        vocab_size=total,
+        hidden=hidden,
+        mlp=mlp,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        init=init,
+    )
+    config = _chat_config(vision_config, llm_config, template=template)
+    _write_json(out_dir / "config.json", config)
+    stop = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    ids = [bpe.token_to_id(token) for token in stop]
+    _write_json(out_dir / "generation_config.json", {"eos_token_id": ids})
+    _write_json(out_dir / "preprocessor_config.json", _preprocessor(image_size))
+    return out_dir
+
+
+def _vision_config(
+    *,
+    image_size: int,
+    patch_size: int,
+    hidden: int,
+    mlp: int,
+    layers: int,
+    heads: int,
+    init: float,
+) -> dict[str, Any]:
+    return {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",  # upstream's name for every size
-        "hidden_size": vision_hidden,
-        "intermediate_size": vision_mlp,
-        "num_hidden_layers": vision_layers,
-        "num_attention_heads": vision_heads,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "num_channels": 3,
         "image_size": image_size,
         "patch_size": patch_size,
@@ -105,15 +144,28 @@ def write_tiny_model(
         # 1.0 where the big models have 0.1: LayerScale must not mute a tower that
         # learns from nothing within a few hundred steps.
         "initializer_factor": 1.0,
-        "initializer_range": vision_init,
+        "initializer_range": init,
         "torch_dtype": "float32",
         "use_bfloat16": False,
         "use_flash_attn": False,
     }
-    llm_config = {
+
+
+def _llm_config(
+    bpe: tokenizers.Tokenizer,
+    *,
+    vocab_size: int,
+    hidden: int,
+    mlp: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    init: float,
+) -> dict[str, Any]:
+    return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": total,
+        "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": mlp,
         "num_hidden_layers": layers,
@@ -133,11 +185,16 @@ def write_tiny_model(
         "torch_dtype": "float32",
         "use_cache": True,
     }
-    config = {
+
+
+def _chat_config(
+    vision_config: dict[str, Any], llm_config: dict[str, Any], *, template: str
+) -> dict[str, Any]:
+    return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
         "template": template,
-        "force_image_size": image_size,
+        "force_image_size": vision_config["image_size"],
         "downsample_ratio": 0.5,
         "ps_version": "v2",
         "select_layer": -1,
@@ -146,7 +203,7 @@ def write_tiny_model(
         "min_dynamic_patch": 1,
         "max_dynamic_patch": 1,
         "pad2square": False,
-        "hidden_size": hidden,
+        "hidden_size": llm_config["hidden_size"],
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
         "use_backbone_lora": 0,
@@ -154,11 +211,10 @@ def write_tiny_model(
         "vision_config": vision_config,
         "llm_config": llm_config,
     }
-    _write_json(out_dir / "config.json", config)
-    stop = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-    ids = [bpe.token_to_id(token) for token in stop]
-    _write_json(out_dir / "generation_config.json", {"eos_token_id": ids})
-    preprocessor = {
+
+
+def _preprocessor(image_size: int) -> dict[str, Any]:
+    return {
         "feature_extractor_type": "CLIPFeatureExtractor",
         "crop_size": image_size,
         "size": image_size,
@@ -169,8 +225,6 @@ def write_tiny_model(
         "image_mean": _MEAN,
         "image_std": _STD,
     }
-    _write_json(out_dir / "preprocessor_config.json", preprocessor)
-    return out_dir
 
 
 def _frame(name: str) -> list[str]:

@@ -36,16 +36,16 @@ def read(name: str, *, subset: str, split: str) -> Iterator[readers.Item]:
         ) from error
     datasets.disable_progress_bars()
     try:
-        found = _open(datasets, name, subset)
+        opened = _open(datasets, name, subset)
     except Exception as error:  # the library and its readers raise anything
         here = "" if os.path.isdir(name) else " (it is no file or folder here)"
         problem = f"{name}: datasets cannot open it{here}: {_line(error)}"
         raise ValueError(problem) from error
-    if isinstance(found, dict):
-        found = found[_choose(name, list(found), split)]
+    if isinstance(opened, dict):
+        opened = opened[_choose(name, list(opened), split)]
     number = 0
     try:
-        for row in found.decode(False):
+        for row in opened.decode(False):
             number += 1
             yield number, row
     except Exception as error:
@@ -61,10 +61,10 @@ def _open(datasets: Any, name: str, subset: str) -> Any:
     )
     if not saved:
         return datasets.load_dataset(name, subset or None, streaming=True)
-    found = datasets.load_from_disk(name)
-    if isinstance(found, dict):
-        return {key: part.to_iterable_dataset() for key, part in found.items()}
-    return found.to_iterable_dataset()
+    loaded = datasets.load_from_disk(name)
+    if isinstance(loaded, dict):
+        return {key: part.to_iterable_dataset() for key, part in loaded.items()}
+    return loaded.to_iterable_dataset()
 
 
 def _choose(name: str, splits: list[str], split: str) -> str:

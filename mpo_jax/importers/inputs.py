@@ -226,11 +226,11 @@ def _factory_tags(tags: Any, where: str) -> Tags:
     def keys(name: str, usual: tuple[str, ...]) -> tuple[str, ...]:
         return (tags[name + ends],) if tags.get(name + ends) else usual
 
-    given = {tags[name + ends]: name for name in speakers if tags.get(name + ends)}
+    speaking = {tags[name + ends]: name for name in speakers if tags.get(name + ends)}
     return Tags(
         role_keys=keys("role", usual.role_keys),
         content_keys=keys("content", usual.content_keys),
-        roles={**usual.roles, **given},
+        roles={**usual.roles, **speaking},
     )
 
 
@@ -307,21 +307,21 @@ def _stem(path: str) -> str:
     return name or "data"
 
 
-def _named_apart(found: list[Input]) -> list[Input]:
+def _named_apart(sources: list[Input]) -> list[Input]:
     """Names that are file names, each given once; the folder tells equal ones apart."""
-    names = collections.Counter(source.name for source in found)
+    names = collections.Counter(source.name for source in sources)
     taken: set[str] = set()
     result = []
-    for source in found:
-        plain = source.name
-        if names[plain] > 1:
+    for source in sources:
+        stem = source.name
+        if names[stem] > 1:
             folder = os.path.dirname(os.path.abspath(source.path))
-            plain = f"{os.path.basename(folder)}_{plain}"
-        plain = re.sub(r"[^\w.-]+", "_", plain)
-        name, number = plain, 1
+            stem = f"{os.path.basename(folder)}_{stem}"
+        stem = re.sub(r"[^\w.-]+", "_", stem)
+        name, number = stem, 1
         while name in taken:
             number += 1
-            name = f"{plain}_{number}"
+            name = f"{stem}_{number}"
         taken.add(name)
         result.append(dataclasses.replace(source, name=name))
     return result

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -28,10 +27,10 @@ from mpo_jax.importers.inputs import Input
 from mpo_jax.importers.pairs import Pair
 from mpo_jax.mmpr import records
 from mpo_jax.mmpr.meta import Source
+from mpo_jax.utils import atomic
 
 MARKER = "import.json"
 LEDGER = "ledger.jsonl"
-_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -46,23 +45,23 @@ def building(out: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
     """
     _check_free(out, overwrite)
     folder = out.with_name(out.name + ".building")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FileExistsError(
-                f"another import is writing {folder}; wait for it or name another --out"
-            ) from error
-        _empty(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def refuse() -> None:
+        raise FileExistsError(
+            f"another import is writing {folder}; wait for it or name another --out"
+        )
+
+    with atomic.alone(folder.with_name(folder.name + ".lock"), busy=refuse):
+        if folder.exists():  # of an import that was killed
+            shutil.rmtree(folder)
+        folder.mkdir()
         try:
             yield folder
         except BaseException:
             shutil.rmtree(folder)
             raise
         _replace(folder, out)
-        # Only now: a lock that goes first would let another import empty the folder.
-        (out / _LOCK).unlink()
 
 
 def _check_free(out: pathlib.Path, overwrite: bool) -> None:
@@ -77,14 +76,6 @@ def _check_free(out: pathlib.Path, overwrite: bool) -> None:
             f"{out} has no {MARKER}, so no import wrote it and --overwrite does not "
             "replace it; remove it yourself or name another --out"
         )
-
-
-def _empty(folder: pathlib.Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != _LOCK:
-            path.unlink()
 
 
 def _replace(folder: pathlib.Path, out: pathlib.Path) -> None:

@@ -113,16 +113,7 @@ def make(
         if PLACEHOLDER in answer:
             detail = f"{field}: holds {PLACEHOLDER!r}; images stand in the question"
             raise ledger.BadRecord("image_count", detail)
-    count = question.count(PLACEHOLDER)
-    if len(images) > 1 and count == 0:
-        question = f"{PLACEHOLDER}\n" * len(images) + question
-        notes.append(f"{PLACEHOLDER} put before the question, once per image")
-    elif count != len(images) and not (len(images) == 1 and count == 0):
-        raise ledger.BadRecord(
-            "image_count",
-            f"images: {len(images)} for {count} {PLACEHOLDER!r} in the question; they "
-            "must be equal (or none of several images marked)",
-        )
+    question = _mark_images(question, len(images), notes)
     carried = {
         key: record[key]
         for key, kinds in (("id", str | int), ("answer_gt", str))
@@ -139,6 +130,21 @@ def make(
         ),
         notes=tuple(notes),
     )
+
+
+def _mark_images(question: str, images: int, notes: list[str]) -> str:
+    """The question with a placeholder per image, where there are several."""
+    count = question.count(PLACEHOLDER)
+    if images > 1 and count == 0:
+        notes.append(f"{PLACEHOLDER} put before the question, once per image")
+        return f"{PLACEHOLDER}\n" * images + question
+    if count != images and not (images == 1 and count == 0):
+        raise ledger.BadRecord(
+            "image_count",
+            f"images: {images} for {count} {PLACEHOLDER!r} in the question; they "
+            "must be equal (or none of several images marked)",
+        )
+    return question
 
 
 def _before(record: Mapping[str, Any]) -> list[Turn]:
@@ -209,11 +215,11 @@ def _question(prompt: Sequence[Turn], rules: Rules, notes: list[str]) -> str:
 def _images(record: Mapping[str, Any], prompt: Sequence[Turn]) -> tuple[Any, ...]:
     """Images of the record, or those inside its messages."""
     inside = tuple(image for turn in prompt for image in turn.images)
-    given = [
+    filled = [
         field for field in IMAGE_FIELDS if record.get(field) not in (None, "", [], b"")
     ]
-    outer = [field for field in given if field in ("images", "image")]
-    fields = outer or given[:1]
+    outer = [field for field in filled if field in ("images", "image")]
+    fields = outer or filled[:1]
     if len(fields) > 1 and record["images"] != record["image"]:
         raise messages.bad("images", "and image are both given; keep one")
     if not fields:

@@ -59,7 +59,7 @@ class ShardStore:
     Attributes:
       watched: False: what is in shards does not change.
       fingerprint: hash over the contents of all shards.
-      held: places that the sources had, by name; they make the paths that records
+      source_places: where the sources were, by name; they make the paths that records
         and ledger name.
     """
 
@@ -94,7 +94,7 @@ class ShardStore:
                 "looks which shards there are"
             )
         self.max_text_bytes: int = manifest["max_text_bytes"]
-        self.held = {
+        self.source_places = {
             entry["name"]: Place(*(entry[key] for key in Place._fields))
             for entry in manifest["sources"]
         }
@@ -102,7 +102,7 @@ class ShardStore:
             entry["name"]: (entry["first"], entry["lines"], entry["bytes"])
             for entry in manifest["sources"]
         }
-        self._names = {held: name for name, held in self.held.items()}
+        self._names = {place: name for name, place in self.source_places.items()}
         if check:
             for kind in (LINES, IMAGES):
                 for entry in manifest["files"][kind]:

@@ -1,14 +1,14 @@
 """The index: every record visited once, validated, measured and hashed.
 
 One Parquet table has a row per usable record, in the order (source, line); the ledger
-has an entry per record that was left out. Both are made from shards, byte ranges of
+has an entry per record that was left out. Both are made from pieces, byte ranges of
 the annotations, so that the work is parallel and resumes where it stopped. Under
 ``out_dir``::
 
     shards/<key of source>/<start>-<stop>.parquet
     <key of index>/{index.parquet,ledger.jsonl,manifest.json}
 
-A source's key covers whatever its shards depend on (annotation, paths, tokenizer,
+A source's key covers whatever its pieces depend on (annotation, paths, tokenizer,
 policy) but the images, so editing ``repeat_time`` or adding a source repeats no work.
 Images are looked at again at every start (size and time), and records whose images
 changed, came or went are examined again. The key of the index covers what was found,
@@ -36,11 +36,13 @@ from absl import logging
 from mpo_jax import ledger
 from mpo_jax.inputs import template
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import array_records, examples, index_build, records, shards
+from mpo_jax.mmpr import array_records, examples, index_build, pieces, records
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.types import PreferenceRecord
 from mpo_jax.utils import atomic
+
+_PIECES = "shards"  # a name that users' folders have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,31 +297,31 @@ def build_index(
     reroot: str = "",
     max_text_bytes: int = 1_000_000,
     workers: int = 0,
-    shard_bytes: int = 1 << 22,
+    piece_bytes: int = 1 << 22,
     progress: Callable[[index_build.Progress], None] | None = None,
 ) -> Index:
     """Visit every record once and store the index, or open it if it is there.
 
-    Killed at any moment, the next call goes on with the shards that were not finished.
+    Killed at any moment, the next call goes on with the pieces that were not finished.
     Several processes may build at once, the same index too; they share the work.
 
     Args:
       meta_path, reroot: meta.json or shards, see :func:`mpo_jax.mmpr.store.open_data`.
-      out_dir: folder of shards and indexes; made if absent.
+      out_dir: folder of visited pieces and indexes; made if absent.
       tokenizer_path: directory of the tokenizer.
       policy: template, tiling and limits.
       max_text_bytes: longer annotation lines are left out.
       workers: processes; 1 works in this one, 0 is one per core.
-      shard_bytes: bytes of annotation per shard; does not change the index.
-      progress: called at the start and after each shard.
+      piece_bytes: bytes of annotation per piece; does not change the index.
+      progress: called at the start and after each piece.
 
     Raises:
       ValueError, FileNotFoundError: bad meta.json, tokenizer or argument.
       RuntimeError: a record met an unexpected error, or a worker process died.
     """
-    if max_text_bytes < 1 or shard_bytes < 1 or workers < 0:
+    if max_text_bytes < 1 or piece_bytes < 1 or workers < 0:
         raise ValueError(
-            f"{max_text_bytes=} and {shard_bytes=} must be positive, {workers=} not "
+            f"{max_text_bytes=} and {piece_bytes=} must be positive, {workers=} not "
             "negative"
         )
     chat = tokenizers.load_tokenizer(os.fspath(tokenizer_path))
@@ -327,7 +329,7 @@ def build_index(
         template.get_template(policy.template), chat, where=os.fspath(tokenizer_path)
     )
     store, sources = stores.open_data(meta_path, reroot=reroot)
-    encoding = shards.Encoding(
+    encoding = pieces.Encoding(
         tokenizer=chat,
         policy=policy,
         max_text_bytes=max_text_bytes,
@@ -341,23 +343,23 @@ def build_index(
         place["shards"] = {"directory": shards_at, "fingerprint": store.fingerprint}
     else:
         place["annotation_bytes"] = [store.size(source) for source in sources]
-    plan = _cut(out, sources, key, store, shard_bytes=shard_bytes)
+    by_source = _cut(out, sources, key, store, piece_bytes=piece_bytes)
     while True:
         results = index_build.visit_all(
-            [shard for row in plan for shard in row],
+            [piece for row in by_source for piece in row],
             encoding,
             workers=workers or os.cpu_count() or 1,
             progress=progress,
         )
-        directory = out / index_build.directory_name(key, plan, results)
+        directory = out / index_build.directory_name(key, by_source, results)
         if (directory / "manifest.json").is_file():
             break
         if directory.exists():  # it appears whole, so somebody has taken it apart
             shutil.rmtree(directory)
         try:
-            index_build.merge(directory, key, sources, place, plan, results)
+            index_build.merge(directory, key, sources, place, by_source, results)
             break
-        except shards.SupersededError as part:
+        except pieces.SupersededError as part:
             logging.info("%s: images have changed meanwhile; looking again", part)
     return load_index(directory, shards=shards_at)
 
@@ -368,17 +370,17 @@ def _cut(
     key: Mapping[str, Any],
     store: stores.Store,
     *,
-    shard_bytes: int,
-) -> list[list[shards.Shard]]:
-    """Shards of every source, their folders made and cleared of dead builds."""
+    piece_bytes: int,
+) -> list[list[pieces.Piece]]:
+    """Pieces of every source, their folders made and cleared of dead builds."""
     out.mkdir(parents=True, exist_ok=True)
     atomic.clean(out)
-    plan = []
+    by_source = []
     for source, entry in zip(sources, key["sources"], strict=True):
-        folder = out / "shards" / entry["key"][:16]
+        folder = out / _PIECES / entry["key"][:16]
         folder.mkdir(parents=True, exist_ok=True)
         atomic.clean(folder)
-        plan.append(
-            shards.cut(source, store, shard_bytes=shard_bytes, directory=str(folder))
+        by_source.append(
+            pieces.cut(source, store, piece_bytes=piece_bytes, directory=str(folder))
         )
-    return plan
+    return by_source

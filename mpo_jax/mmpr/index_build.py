@@ -1,4 +1,4 @@
-"""Building the index: its key, the visits of shards in parallel, and the merge."""
+"""Building the index: its key, the visits of pieces in parallel, and the merge."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from mpo_jax import ledger
-from mpo_jax.mmpr import shards
+from mpo_jax.mmpr import pieces as pieces_lib
 from mpo_jax.mmpr.meta import Source
+from mpo_jax.mmpr.pieces import Piece, PieceResult
 from mpo_jax.utils import atomic
 
 FORMAT = 2
@@ -36,18 +37,18 @@ _LOOK_THREADS = 16  # a network file system answers many questions at once
 class Progress:
     """How far :func:`build_index` is; bytes are those of the annotations."""
 
-    done_shards: int
-    shards: int
+    done_pieces: int
+    pieces: int
     done_bytes: int
     bytes: int
     kept: int
     left_out: int
 
 
-def index_key(sources: Sequence[Source], encoding: shards.Encoding) -> dict:
+def index_key(sources: Sequence[Source], encoding: pieces_lib.Encoding) -> dict:
     """What the index depends on, as JSON, images aside (see :func:`directory_name`).
 
-    Each source's key is that of its shards.
+    Each source's key is that of its pieces.
     """
     common = {
         "format": FORMAT,
@@ -60,13 +61,13 @@ def index_key(sources: Sequence[Source], encoding: shards.Encoding) -> dict:
         contents = list(pool.map(encoding.store.digest, sources))
     entries = []
     for source, content in zip(sources, contents, strict=True):
-        own = {
+        of_source = {
             **source.place._asdict(),
             "max_tiles": source.max_tiles,
             "content": content,
         }
         entry = {
-            "key": digest({**common, **own}),
+            "key": digest({**common, **of_source}),
             "name": source.name,
             "repeat_time": source.repeat_time,
             "length": source.length,
@@ -77,16 +78,16 @@ def index_key(sources: Sequence[Source], encoding: shards.Encoding) -> dict:
 
 def directory_name(
     key: Mapping[str, Any],
-    plan: Sequence[Sequence[shards.Shard]],
-    results: Mapping[shards.Shard, shards.ShardResult],
+    pieces: Sequence[Sequence[Piece]],
+    results: Mapping[Piece, PieceResult],
 ) -> str:
     """Folder of the index: its key and what the visits found.
 
     Images that changed, came or went give another folder, so that a folder never
     changes and a run that reads the one before is not disturbed.
     """
-    found = [[results[shard].digest for shard in row] for row in plan]
-    return digest({**key, "found": found})[:16]
+    digests = [[results[piece].digest for piece in row] for row in pieces]
+    return digest({**key, "found": digests})[:16]
 
 
 def digest(value: Any) -> str:
@@ -95,53 +96,44 @@ def digest(value: Any) -> str:
 
 
 def visit_all(
-    plan: Sequence[shards.Shard],
-    encoding: shards.Encoding,
+    pieces: Sequence[Piece],
+    encoding: pieces_lib.Encoding,
     *,
     workers: int,
     progress: Callable[[Progress], None] | None,
-) -> dict[shards.Shard, shards.ShardResult]:
-    """Visit the shards that are not visited or not up to date; results of all."""
-    results: dict[shards.Shard, shards.ShardResult] = {}
-    stamps = {shard: shard.stamp() for shard in plan}
+) -> dict[Piece, PieceResult]:
+    """Visit the pieces that are not visited or not up to date; results of all."""
+    results: dict[Piece, PieceResult] = {}
+    stamps = {piece: piece.stamp() for piece in pieces}
     with futures.ThreadPoolExecutor(_LOOK_THREADS) as pool:
-        for shard, result in zip(plan, pool.map(_still_good, plan), strict=True):
+        for piece, result in zip(pieces, pool.map(_still_good, pieces), strict=True):
             if result is not None:
-                results[shard] = result
-    total_bytes = sum(shard.stop - shard.start for shard in plan)
+                results[piece] = result
 
     def report() -> None:
         if progress is not None:
-            progress(
-                Progress(
-                    done_shards=len(results),
-                    shards=len(plan),
-                    done_bytes=sum(shard.stop - shard.start for shard in results),
-                    bytes=total_bytes,
-                    kept=sum(result.kept for result in results.values()),
-                    left_out=sum(sum(r.left_out.values()) for r in results.values()),
-                )
-            )
+            progress(_progress(pieces, results))
 
     report()
-    todo = [shard for shard in plan if shard not in results]
+    todo = [piece for piece in pieces if piece not in results]
     random.shuffle(todo)  # builds that run side by side so share the work
     if workers == 1 or len(todo) <= 1:
-        for shard in todo:
-            results[shard] = shards.visit_unless_done(shard, stamps[shard], encoding)
+        for piece in todo:
+            stamp = stamps[piece]
+            results[piece] = pieces_lib.visit_unless_done(piece, stamp, encoding)
             report()
         return results
     # Spawned, not forked: the caller may hold threads, or a device.
     pool = futures.ProcessPoolExecutor(
         min(workers, len(todo)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=shards.start_worker,
+        initializer=pieces_lib.start_worker,
         initargs=(encoding,),
     )
     try:
         running = {
-            pool.submit(shards.visit_in_worker, shard, stamps[shard]): shard
-            for shard in todo
+            pool.submit(pieces_lib.visit_in_worker, piece, stamps[piece]): piece
+            for piece in todo
         }
         for future in futures.as_completed(running):
             results[running[future]] = future.result()
@@ -156,9 +148,22 @@ def visit_all(
     return results
 
 
-def _still_good(shard: shards.Shard) -> shards.ShardResult | None:
-    result = shards.finished(shard)
-    if result is None or not shards.up_to_date(shard, result):
+def _progress(
+    pieces: Sequence[Piece], results: Mapping[Piece, PieceResult]
+) -> Progress:
+    return Progress(
+        done_pieces=len(results),
+        pieces=len(pieces),
+        done_bytes=sum(piece.stop - piece.start for piece in results),
+        bytes=sum(piece.stop - piece.start for piece in pieces),
+        kept=sum(result.kept for result in results.values()),
+        left_out=sum(sum(r.left_out.values()) for r in results.values()),
+    )
+
+
+def _still_good(piece: Piece) -> PieceResult | None:
+    result = pieces_lib.finished(piece)
+    if result is None or not pieces_lib.up_to_date(piece, result):
         return None
     return result
 
@@ -168,8 +173,8 @@ def merge(
     key: Mapping[str, Any],
     sources: Sequence[Source],
     place: Mapping[str, Any],
-    plan: Sequence[Sequence[shards.Shard]],
-    results: Mapping[shards.Shard, shards.ShardResult],
+    pieces: Sequence[Sequence[Piece]],
+    results: Mapping[Piece, PieceResult],
 ) -> None:
     """Join the parts in order; the folder of the index appears whole or not at all.
 
@@ -181,33 +186,12 @@ def merge(
       SupersededError: another build has replaced a part.
     """
     with atomic.new_folder(directory) as building:
-        content, rows = _merge_tables(building / "index.parquet", plan, results)
-        ledger.write(building / "ledger.jsonl", _merge_ledgers(plan, results))
+        content, rows = _merge_tables(building / "index.parquet", pieces, results)
+        ledger.write(building / "ledger.jsonl", _merge_ledgers(pieces, results))
         counts = []
-        for source, row in zip(sources, plan, strict=True):
-            left_out: collections.Counter[str] = collections.Counter()
-            unread = collections.Counter[str]()
-            for shard in row:
-                left_out.update(results[shard].left_out)
-                unread.update(results[shard].unread)
-            kept = sum(results[shard].kept for shard in row)
-            lines = kept + left_out.total()
-            counts.append(
-                {
-                    "lines": lines,
-                    "kept": kept,
-                    "left_out": dict(left_out),
-                    "unread": dict(unread),
-                }
-            )
-            if source.length not in (None, lines):
-                logging.warning(
-                    "source %r: meta.json declares length %d, %s holds %d records",
-                    source.name,
-                    source.length,
-                    source.annotation,
-                    lines,
-                )
+        for source, row in zip(sources, pieces, strict=True):
+            counts.append(_counts([results[piece] for piece in row]))
+            _check_declared(source, counts[-1]["lines"])
         manifest = {
             "format": FORMAT,
             "key": key,
@@ -221,32 +205,59 @@ def merge(
         (building / "manifest.json").write_text(text, encoding="utf-8")
 
 
+def _counts(results: Sequence[PieceResult]) -> dict[str, Any]:
+    """What became of one source's records; see ``index.SourceCounts``."""
+    left_out: collections.Counter[str] = collections.Counter()
+    unread = collections.Counter[str]()
+    for result in results:
+        left_out.update(result.left_out)
+        unread.update(result.unread)
+    kept = sum(result.kept for result in results)
+    return {
+        "lines": kept + left_out.total(),
+        "kept": kept,
+        "left_out": dict(left_out),
+        "unread": dict(unread),
+    }
+
+
+def _check_declared(source: Source, lines: int) -> None:
+    if source.length not in (None, lines):
+        logging.warning(
+            "source %r: meta.json declares length %d, %s holds %d records",
+            source.name,
+            source.length,
+            source.annotation,
+            lines,
+        )
+
+
 def _numbered(
-    plan: Sequence[Sequence[shards.Shard]],
-    results: Mapping[shards.Shard, shards.ShardResult],
-) -> Iterator[tuple[int, int, shards.Shard]]:
-    """Yield (source number, lines before the shard, shard) in order."""
-    for position, row in enumerate(plan):
+    pieces: Sequence[Sequence[Piece]],
+    results: Mapping[Piece, PieceResult],
+) -> Iterator[tuple[int, int, Piece]]:
+    """Yield (source number, lines before the piece, piece) in order."""
+    for position, row in enumerate(pieces):
         base = 0
-        for shard in row:
-            yield position, base, shard
-            base += results[shard].lines
+        for piece in row:
+            yield position, base, piece
+            base += results[piece].lines
 
 
 def _merge_tables(
     path: pathlib.Path,
-    plan: Sequence[Sequence[shards.Shard]],
-    results: Mapping[shards.Shard, shards.ShardResult],
+    pieces: Sequence[Sequence[Piece]],
+    results: Mapping[Piece, PieceResult],
 ) -> tuple[str, int]:
     """Write the table; returns (hash over the records' hashes, rows)."""
-    schema = pa.schema([("source", pa.int32()), *shards.COLUMNS.items()])
+    schema = pa.schema([("source", pa.int32()), *pieces_lib.COLUMNS.items()])
     content, rows = hashlib.sha256(), 0
     waiting: list[pa.Table] = []
-    held = 0
+    rows_waiting = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for position, base, shard in _numbered(plan, results):
-            part = shards.read_part(shard, results[shard])
-            part = part.filter(part["reason"].is_null()).select([*shards.COLUMNS])
+        for position, base, piece in _numbered(pieces, results):
+            part = pieces_lib.read_part(piece, results[piece])
+            part = part.filter(part["reason"].is_null()).select([*pieces_lib.COLUMNS])
             if not len(part):  # such as inside a line that is too long
                 continue
             for value in part["hash"].to_pylist():
@@ -258,20 +269,20 @@ def _merge_tables(
             part = part.add_column(0, "source", number)
             waiting.append(part.cast(schema))
             # One group per part would be slow to read.
-            held += len(part)
-            if held >= _ROW_GROUP:
+            rows_waiting += len(part)
+            if rows_waiting >= _ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
-                waiting, held = [], 0
+                waiting, rows_waiting = [], 0
         writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
     return content.hexdigest(), rows
 
 
 def _merge_ledgers(
-    plan: Sequence[Sequence[shards.Shard]],
-    results: Mapping[shards.Shard, shards.ShardResult],
+    pieces: Sequence[Sequence[Piece]],
+    results: Mapping[Piece, PieceResult],
 ) -> Iterator[ledger.Entry]:
-    for _, base, shard in _numbered(plan, results):
-        part = shards.read_part(shard, results[shard])
+    for _, base, piece in _numbered(pieces, results):
+        part = pieces_lib.read_part(piece, results[piece])
         # Not of the part: sources that share an annotation share parts.
-        for entry in shards.entries(part, shard.source):
+        for entry in pieces_lib.entries(part, piece.source):
             yield dataclasses.replace(entry, line=entry.line + base)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpo_jax.inputs import template
+from mpo_jax.inputs import images, template
 from mpo_jax.types import PreferenceRecord
 
 if TYPE_CHECKING:
@@ -33,6 +33,30 @@ A text with those of the templates here is left out (``template.find_chat_marker
 _MARKERS = re.compile("|".join(map(re.escape, FOREIGN_MARKERS)))
 
 
+def record_hash(
+    record: PreferenceRecord, read: Callable[[str], bytes] = images.read_file
+) -> bytes:
+    """BLAKE2b (16 bytes) of the texts and of the bytes of every image file.
+
+    Every part is preceded by its length, so that no two records share a stream.
+
+    Raises:
+      BadRecord: an image cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _parts(record, read):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def _parts(record: PreferenceRecord, read: Callable[[str], bytes]) -> Iterable[bytes]:
+    for text in (record.question, record.chosen, record.rejected):
+        yield text.encode("utf-8")
+    for path in record.images:
+        yield read(path)
+
+
 def keys(record: PreferenceRecord, read: Callable[[str], bytes]) -> dict[str, int]:
     """Keys of a record: 64 bits each of its prompt (images too) and its answers.
 
@@ -43,11 +67,11 @@ def keys(record: PreferenceRecord, read: Callable[[str], bytes]) -> dict[str, in
     question = record.question
     if len(record.images) == 1:
         question = question.strip().removeprefix(template.PLACEHOLDER)
-    prompt = [_plain(question), *(read(path) for path in record.images)]
+    prompt = [_normalised(question), *(read(path) for path in record.images)]
     return {
         "prompt_key": _key(prompt),
-        "chosen_key": _key([_plain(record.chosen)]),
-        "rejected_key": _key([_plain(record.rejected)]),
+        "chosen_key": _key([_normalised(record.chosen)]),
+        "rejected_key": _key([_normalised(record.rejected)]),
     }
 
 
@@ -57,7 +81,7 @@ def markers(record: PreferenceRecord) -> int:
     return sum(len(_MARKERS.findall(text)) for text in texts)
 
 
-def _plain(text: str) -> bytes:
+def _normalised(text: str) -> bytes:
     text = unicodedata.normalize("NFC", text).casefold()
     return " ".join(text.split()).encode("utf-8")
 
@@ -135,12 +159,12 @@ class Alike:
 
 def kinds(index: Index, numbers: Sequence[int], alike: Alike) -> list[list[str]]:
     """For each record what it is: by its images, and of which notable kinds."""
-    members = {kind: set(found.tolist()) for kind, found in alike.notable.items()}
+    members = {kind: set(group.tolist()) for kind, group in alike.notable.items()}
     result = []
     for number in numbers:
-        images = min(int(index.images[number]), 2)
-        found = [("text only", "one image", "several images")[images]]
-        result.append(found + [kind for kind in members if number in members[kind]])
+        count = min(int(index.images[number]), 2)
+        form = ("text only", "one image", "several images")[count]
+        result.append([form, *(kind for kind in members if number in members[kind])])
     return result
 
 

@@ -65,7 +65,7 @@ def load_meta(
     path: str | os.PathLike[str],
     *,
     reroot: str = "",
-    held: Mapping[str, places.Place] | None = None,
+    source_places: Mapping[str, places.Place] | None = None,
 ) -> list[Source]:
     """Read and check an MMPR meta.json.
 
@@ -78,8 +78,8 @@ def load_meta(
       reroot: ``OLD=NEW`` replaces the leading path OLD of roots, annotations and
         absolute image paths by NEW (absolute, or relative to the folder of
         meta.json); empty changes nothing.
-      held: places of the sources that shards hold, by name; then nothing is looked
-        for on disk.
+      source_places: of the sources that shards hold, by name; then nothing is
+        looked for on disk.
 
     Returns:
       Sources in the order of the file.
@@ -94,9 +94,11 @@ def load_meta(
     if not meta_path.is_file():
         raise FileNotFoundError(f"meta file {str(path)!r} does not exist")
     meta = _read(meta_path)
-    finder = None if held is not None else places.Finder(meta_path, reroot)
+    finder = None if source_places is not None else places.Finder(meta_path, reroot)
     sources = [
-        _source(f"{meta_path}, source {name!r}", name, entry, finder or held or {})
+        _source(
+            f"{meta_path}, source {name!r}", name, entry, finder or source_places or {}
+        )
         for name, entry in meta.items()
     ]
     if finder is not None:

@@ -88,7 +88,9 @@ def check(record: Mapping[str, Any], *, chosen_only: bool) -> list[str]:
         if key in READ or not _holds(value):
             continue
         # An image_id is a note, unless it is all that names the picture.
-        picture = _names_pictures(value) and _plain(key).startswith(("image", "img"))
+        picture = _names_pictures(value) and _normalised_name(key).startswith(
+            ("image", "img")
+        )
         if _is_note(key) and not (picture and not _holds(record.get("image"))):
             continue
         _refuse(key, value, record, chosen_only)
@@ -105,14 +107,14 @@ def _holds(value: Any) -> bool:
     return bool(value.strip() if isinstance(value, str) else value)
 
 
-def _plain(key: str) -> str:
+def _normalised_name(key: str) -> str:
     """A name without case, spaces and punctuation: imagePath is image_path."""
     return re.sub(r"[\W_]", "", key.casefold())
 
 
 def _refuse(key: str, value: Any, record: Mapping[str, Any], chosen_only: bool) -> None:
     """Raise BadRecord if a field that is not read means something."""
-    name, shown = _plain(key), ledger.short(key).strip("'")
+    name, shown = _normalised_name(key), ledger.short(key).strip("'")
     content = isinstance(value, str | list | dict)  # not a count such as num_images
     called = _PICTURES.fullmatch(name) if content else None
     side = called and (called["side"] or called["of"])
@@ -176,15 +178,15 @@ def _refuse_missing(record: Mapping[str, Any], key: str) -> None:
     if record.get(key) is not None:
         return
     by_name = {
-        _plain(other): other
+        _normalised_name(other): other
         for other in record
         if other not in READ and not _is_note(other)
     }
     known = next((o for o in _OTHER_NAMES[key] if o in by_name), None)
     near = difflib.get_close_matches(key, by_name, n=1)
-    found = known or (near[0] if near else None)
-    if found is not None:
-        detail = f"{key} is missing; is {ledger.short(by_name[found])} meant?"
+    meant = known or (near[0] if near else None)
+    if meant is not None:
+        detail = f"{key} is missing; is {ledger.short(by_name[meant])} meant?"
         raise ledger.BadRecord("bad_field", detail)
 
 

@@ -157,25 +157,7 @@ def parse_record(
       BadRecord: ``line_too_long``, ``bad_json``, ``bad_field``, ``identical``,
         ``image_missing`` (a path that leaves the root) or ``unsupported``.
     """
-    if len(line) > max_bytes:
-        remedy = f"raise {ledger.option('max_text_bytes')}"
-        if paths.holds_base64(line):
-            remedy = f"it holds base64: {paths.FILES}"
-        raise ledger.BadRecord(
-            "line_too_long", f"the line has more than {max_bytes} bytes; {remedy}"
-        )
-    try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Object)
-    except RecursionError as error:
-        raise ledger.BadRecord("bad_json", "nested too deeply") from error
-    except ValueError as error:
-        raise ledger.BadRecord("bad_json", str(error)[:200]) from error
-    if not isinstance(record, _Object):
-        raise ledger.BadRecord("bad_json", f"not an object: {ledger.short(record)}")
-    if record.repeated:
-        raise ledger.BadRecord(
-            "bad_field", f"{ledger.short(record.repeated)} stands twice; remove one"
-        )
+    record = _parse_object(line, max_bytes=max_bytes)
     extra = record_fields.check(record, chosen_only=chosen_only)
     question, chosen = _text(record, "question"), _text(record, "chosen")
     if chosen_only and record.get("rejected") is None:
@@ -199,6 +181,29 @@ def parse_record(
         rejected=rejected,
         max_tiles=source.max_tiles,
     )
+
+
+def _parse_object(line: bytes, *, max_bytes: int) -> _Object:
+    if len(line) > max_bytes:
+        remedy = f"raise {ledger.option('max_text_bytes')}"
+        if paths.holds_base64(line):
+            remedy = f"it holds base64: {paths.FILES}"
+        raise ledger.BadRecord(
+            "line_too_long", f"the line has more than {max_bytes} bytes; {remedy}"
+        )
+    try:
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Object)
+    except RecursionError as error:
+        raise ledger.BadRecord("bad_json", "nested too deeply") from error
+    except ValueError as error:
+        raise ledger.BadRecord("bad_json", str(error)[:200]) from error
+    if not isinstance(record, _Object):
+        raise ledger.BadRecord("bad_json", f"not an object: {ledger.short(record)}")
+    if record.repeated:
+        raise ledger.BadRecord(
+            "bad_field", f"{ledger.short(record.repeated)} stands twice; remove one"
+        )
+    return record
 
 
 class _Object(dict[str, Any]):

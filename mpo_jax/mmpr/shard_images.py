@@ -102,10 +102,10 @@ def compare(store: array_records.ShardStore) -> Changes:
     now = file_states.look_all(paths)
     changed, gone, first = 0, 0, ""
     for number in np.flatnonzero((before != now).any(axis=1)).tolist():
-        held, there = store.image(number), _bytes_of(paths[number])
+        stored, there = store.image(number), _bytes_of(paths[number])
         if there is None:
-            gone += held is not None
-        elif there != held:
+            gone += stored is not None
+        elif there != stored:
             changed += 1
             first = first or paths[number]
     return Changes(changed, gone, first)

@@ -173,7 +173,7 @@ def open_data(
         )
     store = array_records.ShardStore(folder)
     meta_path = path / "meta.json" if path.is_dir() else path
-    return store, load_meta(meta_path, held=store.held)
+    return store, load_meta(meta_path, source_places=store.source_places)
 
 
 def _no_data(folder: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""Row assembly: examples of one plan row -> the arrays of a :class:`PackedBatch`.
+"""Row assembly: examples of plan rows -> the arrays of a :class:`PackedBatch`.
 
 The layout is role-major, every region padded at its end::
 
@@ -12,48 +12,10 @@ prompt token. Worked example: ``docs/packing.md``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from mpo_jax.types import Example, PackedBatch, RowShape
-
-
-def assemble_row(
-    examples: Sequence[Example],
-    shape: RowShape,
-    *,
-    img_context_id: int,
-    tokens_per_tile: int,
-    image_size: int,
-    record_ids: np.ndarray,
-    ref_logps: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Arrays of one row, keyed by the fields of :class:`PackedBatch`, without ``B``.
-
-    Args:
-      examples: the pairs of the row, in plan order; none is an empty (padding) row.
-      shape: budgets of the row.
-      img_context_id: token that stands for one image feature.
-      tokens_per_tile: ``I``, image tokens per tile.
-      image_size: ``S``, side of a tile in pixels.
-      record_ids: integer ``[q]``, one per example.
-      ref_logps: float ``[q, 2]`` reference log-probs (chosen, rejected) in nats.
-
-    Raises:
-      ValueError: a budget is exceeded, an example contradicts itself, or its image
-        tokens do not match its tiles; the text names the record.
-    """
-    batch = assemble_batch(
-        [examples],
-        shape,
-        img_context_id=img_context_id,
-        tokens_per_tile=tokens_per_tile,
-        image_size=image_size,
-        record_ids=[record_ids],
-        ref_logps=None if ref_logps is None else [ref_logps],
-    )
-    return {k: None if v is None else v[0] for k, v in vars(batch).items()}
 
 
 def assemble_batch(
@@ -66,10 +28,24 @@ def assemble_batch(
     record_ids: Sequence[np.ndarray],
     ref_logps: Sequence[np.ndarray] | None = None,
 ) -> PackedBatch:
-    """NumPy arrays of a batch of rows; arguments as :func:`assemble_row`, per row.
+    """NumPy arrays of a batch of rows.
 
     Rows are written straight into the batch: a batch of tiles is large (0.6 MB per
     tile of 448 pixels) and worth copying only once.
+
+    Args:
+      rows: the pairs of each row, in plan order; a row of none is a padding row.
+      shape: budgets of a row.
+      img_context_id: token that stands for one image feature.
+      tokens_per_tile: ``I``, image tokens per tile.
+      image_size: ``S``, side of a tile in pixels.
+      record_ids: per row integer ``[q]``, one per pair.
+      ref_logps: per row float ``[q, 2]``, reference log-probs (chosen, rejected) in
+        nats.
+
+    Raises:
+      ValueError: a budget is exceeded, an example contradicts itself, or its image
+        tokens do not match its tiles; the text names the record.
     """
     b, m, s = len(rows), shape.tiles, image_size
     batch = PackedBatch(

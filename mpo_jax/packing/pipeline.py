@@ -8,12 +8,7 @@ which, ``sharding.rows_of_process``), and a run resumes by starting at batch ``n
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
-from multiprocessing import connection
 from typing import Any
 
 import grain
@@ -22,26 +17,11 @@ from absl import flags
 
 from mpo_jax import ledger
 from mpo_jax.inputs import tokenizer
-from mpo_jax.mmpr import examples, shards
+from mpo_jax.mmpr import examples, likeness
 from mpo_jax.mmpr.index import Index
-from mpo_jax.packing import assembly
-from mpo_jax.packing import plan as plan_lib
+from mpo_jax.packing.batch_source import CHANGED, BatchSource
+from mpo_jax.packing.plan_table import AnyPlan
 from mpo_jax.types import Example, PackedBatch
-
-CHANGED = (
-    "start again: every start looks at the files anew (an image that was replaced by "
-    "one of the same size and time must be touched first)"
-)
-"""What to do about files that have changed since they were indexed."""
-
-AnyPlan = plan_lib.Plan | plan_lib.PlanSequence
-
-
-class LoadError(ValueError):
-    """A planned record could not be loaded; carries the cause as text.
-
-    One string, so that it crosses process boundaries whatever the cause was.
-    """
 
 
 class ExampleLoader:
@@ -59,11 +39,11 @@ class ExampleLoader:
         self._index = index
         self._policy = policy
         self._tokenizer = tokenizer.load_tokenizer(tokenizer_path)
-        given = {
+        fingerprints = {
             "tokenizer": self._tokenizer.fingerprint,
             "policy": policy.fingerprint(),
         }
-        for name, value in given.items():
+        for name, value in fingerprints.items():
             if index.key[name] != value:
                 raise ValueError(
                     f"the {name} is not the one that {index!r} was made with: "
@@ -87,7 +67,7 @@ class ExampleLoader:
         where = index.where(number)
         try:
             record, read = index.fetch(number)
-            if shards.record_hash(record, read) != index.hash[number].tobytes():
+            if likeness.record_hash(record, read) != index.hash[number].tobytes():
                 raise ValueError(
                     f"{where}: text or images have changed since the record was "
                     f"indexed; {CHANGED}"
@@ -97,167 +77,6 @@ class ExampleLoader:
             )
         except ledger.BadRecord as bad:
             raise ledger.BadRecord(bad.reason, f"{where}: {bad.detail}") from bad
-
-
-class BatchSource:
-    """Random access to this process's rows of every global batch; picklable.
-
-    ``source[n]`` is the local :class:`PackedBatch` of global batch ``n``. Examples
-    of a batch are loaded by `threads` threads, which are started on first use and
-    shared by all batches, so that the memory in flight is counted in batches.
-    """
-
-    def __init__(
-        self,
-        plan: AnyPlan,
-        load_example: Callable[[int], Example],
-        *,
-        img_context_id: int,
-        tokens_per_tile: int,
-        image_size: int,
-        rows: Sequence[np.ndarray] | None = None,
-        threads: int = 0,
-        ref_lookup: Callable[[np.ndarray], np.ndarray] | None = None,
-    ):
-        """Arguments as :func:`make_loader`."""
-        if rows is None:
-            rows = [np.arange(count) for count in plan.rows_per_batch]
-        for s, (mine, count) in enumerate(zip(rows, plan.rows_per_batch, strict=True)):
-            if len(mine) == 0 or mine.min() < 0 or mine.max() >= count:
-                raise ValueError(
-                    f"rows {mine.tolist()} of row shape {s} are not in the {count} "
-                    "rows of its batches"
-                )
-        self._plan = plan
-        self._rows = tuple(rows)
-        self._load_example = load_example
-        self._ref_lookup = ref_lookup
-        self._threads = threads
-        self._sizes = {
-            "img_context_id": img_context_id,
-            "tokens_per_tile": tokens_per_tile,
-            "image_size": image_size,
-        }
-        self._lock = threading.Lock()
-        self._pool: futures.ThreadPoolExecutor | None = None
-        self._closed = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_pool": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-        _end_with_parent()
-
-    def __repr__(self) -> str:
-        # Grain prints the source in its own messages; a plan is long.
-        counts = [len(mine) for mine in self._rows]
-        return f"BatchSource({len(self)} batches of {counts} rows)"
-
-    def __len__(self) -> int:
-        return self._plan.num_batches
-
-    def __getitem__(self, index: int) -> PackedBatch:
-        """Load and assemble this process's rows of batch `index`.
-
-        Raises:
-          IndexError: `index` is not in ``[0, len)``.
-          LoadError: a record or its reference log-probs could not be loaded.
-          ValueError: an example does not fit its row; see `assemble_batch`.
-        """
-        n = int(index)
-        shape, whole = self._plan.batch(n)
-        rows = [whole[row] for row in self._rows[shape]]
-        ids = np.concatenate(rows)
-        loaded = self._load_all(n, ids.tolist())
-        splits = np.cumsum([len(row) for row in rows])
-        starts = splits - [len(row) for row in rows]
-        refs = None
-        if self._ref_lookup is not None:
-            refs = self._look_up(n, ids)
-            refs = [refs[a:b] for a, b in zip(starts, splits, strict=True)]
-        return assembly.assemble_batch(
-            [loaded[a:b] for a, b in zip(starts, splits, strict=True)],
-            self._plan.shapes[shape],
-            record_ids=rows,
-            ref_logps=refs,
-            **self._sizes,
-        )
-
-    def close(self) -> None:
-        """Stop the threads for good; batches in the making are given up."""
-        with self._lock:
-            self._closed = True
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _load_all(self, n: int, ids: list[int]) -> list[Example]:
-        if self._threads < 2:
-            return [self._load(n, i) for i in ids]
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the batch source is closed")
-            if self._pool is None:
-                self._pool = futures.ThreadPoolExecutor(
-                    self._threads, thread_name_prefix="mpo-load"
-                )
-            tasks = [self._pool.submit(self._load, n, i) for i in ids]
-        try:
-            return [task.result() for task in tasks]
-        finally:
-            for task in tasks:  # after an error the rest is of no use
-                task.cancel()
-
-    def _load(self, n: int, record: int) -> Example:
-        # Whatever went wrong must reach the main process, and an exception that
-        # cannot be unpickled there would hang the queue.
-        try:
-            return self._load_example(record)
-        except ledger.BadRecord as bad:
-            raise LoadError(
-                f"batch {n}, record {record}: {bad}. The record was good when it was "
-                f"indexed and the pack plan counts on it: {CHANGED}"
-            ) from bad
-        except Exception as error:
-            raise LoadError(
-                f"batch {n}, record {record}: {type(error).__name__}: {error}"
-            ) from error
-
-    def _look_up(self, n: int, ids: np.ndarray) -> np.ndarray:
-        assert self._ref_lookup is not None
-        try:
-            refs = np.asarray(self._ref_lookup(ids))
-        except Exception as error:
-            raise LoadError(
-                f"batch {n}, reference log-probs of records {ids.tolist()}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if refs.shape != (len(ids), 2):
-            raise LoadError(
-                f"batch {n}: ref_lookup gave shape {refs.shape} for {len(ids)} "
-                f"records, expected {(len(ids), 2)}"
-            )
-        return refs
-
-
-def _end_with_parent() -> None:
-    """In a worker process: end when the process that started it is gone.
-
-    One that is killed (by the kernel, where memory is short) cannot stop its workers,
-    which would hold their memory and wait for ever. The resource tracker then frees
-    what they shared.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="mpo-parent", daemon=True).start()
 
 
 def make_dataset(
@@ -313,13 +132,11 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
         self,
         source: BatchSource,
         *,
-        fingerprint: str,
         start_batch: int,
         workers: int,
         prefetch: int,
     ):
         self._source = source
-        self._fingerprint = fingerprint
         self._next_batch = start_batch
         self._iterator = iter(
             make_dataset(
@@ -346,10 +163,6 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def state(self) -> dict[str, Any]:
-        """What to store in a checkpoint, JSON-able; read by :func:`resume_batch`."""
-        return {"next_batch": self._next_batch, "plan": self._fingerprint}
-
     def close(self) -> None:
         """Stop workers and threads; safe to call twice."""
         if not self._closed:
@@ -359,7 +172,12 @@ class Loader(Iterator[tuple[int, PackedBatch]]):
 
 
 def resume_batch(state: Mapping[str, Any], plan: AnyPlan) -> int:
-    """`start_batch` that continues a run whose loader had this :meth:`Loader.state`.
+    """`start_batch` that continues a run from what its checkpoint holds.
+
+    Args:
+      state: ``next_batch``, the number of the first batch that was not trained on, and
+        ``plan``, the fingerprint of the plan it counts in; further entries are ignored.
+      plan: of the run that continues.
 
     Raises:
       ValueError: the state was made with another plan, or is malformed.
@@ -396,7 +214,7 @@ def make_loader(
       plan: which records, in which rows and batches, of which shapes.
       load_example: record number -> example with tiles; picklable where `workers`
         are used, and callable from several threads at once.
-      img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_row``.
+      img_context_id, tokens_per_tile, image_size: see ``assembly.assemble_batch``.
       rows: rows of a global batch that this process makes, per row shape, in the
         order in which they are placed (``sharding.rows_of_process``); None is all.
       start_batch: first batch; see :func:`resume_batch`.
@@ -426,7 +244,6 @@ def make_loader(
     )
     return Loader(
         source,
-        fingerprint=plan.fingerprint,
         start_batch=start_batch,
         workers=workers,
         prefetch=prefetch,

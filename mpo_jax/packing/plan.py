@@ -5,267 +5,22 @@ is a function of (lengths, record ids, row shapes, rows per batch, seed, epoch,
 window) and of nothing else: only integer arithmetic, stable sorts and the raw stream
 of a NumPy bit generator (which NumPy promises not to change) enter, so every host of
 a run computes the same plan. Layout and a worked example: ``docs/packing.md``.
+
+This module makes plans; what goes in and comes out is in ``lengths`` and
+``plan_table``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from mpo_jax.packing import binpack, lending
+from mpo_jax.packing import balance, binpack
+from mpo_jax.packing.lengths import BUDGETS, Lengths, capacity
+from mpo_jax.packing.plan_table import Plan, PlanSequence
 from mpo_jax.types import RowShape, TooLong
-
-BUDGETS = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "tiles", "pairs")
-"""The budgets of a row, in the column order of every ``[..., 5]`` array here."""
-
-FORMAT = 2
-"""Part of every fingerprint; raised when the same input gives another plan."""
-
-_SAMPLE = 1 << 15  # pairs per shape from which the pairs per row are estimated
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Lengths:
-    """What every record of the index costs; all int32 ``[records]``, non-negative.
-
-    Attributes:
-      prompt: prompt tokens, image tokens included.
-      chosen, rejected: tokens of the response segments (``rejected`` 0 in SFT mode).
-      tiles: image tiles.
-      max_sequence: tokens of a prompt and one response that the model takes, the last
-        label included; 0 is no bound. A longer pair fits no row shape.
-    """
-
-    prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-    tiles: np.ndarray
-    max_sequence: int = 0
-
-    def __post_init__(self):
-        for name, value in self.columns().items():
-            if value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
-                raise ValueError(
-                    f"Lengths.{name} must be a 1-D integer array; got "
-                    f"{value.dtype} {value.shape}"
-                )
-            if len(value) != len(self.prompt):
-                raise ValueError(
-                    f"Lengths.{name} has {len(value)} records, Lengths.prompt "
-                    f"{len(self.prompt)}; all columns must come from one index"
-                )
-            if len(value) and value.min() < 0:
-                where = int(value.argmin())
-                raise ValueError(f"Lengths.{name}[{where}] = {value[where]} < 0")
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """The arrays by name."""
-        fields = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in fields if name != "max_sequence"}
-
-    def sequence(self, record_ids: np.ndarray) -> np.ndarray:
-        """Tokens of the longer sequence of every pair: int64 ``[n]``.
-
-        A response segment leaves out its last label, a sequence does not.
-        """
-        longer = np.maximum(self.chosen[record_ids], self.rejected[record_ids])
-        return self.prompt[record_ids].astype(np.int64) + longer + 1
-
-    def beyond_model(self, record_ids: np.ndarray) -> np.ndarray:
-        """Pairs that are longer than ``max_sequence``: bool ``[n]``."""
-        if not self.max_sequence:
-            return np.zeros(len(record_ids), bool)
-        return self.sequence(record_ids) > self.max_sequence
-
-    def need(self, record_ids: np.ndarray) -> np.ndarray:
-        """Budget use of records: int64 ``[n, 5]``, columns as in :data:`BUDGETS`."""
-        columns = [self.prompt, self.chosen, self.rejected, self.tiles]
-        need = np.ones((len(record_ids), len(BUDGETS)), np.int64)
-        for i, column in enumerate(columns):
-            need[:, i] = column[record_ids]
-        return need
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """Rows and batches of one epoch. Made by :func:`make_plan`.
-
-    Row ``r`` holds ``record_ids[row_offsets[r]:row_offsets[r + 1]]``; batch ``n``
-    holds the rows from ``batch_offsets[n]`` to ``batch_offsets[n + 1]`` and as many
-    empty rows after them as ``rows_per_batch`` of its shape asks for.
-
-    Attributes:
-      shapes: the row shapes, in order of preference.
-      rows_per_batch: rows of a global batch, one number per shape.
-      record_ids: int32 ``[pairs]``.
-      row_offsets: int64 ``[rows + 1]``.
-      batch_offsets: int64 ``[batches + 1]``.
-      batch_shapes: int16 ``[batches]``, index into ``shapes``.
-      used: int64 ``[shapes, 5]``, budget use summed over the rows of each shape.
-      too_long: records that fit nowhere, by record id.
-    """
-
-    shapes: tuple[RowShape, ...]
-    rows_per_batch: tuple[int, ...]
-    record_ids: np.ndarray
-    row_offsets: np.ndarray
-    batch_offsets: np.ndarray
-    batch_shapes: np.ndarray
-    used: np.ndarray
-    too_long: tuple[TooLong, ...]
-
-    @property
-    def num_batches(self) -> int:
-        return len(self.batch_shapes)
-
-    @property
-    def num_pairs(self) -> int:
-        return len(self.record_ids)
-
-    def pairs_per_batch(self) -> np.ndarray:
-        """Pairs of every batch: int64 ``[batches]``."""
-        return np.diff(self.row_offsets[self.batch_offsets])
-
-    def batch(self, n: int) -> tuple[int, list[np.ndarray]]:
-        """Shape index and the record ids of every row of batch `n`.
-
-        Returns:
-          The index into ``shapes``, and ``rows_per_batch[shape]`` int32 arrays of 0
-          to ``pairs`` record ids; rows that pad the batch come last and are empty.
-
-        Raises:
-          IndexError: `n` is not in ``[0, num_batches)``.
-        """
-        if not 0 <= n < self.num_batches:
-            raise IndexError(f"batch {n} of a plan of {self.num_batches} batches")
-        shape = int(self.batch_shapes[n])
-        start, stop = self.batch_offsets[n : n + 2]
-        bounds = self.row_offsets[start : stop + 1]
-        rows = [
-            self.record_ids[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-        empty = self.record_ids[:0]
-        return shape, rows + [empty] * (self.rows_per_batch[shape] - len(rows))
-
-    def available(self) -> np.ndarray:
-        """Budgets of all rows, padding rows too: int64 ``[shapes, 5]``."""
-        batches = np.bincount(self.batch_shapes, minlength=len(self.shapes))
-        rows = batches * np.asarray(self.rows_per_batch, np.int64)
-        return rows[:, None] * np.array([_capacity(s) for s in self.shapes])
-
-    def fill(self) -> dict[int, dict[str, float]]:
-        """Used share of every budget, by shape index and budget name."""
-        return _fill(self.used, self.available())
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that :meth:`batch` can return."""
-        head = {
-            "format": FORMAT,
-            "shapes": [dataclasses.astuple(shape) for shape in self.shapes],
-            "rows_per_batch": self.rows_per_batch,
-        }
-        digest = hashlib.sha256(json.dumps(head).encode())
-        arrays = (
-            (self.record_ids, "<i4"),
-            (self.row_offsets, "<i8"),
-            (self.batch_offsets, "<i8"),
-            (self.batch_shapes, "<i2"),
-        )
-        for array, dtype in arrays:
-            digest.update(len(array).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(array, dtype).data)
-        return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlanSequence:
-    """Several epochs' plans behind the interface of one :class:`Plan`.
-
-    All epochs are planned up front, because the number of batches decides the
-    learning-rate schedule.
-    """
-
-    plans: tuple[Plan, ...]
-
-    def __post_init__(self):
-        if not self.plans:
-            raise ValueError("a PlanSequence needs at least one plan")
-        first = self.plans[0]
-        for epoch, plan in enumerate(self.plans):
-            same = plan.shapes == first.shapes
-            if not same or plan.rows_per_batch != first.rows_per_batch:
-                raise ValueError(
-                    f"the plan of epoch {epoch} has other row shapes or rows per "
-                    "batch than that of epoch 0; every epoch of a run must agree"
-                )
-
-    @property
-    def shapes(self) -> tuple[RowShape, ...]:
-        return self.plans[0].shapes
-
-    @property
-    def rows_per_batch(self) -> tuple[int, ...]:
-        return self.plans[0].rows_per_batch
-
-    @functools.cached_property
-    def offsets(self) -> np.ndarray:
-        """First batch of every epoch, then the end: int64 ``[epochs + 1]``."""
-        return np.cumsum([0] + [plan.num_batches for plan in self.plans])
-
-    @property
-    def num_batches(self) -> int:
-        return int(self.offsets[-1])
-
-    @property
-    def num_pairs(self) -> int:
-        return sum(plan.num_pairs for plan in self.plans)
-
-    def pairs_per_batch(self) -> np.ndarray:
-        """As :meth:`Plan.pairs_per_batch`, over all epochs."""
-        return np.concatenate([plan.pairs_per_batch() for plan in self.plans])
-
-    @property
-    def too_long(self) -> tuple[TooLong, ...]:
-        """Records that fit nowhere, each once; ``copies`` counts all epochs."""
-        merged: dict[int, TooLong] = {}
-        for plan in self.plans:
-            for item in plan.too_long:
-                seen = merged.get(item.record_id)
-                copies = item.copies + (seen.copies if seen else 0)
-                merged[item.record_id] = dataclasses.replace(item, copies=copies)
-        return tuple(merged[i] for i in sorted(merged))
-
-    def epoch_of(self, n: int) -> int:
-        """Epoch (from 0) that batch `n` belongs to."""
-        if not 0 <= n < self.num_batches:
-            raise IndexError(f"batch {n} of a plan of {self.num_batches} batches")
-        return int(np.searchsorted(self.offsets, n, side="right")) - 1
-
-    def batch(self, n: int) -> tuple[int, list[np.ndarray]]:
-        """As :meth:`Plan.batch`, `n` counted over all epochs."""
-        epoch = self.epoch_of(n)
-        return self.plans[epoch].batch(n - int(self.offsets[epoch]))
-
-    def fill(self) -> dict[int, dict[str, float]]:
-        """As :meth:`Plan.fill`, over all epochs."""
-        used = sum(plan.used for plan in self.plans)
-        available = sum(plan.available() for plan in self.plans)
-        return _fill(np.asarray(used), np.asarray(available))
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the fingerprints of the epochs, in order."""
-        text = "\n".join(plan.fingerprint for plan in self.plans)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_plan(
@@ -281,7 +36,7 @@ def make_plan(
     """Plan one epoch.
 
     The ids are shuffled; each goes to the first shape that holds it, but for those that
-    fill up the batches of a rarer one (``lending``); the ids of a shape are packed
+    fill up the batches of a rarer one (``balance``); the ids of a shape are packed
     window by window, best fit decreasing on five budgets at once; the rows of a shape
     are shuffled and spread evenly over the fewest batches that hold them; the batches
     of all shapes are shuffled together. No pair is lost: a pair is in exactly one row
@@ -299,60 +54,40 @@ def make_plan(
       ValueError: an argument is out of range; the text names it and its value.
     """
     shapes, rows_per_batch = tuple(shapes), tuple(int(r) for r in rows_per_batch)
-    if not shapes or len(shapes) != len(rows_per_batch):
-        raise ValueError(
-            f"need one rows_per_batch per row shape and at least one shape; got "
-            f"{len(shapes)} shapes and rows_per_batch={rows_per_batch}"
-        )
-    if min(rows_per_batch) < 1 or window < 1 or seed < 0 or epoch < 0:
-        raise ValueError(
-            f"rows_per_batch={rows_per_batch} and window={window} must be positive, "
-            f"seed={seed} and epoch={epoch} not negative"
-        )
+    _check_arguments(shapes, rows_per_batch, window=window, seed=seed, epoch=epoch)
     ids = _check_ids(record_ids, len(lengths))
     ids = ids[_shuffle(len(ids), seed, epoch, 0)]
     need = lengths.need(ids)
-    capacities = np.array([_capacity(shape) for shape in shapes])
-    shape_of = lending.even_out(
+    capacities = np.array([capacity(shape) for shape in shapes])
+    shape_of = balance.even_out(
         _choose_shape(lengths, ids, capacities),
         need,
         capacities,
         rows_per_batch=rows_per_batch,
         window=window,
     )
-
-    item_ids, item_rows, row_batches, batch_shapes = [], [], [], []
-    used = np.zeros((len(shapes), len(BUDGETS)), np.int64)
-    for s, capacity in enumerate(capacities):
-        chosen = np.flatnonzero(shape_of == s)
-        rows, num_rows = binpack.pack(need[chosen], capacity, window=window)
-        # Rows are spread evenly, so that no batch is much smaller than the others.
-        num_batches = -(-num_rows // rows_per_batch[s])
-        place = np.empty(num_rows, np.int64)
-        place[_shuffle(num_rows, seed, epoch, 1 + s)] = np.arange(num_rows)
-        item_ids.append(ids[chosen])
-        item_rows.append(rows + sum(len(b) for b in row_batches))
-        row_batches.append(place * num_batches // max(num_rows, 1) + len(batch_shapes))
-        batch_shapes += [s] * num_batches
-        used[s] = need[chosen].sum(axis=0)
-
-    order = _shuffle(len(batch_shapes), seed, epoch, 1 + len(shapes))
-    batch_place = np.empty(len(order), np.int64)
-    batch_place[order] = np.arange(len(order))
-    batch_of_row = batch_place[np.concatenate(row_batches)]
-    row_order = np.argsort(batch_of_row, kind="stable")
-    row_place = np.empty(len(row_order), np.int64)
-    row_place[row_order] = np.arange(len(row_order))
-    row_of_item = row_place[np.concatenate(item_rows)]
+    packed = [
+        _pack_shape(
+            need[shape_of == s],
+            capacities[s],
+            rows_per_batch=rows_per_batch[s],
+            window=window,
+            stream=(seed, epoch, 1 + s),
+        )
+        for s in range(len(shapes))
+    ]
+    stream = (seed, epoch, 1 + len(shapes))
+    batch_shapes, batch_of_row, row_of_item = _interleave(packed, stream)
+    ids_by_shape = np.concatenate([ids[shape_of == s] for s in range(len(shapes))])
     item_order = np.argsort(row_of_item, kind="stable")
     return Plan(
         shapes=shapes,
         rows_per_batch=rows_per_batch,
-        record_ids=np.concatenate(item_ids)[item_order].astype(np.int32),
-        row_offsets=_offsets(row_of_item, len(row_place)),
-        batch_offsets=_offsets(batch_of_row, len(batch_place)),
-        batch_shapes=np.array(batch_shapes, np.int16)[order],
-        used=used,
+        record_ids=ids_by_shape[item_order].astype(np.int32),
+        row_offsets=_offsets(row_of_item, len(batch_of_row)),
+        batch_offsets=_offsets(batch_of_row, len(batch_shapes)),
+        batch_shapes=batch_shapes.astype(np.int16),
+        used=np.array([p.used for p in packed]),
         too_long=_describe_too_long(ids[shape_of < 0], lengths, capacities),
     )
 
@@ -413,19 +148,35 @@ def choose_rows_per_batch(
     ids = _check_ids(record_ids, len(lengths))
     ids = ids[_shuffle(len(ids), 0, 0, 0)]
     need = lengths.need(ids)
-    capacities = np.array([_capacity(shape) for shape in shapes])
+    capacities = np.array([capacity(shape) for shape in shapes])
     shape_of = _choose_shape(lengths, ids, capacities)
     result = []
-    for s, capacity in enumerate(capacities):
-        sample = need[shape_of == s][:_SAMPLE]
-        _, num_rows = binpack.pack(sample, capacity, window=4096)
+    for s, limits in enumerate(capacities):
+        sample = need[shape_of == s][: balance.SAMPLE]
+        _, num_rows = binpack.pack(sample, limits, window=4096)
         rows = pairs_per_batch * num_rows / max(len(sample), 1)
         result.append(max(1, round(rows / multiple)) * multiple)
     return result
 
 
-def _capacity(shape: RowShape) -> list[int]:
-    return [getattr(shape, name) for name in BUDGETS]
+def _check_arguments(
+    shapes: tuple[RowShape, ...],
+    rows_per_batch: tuple[int, ...],
+    *,
+    window: int,
+    seed: int,
+    epoch: int,
+) -> None:
+    if not shapes or len(shapes) != len(rows_per_batch):
+        raise ValueError(
+            f"need one rows_per_batch per row shape and at least one shape; got "
+            f"{len(shapes)} shapes and rows_per_batch={rows_per_batch}"
+        )
+    if min(rows_per_batch) < 1 or window < 1 or seed < 0 or epoch < 0:
+        raise ValueError(
+            f"rows_per_batch={rows_per_batch} and window={window} must be positive, "
+            f"seed={seed} and epoch={epoch} not negative"
+        )
 
 
 def _check_ids(record_ids: np.ndarray, num_records: int) -> np.ndarray:
@@ -442,6 +193,64 @@ def _check_ids(record_ids: np.ndarray, num_records: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    """Rows and batches of one shape, both numbered from 0.
+
+    Attributes:
+      row_of_item: int64 ``[n]``.
+      batch_of_row: int64 ``[rows]``.
+      num_batches: as few as hold the rows.
+      used: int64 ``[5]``, budget use of all items.
+    """
+
+    row_of_item: np.ndarray
+    batch_of_row: np.ndarray
+    num_batches: int
+    used: np.ndarray
+
+
+def _pack_shape(
+    need: np.ndarray,
+    limits: np.ndarray,
+    *,
+    rows_per_batch: int,
+    window: int,
+    stream: tuple[int, int, int],
+) -> _Packed:
+    """Pack items into rows and spread those over batches.
+
+    Args:
+      need: int64 ``[n, 5]``, budgets that each item needs.
+      limits: int64 ``[5]``, budgets of a row.
+      stream: names the random numbers that order the rows, see :func:`_shuffle`.
+    """
+    row_of_item, num_rows = binpack.pack(need, limits, window=window)
+    num_batches = -(-num_rows // rows_per_batch)
+    # Rows are spread evenly, so that no batch is much smaller than the others.
+    place = _places(_shuffle(num_rows, *stream))
+    batch_of_row = place * num_batches // max(num_rows, 1)
+    return _Packed(row_of_item, batch_of_row, num_batches, need.sum(axis=0))
+
+
+def _interleave(
+    packed: Sequence[_Packed], stream: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shuffle the batches of all shapes together, and number their rows on.
+
+    Returns:
+      The shape of every batch, the batch of every row and the row of every item, items
+      in the order of the shapes; all int64.
+    """
+    shape_of_batch = np.repeat(np.arange(len(packed)), [p.num_batches for p in packed])
+    order = _shuffle(len(shape_of_batch), *stream)
+    batch_of_row = _numbered_on([(p.batch_of_row, p.num_batches) for p in packed])
+    row_of_item = _numbered_on([(p.row_of_item, len(p.batch_of_row)) for p in packed])
+    batch_of_row = _places(order)[batch_of_row]
+    row_order = np.argsort(batch_of_row, kind="stable")
+    return shape_of_batch[order], batch_of_row, _places(row_order)[row_of_item]
+
+
 def _shuffle(n: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
     """A permutation of ``range(n)``.
 
@@ -450,6 +259,19 @@ def _shuffle(n: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch, purpose]))
     return np.argsort(bits.random_raw(n), kind="stable")
+
+
+def _places(order: np.ndarray) -> np.ndarray:
+    """Place of every number in a permutation of them."""
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def _numbered_on(groups: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    """Join (numbers below a count, the count): each group goes on from the last."""
+    starts = np.cumsum([0] + [count for _, count in groups])
+    return np.concatenate([n + s for (n, _), s in zip(groups, starts, strict=False)])
 
 
 def _choose_shape(
@@ -467,17 +289,6 @@ def _choose_shape(
 def _offsets(group: np.ndarray, num_groups: int) -> np.ndarray:
     counts = np.bincount(group, minlength=num_groups)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _fill(used: np.ndarray, available: np.ndarray) -> dict[int, dict[str, float]]:
-    return {
-        s: {
-            name: float(used[s, i] / available[s, i])
-            for i, name in enumerate(BUDGETS)
-            if available[s, i]
-        }
-        for s in range(len(used))
-    }
 
 
 def _describe_too_long(

@@ -16,6 +16,8 @@ import numpy as np
 from absl import logging
 
 from mpo_jax.packing import plan as plan_lib
+from mpo_jax.packing.lengths import Lengths
+from mpo_jax.packing.plan_table import FORMAT, Plan, PlanSequence
 from mpo_jax.types import RowShape, TooLong
 from mpo_jax.utils import atomic
 
@@ -24,14 +26,14 @@ _ARRAYS = ("record_ids", "row_offsets", "batch_offsets", "batch_shapes", "used")
 
 def plan_epochs(
     directory: pathlib.Path,
-    lengths: plan_lib.Lengths,
+    lengths: Lengths,
     record_ids: Sequence[np.ndarray],
     *,
     shapes: Sequence[RowShape],
     rows_per_batch: Sequence[int],
     seed: int,
     write: bool = True,
-) -> plan_lib.PlanSequence:
+) -> PlanSequence:
     """As :func:`plan_lib.plan_epochs`, kept in `directory`.
 
     Args:
@@ -41,9 +43,9 @@ def plan_epochs(
         lengths, record_ids, shapes=shapes, rows_per_batch=rows_per_batch, seed=seed
     )
     path = directory / f"{key[:32]}.npz"
-    found = _load(path, tuple(shapes), tuple(rows_per_batch), epochs=len(record_ids))
-    if found is not None:
-        return found
+    stored = _load(path, tuple(shapes), tuple(rows_per_batch), epochs=len(record_ids))
+    if stored is not None:
+        return stored
     plan = plan_lib.plan_epochs(
         lengths, record_ids, shapes=shapes, rows_per_batch=rows_per_batch, seed=seed
     )
@@ -55,7 +57,7 @@ def plan_epochs(
 
 
 def _key(
-    lengths: plan_lib.Lengths,
+    lengths: Lengths,
     record_ids: Sequence[np.ndarray],
     *,
     shapes: Sequence[RowShape],
@@ -63,7 +65,7 @@ def _key(
     seed: int,
 ) -> str:
     head = {
-        "format": plan_lib.FORMAT,
+        "format": FORMAT,
         "shapes": [dataclasses.astuple(shape) for shape in shapes],
         "rows_per_batch": [int(rows) for rows in rows_per_batch],
         "seed": seed,
@@ -79,7 +81,7 @@ def _key(
     return digest.hexdigest()
 
 
-def _save(path: pathlib.Path, plan: plan_lib.PlanSequence) -> None:
+def _save(path: pathlib.Path, plan: PlanSequence) -> None:
     arrays: dict[str, np.ndarray] = {}
     for epoch, part in enumerate(plan.plans):
         for name in _ARRAYS:
@@ -98,7 +100,7 @@ def _load(
     rows_per_batch: tuple[int, ...],
     *,
     epochs: int,
-) -> plan_lib.PlanSequence | None:
+) -> PlanSequence | None:
     if not path.is_file():
         return None
     plans = []
@@ -107,7 +109,7 @@ def _load(
             for epoch in range(epochs):
                 text = stored[f"{epoch}/too_long"].tobytes()
                 plans.append(
-                    plan_lib.Plan(
+                    Plan(
                         shapes=shapes,
                         rows_per_batch=tuple(int(rows) for rows in rows_per_batch),
                         too_long=tuple(TooLong(*item) for item in json.loads(text)),
@@ -115,7 +117,7 @@ def _load(
                     )
                 )
             fingerprint = stored["fingerprint"].tobytes().decode()
-        plan = plan_lib.PlanSequence(tuple(plans))
+        plan = PlanSequence(tuple(plans))
         if plan.fingerprint != fingerprint:
             raise ValueError("its content does not match its fingerprint")
     except Exception as error:  # a torn file can fail in many ways, all harmless

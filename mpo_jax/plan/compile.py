@@ -146,9 +146,9 @@ def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
             if "error" in raw:
                 raise ValueError(raw["error"])
             return programs.compiled_from_dict(raw)
-        held = directory / "held.json"
-        if case.quick and held.is_file() and assigned(directory / "dump"):
-            memory = programs.Memory(**json.loads(held.read_text(encoding="utf-8")))
+        known = directory / "held.json"
+        if case.quick and known.is_file() and assigned(directory / "dump"):
+            memory = programs.Memory(**json.loads(known.read_text(encoding="utf-8")))
             return _from_report(directory / "dump", case, memory, seconds)
         words = _last_words(
             process.returncode, log.read_text(encoding="utf-8", errors="replace")
@@ -261,7 +261,7 @@ def assigned(dump: pathlib.Path) -> bool:
 
 
 def _from_report(
-    dump: pathlib.Path, case: programs.Case, held: programs.Memory, seconds: float
+    dump: pathlib.Path, case: programs.Case, memory: programs.Memory, seconds: float
 ) -> programs.Compiled:
     """Result from the compiler's report on memory, where it was stopped after that."""
     (report,) = dump.glob("*jit_step*-memory-usage-report.txt")
@@ -269,8 +269,8 @@ def _from_report(
     if total is None:
         raise ValueError(f"the compiler's report has no total: {report}")
     needed = int(total.group(1))
-    arguments = held.params + held.optimiser + held.batch
-    memory = dataclasses.replace(held, temporaries=needed - arguments, needed=needed)
+    arguments = memory.params + memory.optimiser + memory.batch
+    memory = dataclasses.replace(memory, temporaries=needed - arguments, needed=needed)
     return _read(dump, memory, seconds)
 
 

@@ -201,18 +201,18 @@ def estimate(
     def count(counts: flops_lib.Counts) -> float:
         if case.step == "reference":
             return flops_lib.forward(model, counts).total
-        found = flops_lib.training(model, counts, trained=trained).total
+        flops = flops_lib.training(model, counts, trained=trained).total
         if case.cfg.reference.mode in ("online", "moving"):
-            found += flops_lib.forward(model, counts).total
-        return found
+            flops += flops_lib.forward(model, counts).total
+        return flops
 
     kernels = kernel_flops(compiled.kernels, shape)
     moved = sum(
         kind["bytes"] - kind["across_slices"] for kind in compiled.collectives.values()
     )
-    held = compiled.memory
+    kept = compiled.memory
     products = (compiled.flops + kernels) / (chip.flops * share)
-    memory = (held.params + held.optimiser + held.batch) / (chip.bandwidth * share)
+    memory = (kept.params + kept.optimiser + kept.batch) / (chip.bandwidth * share)
     links = moved / (chip.links / 2 * share)
     bound = max(products, memory, links)
     seconds = 0.0

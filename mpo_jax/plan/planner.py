@@ -189,12 +189,12 @@ def cases(
             if step == "reference" and not has_reference(cfg):
                 continue
             # The reference step sees what a micro-batch of training sees.
-            some = rows
+            case_rows = rows
             if step == "reference":
-                some = max(rows // micro // shards, 1) * shards
+                case_rows = max(rows // micro // shards, 1) * shards
             yield (
                 programs.Case(
-                    cfg, topology, request.slices, name, step, some, request.quick
+                    cfg, topology, request.slices, name, step, case_rows, request.quick
                 ),
                 shards,
             )

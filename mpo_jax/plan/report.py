@@ -37,14 +37,14 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
         *("code", "needed", "granted", "result"),
     )
     for outcome in outcomes:
-        held, compiled = outcome.compiled.memory, outcome.compiled
+        parts, compiled = outcome.compiled.memory, outcome.compiled
         colour = {programs.FITS: "green"}.get(compiled.status, "red")
         table.add_row(
             label(outcome),
             f"{outcome.rows_per_chip:g}",
-            *(_gib(x) for x in (held.params, held.optimiser, held.batch)),
-            *(_gib(x) for x in (held.temporaries, held.code)),
-            *(_gib(x) for x in (held.needed, held.granted)),
+            *(_gib(x) for x in (parts.params, parts.optimiser, parts.batch)),
+            *(_gib(x) for x in (parts.temporaries, parts.code)),
+            *(_gib(x) for x in (parts.needed, parts.granted)),
             f"[{colour}]{compiled.status}[/]",
         )
     return table
@@ -57,13 +57,13 @@ def traffic(outcomes: Sequence[Outcome]) -> rich.table.Table:
         *("program", "kind", "executions", "GiB sent", "of it between slices"),
     )
     for outcome in outcomes:
-        for kind, found in outcome.compiled.collectives.items():
+        for kind, traffic in outcome.compiled.collectives.items():
             table.add_row(
                 label(outcome),
                 kind,
-                f"{found['count']:,.0f}",
-                _gib(found["bytes"]),
-                _gib(found["across_slices"]),
+                f"{traffic['count']:,.0f}",
+                _gib(traffic["bytes"]),
+                _gib(traffic["across_slices"]),
             )
     return table
 
@@ -112,14 +112,14 @@ def trained(held: Mapping[str, Held]) -> rich.table.Table:
         *("config", "parameters", "trained", "vision", "projector", "language"),
         *("weights", "moments", "reference"),
     )
-    for name, found in held.items():
-        ours = [part[2] for part in found.parts]
+    for name, state in held.items():
+        ours = [part[2] for part in state.parts]
         table.add_row(
             name,
-            f"{sum(part[1] for part in found.parts):,}",
+            f"{sum(part[1] for part in state.parts):,}",
             f"{sum(ours):,}",
             *(f"{number:,}" for number in ours),
-            *(_gib(x) for x in (found.params, found.optimiser, found.reference)),
+            *(_gib(x) for x in (state.params, state.optimiser, state.reference)),
         )
     return table
 
@@ -174,7 +174,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         "| --- " + "| ---: " * 9 + "|",
     ]
     for outcome in outcomes:
-        found, held = outcome.estimate, outcome.compiled.memory
+        found, parts = outcome.estimate, outcome.compiled.memory
         times = ["–"] * 5
         if found is not None:
             times[0], times[4] = f"{found.bound:.3g}", f"{found.mfu_bound:.0%}"
@@ -182,7 +182,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             times[1] = f"{found.seconds:.2g}"
             times[2] = f"{found.pairs_per_second:.2g}"
             times[3] = f"{found.mfu:.0%}"
-        fits = f"{_gib(held.needed)} of {_gib(held.granted)}"
+        fits = f"{_gib(parts.needed)} of {_gib(parts.granted)}"
         if not outcome.fits:
             fits = f"**{outcome.compiled.status}**: {fits}"
         rows = f"{outcome.rows_per_chip:g}"

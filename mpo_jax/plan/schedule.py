@@ -83,10 +83,10 @@ class Totals:
         self.flops += times * other.flops
         self.cycles += times * other.cycles
         for kind, traffic in other.collectives.items():
-            own = self.collectives.setdefault(kind, Traffic())
-            own.count += times * traffic.count
-            own.bytes += times * traffic.bytes
-            own.across_slices += times * traffic.across_slices
+            total = self.collectives.setdefault(kind, Traffic())
+            total.count += times * traffic.count
+            total.bytes += times * traffic.bytes
+            total.across_slices += times * traffic.across_slices
         for kernel, count in other.kernels.items():
             self.kernels[kernel] = self.kernels.get(kernel, 0.0) + times * count
         self.unresolved += other.unresolved
@@ -260,8 +260,8 @@ def product_flops(computation: Computation, item: Instruction) -> int:
 
 
 class _Default(dict):
-    def __init__(self, value: int, given: Sequence[int]):
-        super().__init__(enumerate(given))
+    def __init__(self, value: int, values: Sequence[int]):
+        super().__init__(enumerate(values))
         self.value = value
 
     def __missing__(self, key: int) -> int:
@@ -270,12 +270,12 @@ class _Default(dict):
 
 def _window(rest: str) -> dict[str, Mapping[int, int]]:
     match = re.search(r"window=\{([^}]*)\}", rest)
-    given = dict(part.split("=") for part in match.group(1).split()) if match else {}
+    fields = dict(part.split("=") for part in match.group(1).split()) if match else {}
 
     def numbers(name: str) -> list[int]:
         return (
-            [int(n.split("_")[0]) for n in given[name].split("x")]
-            if name in given
+            [int(n.split("_")[0]) for n in fields[name].split("x")]
+            if name in fields
             else []
         )
 

@@ -73,14 +73,18 @@ def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def alone(path: pathlib.Path, *, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file `path`; whoever else wants it waits until we end.
+def alone(path: pathlib.Path, *, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`, for one process at a time.
+
+    It is removed when the block ends, so what it protects must be complete by then.
+    Where the file system has no locks, everybody goes on.
 
     Args:
       path: made, and removed at the end.
-      waiting: called once if another process holds it.
+      busy: called once if another process holds it. Where it returns, we wait for that
+        one to end; where it raises, nothing is waited for and the block does not run.
     """
-    with _locked(path, waiting=waiting):
+    with _locked(path, busy=busy):
         try:
             yield
         finally:
@@ -121,14 +125,16 @@ def _own_name(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _locked(
-    path: pathlib.Path, *, waiting: Callable[[], None] | None = None
+    path: pathlib.Path, *, busy: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
     """Make a file and hold a lock on it; the file stays."""
     fd = -1
     try:
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            _wait_for(fd, waiting)
+            if not _locks(fd, wait=False):
+                busy()
+                _locks(fd, wait=True)
             # Whoever held the lock before may have removed the file.
             if _is_at(fd, path):
                 break
@@ -140,18 +146,17 @@ def _locked(
             os.close(fd)
 
 
-def _wait_for(fd: int, waiting: Callable[[], None] | None) -> None:
+def _locks(fd: int, *, wait: bool) -> bool:
+    """Lock an open file. False: another holds it; without locks there is no other."""
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         logging.debug("the file system has no locks: %s", error)
+    return True
 
 
 def _is_at(fd: int, path: pathlib.Path) -> bool:

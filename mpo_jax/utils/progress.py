@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import rich.console
 import rich.progress
 import rich.table
@@ -19,6 +21,11 @@ def console() -> rich.console.Console:
     if not made.is_terminal:
         made.width = 160
     return made
+
+
+def stdout_console() -> rich.console.Console:
+    """A console on stdout; wide enough for tables where it is no terminal."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else 140)
 
 
 def bar(*, extra: str = "") -> rich.progress.Progress:

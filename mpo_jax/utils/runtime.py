@@ -53,9 +53,9 @@ def _launch() -> tuple[str, int, int] | None:
         return None
     for name, value in zip(_VARIABLES, values, strict=True):
         if not value:
-            given = [n for n in _VARIABLES if os.environ.get(n)]
+            present = [n for n in _VARIABLES if os.environ.get(n)]
             raise ValueError(
-                f"{name} is not set, but {' and '.join(given)} is: set all of "
+                f"{name} is not set, but {' and '.join(present)} is: set all of "
                 f"{', '.join(_VARIABLES)}, or none of them"
             )
     address, count, number = values

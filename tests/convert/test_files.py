@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -68,6 +69,16 @@ def test_two_at_once_are_refused(tmp_path):
                 pass
         (partial / "config.json").write_text("first")
     assert (tmp_path / "hf" / "config.json").read_text() == "first"
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with files.new_directory(tmp_path / "hf") as partial:
+        (partial / "config.json").write_text("{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
 def test_modes_of_a_store_are_not_copied(tmp_path):

@@ -148,15 +148,6 @@ def records(
     }
 
 
-def write_lines(path: pathlib.Path, items: list[Any]) -> pathlib.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        item if isinstance(item, bytes) else json.dumps(item).encode() for item in items
-    ]
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return path
-
-
 def imported(
     out: pathlib.Path, *paths: pathlib.Path, options: run.Plan | None = None, **how: Any
 ) -> list[run.Tally]:

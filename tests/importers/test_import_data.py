@@ -44,9 +44,9 @@ def test_every_layout_and_parquet_are_imported_and_trained_on(call, world, tmp_p
     image = tiny_mmpr.write_image(tmp_path / "a.png", 56, 28)
     swift = cases.records()["swift"][1]
     files = ["talk.jsonl"]
-    cases.write_lines(tmp_path / "talk.jsonl", [swift, {**swift, "images": ["b"]}])
+    tiny_mmpr.write_lines(tmp_path / "talk.jsonl", [swift, {**swift, "images": ["b"]}])
     for name, (_, record) in cases.records().items():
-        files.append(cases.write_lines(tmp_path / f"{name}.jsonl", [record]))
+        files.append(tiny_mmpr.write_lines(tmp_path / f"{name}.jsonl", [record]))
     rows = [
         {
             "image": {"bytes": image.read_bytes(), "path": "x.png"},
@@ -79,7 +79,7 @@ def test_every_layout_and_parquet_are_imported_and_trained_on(call, world, tmp_p
 def test_what_the_command_says(call, tmp_path):
     (tmp_path / "a.png").touch()
     record = cases.records()["trl"][1]
-    path = cases.write_lines(tmp_path / "x.jsonl", [record] * 5)
+    path = tiny_mmpr.write_lines(tmp_path / "x.jsonl", [record] * 5)
     help_text = call("--help", code=1)
     assert all(f"  {name} " in help_text for name in ("swift", "trl", "internvl"))
     shown = call("--dry_run", "--limit=2", path)

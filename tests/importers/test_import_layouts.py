@@ -19,19 +19,15 @@ from mpo_jax.mmpr import index
 
 
 def build(meta: pathlib.Path, out: pathlib.Path, **change) -> index.Index:
-    return index.build_index(
-        meta,
-        out / "index",
-        tokenizer_path=tiny_mmpr.write_tokenizer(out / "tokenizer"),
-        policy=dataclasses.replace(tiny_mmpr.POLICY, **change),
-        workers=1,
-    )
+    tokenizer = tiny_mmpr.write_tokenizer(out / "tokenizer")
+    policy = dataclasses.replace(tiny_mmpr.POLICY, **change)
+    return tiny_mmpr.build_index(meta, out / "index", tokenizer, policy=policy)
 
 
 def test_every_layout_is_indexed_with_its_text(tmp_path):
     image = tiny_mmpr.write_image(tmp_path / "in/a.png")
     files = [
-        cases.write_lines(tmp_path / f"in/{name}.jsonl", [record])
+        tiny_mmpr.write_lines(tmp_path / f"in/{name}.jsonl", [record])
         for name, (_, record) in cases.records().items()
     ]
     tallies = cases.imported(tmp_path / "out", *files)
@@ -65,7 +61,7 @@ def test_sft_data_are_indexed_by_their_answers(tmp_path):
         },
     }
     files = [
-        cases.write_lines(tmp_path / f"in/{name}.jsonl", [record])
+        tiny_mmpr.write_lines(tmp_path / f"in/{name}.jsonl", [record])
         for name, record in sft.items()
     ]
     with pytest.raises(ValueError, match="a rejected answer.*--chosen_only"):
@@ -97,7 +93,7 @@ def test_text_is_preserved_exactly(texts):
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "a.png").touch()  # decoding is left to the index
         for layout, record in cases.records(*texts).values():
-            path = cases.write_lines(pathlib.Path(folder) / "x.jsonl", [record])
+            path = tiny_mmpr.write_lines(pathlib.Path(folder) / "x.jsonl", [record])
             (source,) = inputs.find([str(path)], layout=layout)
             ((_, _, line),) = run.preview(source, cases.plan())
             assert isinstance(line, dict), line
@@ -209,7 +205,7 @@ def test_broken_records_land_in_the_ledger_by_line(name, tmp_path):
     (tmp_path / "a.png").touch()
     good = cases.records()[name][1]
     broken = [(n, *rest) for n, *rest in REFUSED if n == name]
-    path = cases.write_lines(
+    path = tiny_mmpr.write_lines(
         tmp_path / "x.jsonl", [good, *(record for _, record, *_ in broken), good]
     )
     (tally,) = cases.imported(tmp_path / "out", path, layout=name)
@@ -244,16 +240,16 @@ def test_several_unmarked_images_come_before_the_question():
 
 
 def test_unknown_and_ambiguous_fields_are_shown(tmp_path):
-    path = cases.write_lines(tmp_path / "x.jsonl", [{"frage": "Q", "gut": "A"}])
+    path = tiny_mmpr.write_lines(tmp_path / "x.jsonl", [{"frage": "Q", "gut": "A"}])
     with pytest.raises(ValueError, match="frage, gut fit no layout") as caught:
         cases.imported(tmp_path / "out", path)
     assert all(name in str(caught.value) for name in layouts.LAYOUTS)
     both = {**MMPR, "prompt": "Q"}
-    path = cases.write_lines(tmp_path / "y.jsonl", [both])
+    path = tiny_mmpr.write_lines(tmp_path / "y.jsonl", [both])
     with pytest.raises(ValueError, match="layouts mmpr and trl; choose with --layout"):
         cases.imported(tmp_path / "out", path)
     renamed = {"frage": "Q", "gut": "A", "schlecht": "B", "extra": 1}
-    path = cases.write_lines(tmp_path / "z.jsonl", [renamed])
+    path = tiny_mmpr.write_lines(tmp_path / "z.jsonl", [renamed])
     columns = inputs.parse_columns(
         ["question=frage", "chosen=gut", "rejected=schlecht"]
     )
@@ -316,7 +312,7 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
 
 def test_a_meta_json_stands_for_its_sources(tmp_path):
     tiny_mmpr.write_image(tmp_path / "images/a.png")
-    cases.write_lines(tmp_path / "ann/x.jsonl", [MMPR, MMPR])
+    tiny_mmpr.write_lines(tmp_path / "ann/x.jsonl", [MMPR, MMPR])
     meta = tiny_mmpr.write_meta(
         tmp_path,
         {

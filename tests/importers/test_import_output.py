@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -105,7 +106,7 @@ def test_a_cut_image_is_not_stored(store, tmp_path):
 def source(tmp_path):
     tiny_mmpr.write_image(tmp_path / "in/a.png")
     good = cases.records()["mmpr"][1]
-    return cases.write_lines(tmp_path / "in/x.jsonl", [good, {**good, "image": 7}])
+    return tiny_mmpr.write_lines(tmp_path / "in/x.jsonl", [good, {**good, "image": 7}])
 
 
 def test_places_get_entries_of_their_own(tmp_path):
@@ -114,7 +115,7 @@ def test_places_get_entries_of_their_own(tmp_path):
     data = base64.b64encode(image.read_bytes()).decode()
     good = cases.records()["mmpr"][1]
     images = [data, "a.png", str(other), None, data]
-    path = cases.write_lines(
+    path = tiny_mmpr.write_lines(
         tmp_path / "in/x.jsonl", [{**good, "image": image} for image in images]
     )
     (tally,) = cases.imported(tmp_path / "out", path)
@@ -187,15 +188,42 @@ def test_an_import_that_fails_leaves_nothing(source, tmp_path):
 
 def test_two_imports_do_not_share_a_folder(source, tmp_path):
     out = tmp_path / "out"
-    (tmp_path / "out.building").mkdir()
-    with open(tmp_path / "out.building/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with output.building(out, overwrite=False) as folder:
+        (folder / "first").touch()
         with pytest.raises(FileExistsError, match="another import is writing"):
             cases.imported(out, source)
+        assert (folder / "first").exists()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_the_lock_stays_until_the_folder_is_complete(source, tmp_path, monkeypatch):
+    """One that went first would let another import empty the folder."""
+    replace, out = output._replace, tmp_path / "out"
+
+    def replace_beside_another(folder, target):
+        with pytest.raises(FileExistsError, match="another import is writing"):
+            cases.imported(out, source)
+        replace(folder, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_replace", replace_beside_another)
+        with output.building(out, overwrite=False) as folder:
+            (folder / "first").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+
+
+def test_a_file_system_without_locks(source, tmp_path, monkeypatch):
+    def flock(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    cases.imported(tmp_path / "out", source)
+    assert not list(tmp_path.glob("out.*")) and (tmp_path / "out/meta.json").exists()
 
 
 def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
-    path = cases.write_lines(
+    path = tiny_mmpr.write_lines(
         tmp_path / "in/x.jsonl", [{"question": 1, "chosen": 2, "rejected": 3}] * 30
     )
     with pytest.raises(run.NothingWritten, match="out.ledger.jsonl") as caught:
@@ -203,7 +231,7 @@ def test_without_a_usable_record_the_ledger_alone_is_left(source, tmp_path):
     assert caught.value.tallies[0].left_out == {("bad_field", "question"): 30}
     assert not (tmp_path / "out").exists()
     assert len(list(ledger.read(tmp_path / "out.ledger.jsonl"))) == 30
-    cases.write_lines(path, [cases.records()["mmpr"][1]])
+    tiny_mmpr.write_lines(path, [cases.records()["mmpr"][1]])
     cases.imported(tmp_path / "out", path)
     assert not list(tmp_path.glob("out.*"))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from mpo_jax.inputs import tokenizer as tokenizer_lib
+from mpo_jax.inputs import tokenizer_files
 
 RELEASED = {
     "internvl2_2b": "tokenization_internlm2.json",
@@ -66,6 +67,17 @@ def test_added_tokens_follow_the_vocabulary_in_order(tiny):
         first + 1,
         first + 2,
     )
+
+
+def test_tokens_that_are_missing_follow_the_last_id(internlm2_dir, qwen2_dir):
+    for path in (internlm2_dir, qwen2_dir):
+        end = tokenizer_lib.load_tokenizer(path).vocab_size
+        add = (*tokenizer_lib.ADDED_TOKENS, "<mine>", "<other>")
+        backend = tokenizer_files.read(path, add=add).backend
+        assert [backend.id_of(token) for token in add[-2:]] == [end, end + 1]
+        assert backend.encode("an<mine>", start=True)[-1] == end
+        special = {token.content for token in backend.added() if token.special}
+        assert special >= set(add)
 
 
 def test_bos(internlm2_dir, qwen2_dir):
@@ -244,6 +256,7 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
     decoder = config["added_tokens_decoder"]
     single = {k: v | {"single_word": True} for k, v in decoder.items()}
     image = {"9999": {"content": "<img>", "special": True, "rstrip": True}}
+    twice = {i: {"content": "<twice>", "special": True} for i in ("9998", "9999")}
     for source, name, text, why in (
         (internlm2_dir, "tokenizer.model", "nonsense", "tokenizer.model"),
         (internlm2_dir, "tokenizer_config.json", "{", "not JSON"),
@@ -258,6 +271,7 @@ def test_errors_name_the_remedy(internlm2_dir, qwen2_dir, tmp_path):
     for change, why in (
         ({"added_tokens_decoder": single}, "single_word"),
         ({"added_tokens_decoder": decoder | image}, "'<img>' has lstrip or rstrip"),
+        ({"added_tokens_decoder": decoder | twice}, "'<twice>' has id 9998 .* 9999"),
         (
             {"tokenizer_class": "LlamaTokenizer", "legacy": False}
             | {"add_prefix_space": False},

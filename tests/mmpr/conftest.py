@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import tiny_mmpr
 
-from mpo_jax.mmpr import index
-
 
 @pytest.fixture(scope="session")
 def three_sources(tmp_path_factory):
@@ -36,10 +34,5 @@ def three_sources(tmp_path_factory):
             ("c", "c", {}),
         ]
     }
-    return index.build_index(
-        tiny_mmpr.write_meta(folder, sources),
-        folder / "out",
-        tokenizer_path=tokenizer,
-        policy=tiny_mmpr.POLICY,
-        workers=1,
-    )
+    meta = tiny_mmpr.write_meta(folder, sources)
+    return tiny_mmpr.build_index(meta, folder / "out", tokenizer)

@@ -22,13 +22,13 @@ import tiny_mmpr
 from mpo_jax import ledger
 from mpo_jax.inputs import images
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import examples, index, index_build, likeness, shards
+from mpo_jax.mmpr import examples, index, index_build, likeness, pieces
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import load_meta
 from mpo_jax.packing import pipeline
 from mpo_jax.types import PreferenceRecord
 
-COLUMNS = ("source", *shards.COLUMNS)
+COLUMNS = ("source", *pieces.COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,12 @@ def tokenizer_path(tmp_path_factory):
 
 @pytest.fixture
 def build(tokenizer_path, tmp_path):
-    """build_index with small shards in this process, unless told otherwise."""
+    """build_index with small pieces in this process, unless told otherwise."""
 
     def call(meta, out=None, **options):
-        options = {
-            "policy": tiny_mmpr.POLICY,
-            "workers": 1,
-            "shard_bytes": 400,
-            **options,
-        }
-        return index.build_index(
-            meta, out or tmp_path / "out", tokenizer_path=tokenizer_path, **options
+        options = {"piece_bytes": 400, **options}
+        return tiny_mmpr.build_index(
+            meta, out or tmp_path / "out", tokenizer_path, **options
         )
 
     return call
@@ -90,7 +85,7 @@ def test_rows_are_the_examples_measures(build, tokenizer_path, tmp_path):
         }
         for name, value in measured.items():
             assert getattr(built, name)[number] == value, (number, name)
-        assert bytes(built.hash[number]) == shards.record_hash(record)
+        assert bytes(built.hash[number]) == likeness.record_hash(record)
     assert built.tiles.max() > 1  # else the count of tiles would be untested
     for name in COLUMNS:
         wide = name in ("offset", "line") or name.endswith("_key")
@@ -122,12 +117,8 @@ def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
     policy = dataclasses.replace(tiny_mmpr.POLICY, template="phi3-chat")
 
     def build(tokenizer_path, policy):
-        return index.build_index(
-            meta,
-            tmp_path / "out",
-            tokenizer_path=tokenizer_path,
-            policy=policy,
-            workers=1,
+        return tiny_mmpr.build_index(
+            meta, tmp_path / "out", tokenizer_path, policy=policy
         )
 
     built = build(phi3_dir, policy)
@@ -149,10 +140,10 @@ def test_phi3_from_file_to_row(phi3_dir, qwen2_dir, tmp_path):
         build(qwen2_dir, policy)
 
 
-@pytest.mark.parametrize("shard_bytes", [40_000, 1 << 22], ids=["small", "one"])
-def test_broken_records_make_exactly_this_ledger(build, tmp_path, shard_bytes):
+@pytest.mark.parametrize("piece_bytes", [40_000, 1 << 22], ids=["small", "one"])
+def test_broken_records_make_exactly_this_ledger(build, tmp_path, piece_bytes):
     meta, expected = tiny_mmpr.write_broken(tmp_path)
-    built = build(meta, shard_bytes=shard_bytes)
+    built = build(meta, piece_bytes=piece_bytes)
     entries = built.ledger()
     assert [(entry.line, entry.reason) for entry in entries] == expected
     assert {entry.source for entry in entries} == {"b"}
@@ -165,11 +156,11 @@ def test_broken_records_make_exactly_this_ledger(build, tmp_path, shard_bytes):
     assert built.record(1).chosen == "The answer is 17."
 
 
-def test_shard_size_and_workers_do_not_change_the_index(build, tmp_path):
+def test_piece_size_and_workers_do_not_change_the_index(build, tmp_path):
     meta = tiny_mmpr.write_good(tmp_path / "good")
-    first = build(meta, tmp_path / "1", shard_bytes=97)
-    second = build(meta, tmp_path / "2", shard_bytes=1 << 22)
-    third = build(meta, tmp_path / "3", shard_bytes=1500, workers=2)
+    first = build(meta, tmp_path / "1", piece_bytes=97)
+    second = build(meta, tmp_path / "2", piece_bytes=1 << 22)
+    third = build(meta, tmp_path / "3", piece_bytes=1500, workers=2)
     assert_same(first, second)
     assert_same(first, third)
 
@@ -177,22 +168,22 @@ def test_shard_size_and_workers_do_not_change_the_index(build, tmp_path):
 def test_a_second_call_visits_nothing(build, tmp_path, monkeypatch):
     meta = tiny_mmpr.write_good(tmp_path)
     built = build(meta)
-    monkeypatch.setattr(shards, "visit", None)
+    monkeypatch.setattr(pieces, "visit", None)
     assert_same(built, build(meta))
 
 
 def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monkeypatch):
     meta = tiny_mmpr.write_good(tmp_path / "good")
     whole = build(meta, tmp_path / "whole")
-    visited, real = [], shards.visit
+    visited, real = [], pieces.visit
 
-    def crash(shard, encoding):
+    def crash(piece, encoding):
         if len(visited) == 5:
             raise KeyboardInterrupt
-        visited.append(shard)
-        return real(shard, encoding)
+        visited.append(piece)
+        return real(piece, encoding)
 
-    monkeypatch.setattr(shards, "visit", crash)
+    monkeypatch.setattr(pieces, "visit", crash)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         build(meta, out)
@@ -206,32 +197,32 @@ def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monke
 
     done = list(visited)
 
-    def count(shard, encoding):
-        visited.append(shard)
-        return real(shard, encoding)
+    def count(piece, encoding):
+        visited.append(piece)
+        return real(piece, encoding)
 
-    monkeypatch.setattr(shards, "visit", count)
+    monkeypatch.setattr(pieces, "visit", count)
     seen = []
     built = build(meta, out, progress=seen.append)
     again = visited[5:]
     assert {done[1], done[3]} <= set(again)
     assert not {done[0], done[2], done[4]} & set(again)
-    assert seen[0].done_shards == 3
-    assert seen[-1].done_shards == seen[-1].shards == 3 + len(again)
+    assert seen[0].done_pieces == 3
+    assert seen[-1].done_pieces == seen[-1].pieces == 3 + len(again)
     assert seen[-1].done_bytes == seen[-1].bytes
     assert (seen[-1].kept, seen[-1].left_out) == (55, 0)
     assert not list(out.rglob("*.tmp"))
     assert_same(built, whole)
 
 
-def test_editing_meta_reuses_shards(build, tmp_path, monkeypatch):
+def test_editing_meta_reuses_pieces(build, tmp_path, monkeypatch):
     meta = tiny_mmpr.write_good(tmp_path)
     before = build(meta)
     entries = json.loads(meta.read_text())
     entries["text"]["repeat_time"] = 4
     entries["renamed"] = entries.pop("single")
     tiny_mmpr.write_meta(tmp_path, entries)
-    monkeypatch.setattr(shards, "visit", None)
+    monkeypatch.setattr(pieces, "visit", None)
     after = build(meta)
     assert after.directory != before.directory  # both remain
     assert [source.name for source in after.sources] == ["multi", "text", "renamed"]
@@ -277,13 +268,13 @@ def test_reroot_of_images_makes_another_index(build, tmp_path):
 
 def count_examined(monkeypatch):
     """Lines that are examined from now on."""
-    seen, real = [], shards._examine
+    seen, real = [], pieces._examine
 
     def examine(line, files, number, source, encoding):
         seen.append((source.name, number))
         return real(line, files, number, source, encoding)
 
-    monkeypatch.setattr(shards, "_examine", examine)
+    monkeypatch.setattr(pieces, "_examine", examine)
     return seen
 
 
@@ -370,7 +361,7 @@ def test_a_new_time_without_a_change_leaves_the_index(build, tmp_path, monkeypat
     before = build(meta)
     os.utime(tmp_path / "images/0.png", (5, 5))
     assert build(meta).directory == before.directory
-    monkeypatch.setattr(shards, "visit", None)  # the new time is known by now
+    monkeypatch.setattr(pieces, "visit", None)  # the new time is known by now
     assert build(meta).directory == before.directory
 
 
@@ -421,7 +412,7 @@ def builds_at_once(meta, out, tokenizer_path, count):
         "import sys, tiny_mmpr\n"
         "from mpo_jax.mmpr import index\n"
         "built = index.build_index(sys.argv[1], sys.argv[2], workers=1,"
-        " shard_bytes=400, tokenizer_path=sys.argv[3], policy=tiny_mmpr.POLICY)\n"
+        " piece_bytes=400, tokenizer_path=sys.argv[3], policy=tiny_mmpr.POLICY)\n"
         "print(built.directory.name, built.content_hash)\n"
     )
     folder = pathlib.Path(tiny_mmpr.__file__).parent
@@ -467,7 +458,7 @@ def test_another_build_at_any_moment(build, tmp_path, monkeypatch, moment):
             inside.append(build(meta))
 
     if moment == "part":
-        real = shards.write_whole
+        real = pieces.write_whole
 
         def write_whole(path, write):
             def slow(temporary):
@@ -476,7 +467,7 @@ def test_another_build_at_any_moment(build, tmp_path, monkeypatch, moment):
 
             real(path, slow)
 
-        monkeypatch.setattr(shards, "write_whole", write_whole)
+        monkeypatch.setattr(pieces, "write_whole", write_whole)
     else:
         name = "_merge_tables" if moment == "merge" else "_merge_ledgers"
         real = getattr(index_build, name)
@@ -536,7 +527,7 @@ def test_hash_frames_its_parts(tmp_path):
     def digest(question, chosen, rejected, *paths):
         paths = tuple(map(str, paths))
         record = PreferenceRecord("s", "f", 1, paths, question, chosen, rejected)
-        return shards.record_hash(record)
+        return likeness.record_hash(record)
 
     assert digest("a", "b", "c") == digest("a", "b", "c")
     different = {
@@ -654,8 +645,8 @@ def test_empty_annotation(build, tmp_path):
 
 def test_bad_arguments(build, tmp_path):
     meta = tiny_mmpr.write_good(tmp_path)
-    with pytest.raises(ValueError, match="shard_bytes=0"):
-        build(meta, shard_bytes=0)
+    with pytest.raises(ValueError, match="piece_bytes=0"):
+        build(meta, piece_bytes=0)
 
 
 def test_three_million_rows_load_in_seconds(build, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_mmpr
 
-from mpo_jax.mmpr import index, likeness
+from mpo_jax.mmpr import likeness
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,7 @@ def build(tokenizer_path, tmp_path):
         meta = tiny_mmpr.write_meta(
             tmp_path, {"a": {"root": ".", "annotation": "a.jsonl"}}
         )
-        return index.build_index(
-            meta,
-            tmp_path / "out",
-            tokenizer_path=tokenizer_path,
-            policy=tiny_mmpr.POLICY,
-            workers=1,
-        )
+        return tiny_mmpr.build_index(meta, tmp_path / "out", tokenizer_path)
 
     return call
 

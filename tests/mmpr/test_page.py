@@ -13,7 +13,7 @@ import tiny_mmpr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo_jax.mmpr import index, page, page_records, shard_writer
+from mpo_jax.mmpr import page, page_records, shard_writer
 
 
 def test_pick_lets_sources_take_turns(three_sources):
@@ -99,13 +99,7 @@ def build(tmp_path_factory, tmp_path):
     tokenizer = tiny_mmpr.write_tokenizer(tmp_path_factory.mktemp("t") / "tokenizer")
 
     def call(meta):
-        return index.build_index(
-            meta,
-            tmp_path / "out",
-            tokenizer_path=tokenizer,
-            policy=tiny_mmpr.POLICY,
-            workers=1,
-        )
+        return tiny_mmpr.build_index(meta, tmp_path / "out", tokenizer)
 
     return call
 

@@ -16,12 +16,12 @@ import pytest
 import tiny_mmpr
 from loaded import assert_same, collect
 
-from mpo_jax.mmpr import array_records, index, shard_writer, shards
+from mpo_jax.mmpr import array_records, index, pieces, shard_work, shard_writer
 from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.types import RowShape
 
-COLUMNS = [name for name in ("source", *shards.COLUMNS) if name != "offset"]
+COLUMNS = [name for name in ("source", *pieces.COLUMNS) if name != "offset"]
 SHAPES = (RowShape(400, 200, 200, 12, 4),)
 SIZES = {"tokens_per_tile": 4, "image_size": 28, "ref_lookup": None}
 
@@ -42,10 +42,8 @@ def world(tmp_path_factory):
 
 
 def build(world, meta, out, **options):
-    options = {"workers": 1, "shard_bytes": 400, **options}
-    return index.build_index(
-        meta, out, tokenizer_path=world[1], policy=tiny_mmpr.POLICY, **options
-    )
+    options = {"piece_bytes": 400, **options}
+    return tiny_mmpr.build_index(meta, out, world[1], **options)
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def both(world, tmp_path):
     def make(name, **options):
         root, _, metas = world
         # One broken line has 2 MB, and would be cut into thousands of pieces.
-        pieces = {"shard_bytes": 40_000} if name == "broken" else {}
+        pieces = {"piece_bytes": 40_000} if name == "broken" else {}
         loose = build(world, metas[name], tmp_path / "loose", **pieces)
         return loose, build(world, root / f"{name}-shards", tmp_path / "s", **options)
 
@@ -65,9 +63,9 @@ def both(world, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("good", {"shard_bytes": 1 << 22}),
+        ("good", {"piece_bytes": 1 << 22}),
         ("good", {"workers": 2}),
-        ("broken", {"shard_bytes": 1 << 14}),
+        ("broken", {"piece_bytes": 1 << 14}),
     ],
 )
 def test_the_index_and_its_ledger_are_the_same(both, name, options):
@@ -241,7 +239,7 @@ def test_other_shards_than_the_index_was_made_from(world, copied, tmp_path):
 def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypatch):
     _, _, metas = world
     target = tmp_path / "shards"
-    real, calls = shard_writer._image, []
+    real, calls = shard_work._image, []
 
     def interrupt(path):
         calls.append(path)
@@ -249,7 +247,7 @@ def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(path)
 
-    monkeypatch.setattr(shard_writer, "_image", interrupt)
+    monkeypatch.setattr(shard_work, "_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         shard_writer.write_shards(metas["good"], target)
     assert not target.exists()

@@ -34,13 +34,8 @@ def built(tmp_path_factory):
         }
         for name in lines
     }
-    return index.build_index(
-        tiny_mmpr.write_meta(folder, sources),
-        folder / "out",
-        tokenizer_path=tokenizer,
-        policy=tiny_mmpr.POLICY,
-        workers=1,
-    )
+    meta = tiny_mmpr.write_meta(folder, sources)
+    return tiny_mmpr.build_index(meta, folder / "out", tokenizer)
 
 
 def test_poor_sources_are_named_the_worst_first(built):

