@@ -7,7 +7,6 @@ epoch uses it. ``docs/data.md`` lists every field.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from mpo_jax import ledger
+from mpo_jax import fields, ledger
 from mpo_jax.mmpr import annotations, places
 from mpo_jax.utils import file_kinds
 
@@ -183,7 +182,7 @@ def _source(
             f"{_example('a.jsonl')}"
         )
     for key in entry.keys() - set(FIELDS):
-        near = difflib.get_close_matches(key, FIELDS, n=1)
+        near = fields.nearest(key, FIELDS)
         if near:
             raise ValueError(f"{where}: unknown field {key!r}; is {near[0]!r} meant?")
         logging.warning("%s: field %r is not used", where, key)

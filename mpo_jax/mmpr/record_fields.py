@@ -7,12 +7,11 @@ empty. ``docs/data.md`` has the table.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from mpo_jax import ledger
+from mpo_jax import fields, ledger
 
 READ = ("image", "question", "chosen", "rejected")
 """Fields that a record is made of."""
@@ -160,7 +159,7 @@ def _near(key: str, name: str) -> str | None:
     for read in READ:  # about that field, such as question_text, image_w
         if key.casefold().startswith(f"{read}_"):
             return None
-    near = difflib.get_close_matches(name, READ, n=1, cutoff=0.8)
+    near = fields.nearest(name, READ, cutoff=0.8)
     return near[0] if near else None
 
 
@@ -183,7 +182,7 @@ def _refuse_missing(record: Mapping[str, Any], key: str) -> None:
         if other not in READ and not _is_note(other)
     }
     known = next((o for o in _OTHER_NAMES[key] if o in by_name), None)
-    near = difflib.get_close_matches(key, by_name, n=1)
+    near = fields.nearest(key, by_name)
     meant = known or (near[0] if near else None)
     if meant is not None:
         detail = f"{key} is missing; is {ledger.short(by_name[meant])} meant?"
@@ -192,9 +191,9 @@ def _refuse_missing(record: Mapping[str, Any], key: str) -> None:
 
 def _layout(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """(layout that scripts/import_data.py reads, the fields that tell it)."""
-    for name, fields in _LAYOUTS:
-        if all(field in record for field in fields):
-            return name, ", ".join(fields)
+    for name, telling in _LAYOUTS:
+        if all(field in record for field in telling):
+            return name, ", ".join(telling)
     turns = record.get("chosen")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
         return "trl", "chosen as messages"
