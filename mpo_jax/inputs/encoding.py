@@ -33,8 +33,8 @@ def encode_prompt(
 ) -> tuple[list[int], int]:
     """Ids of everything before an answer, as the model is trained on it.
 
-    Arguments as :func:`template.render_prompt`, whose text these are the ids of; a template
-    that strips does so here too.
+    Arguments as :func:`template.render_prompt`, whose text these are the ids of; a
+    template that strips does so here too.
 
     Args:
       prefix: the beginning of the answer; its ids stand at the end.
