@@ -48,7 +48,8 @@ def _train(
     devices: Any,
     stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    started, compiles = time.perf_counter(), profiling.Compiles()
+    started = time.perf_counter()
+    compiles = stack.enter_context(contextlib.closing(profiling.Compiles()))
     run = setup.setup(cfg, workdir, devices=devices)
     cfg = run.cfg  # with its paths made absolute
     console = progress.console()
@@ -102,7 +103,7 @@ def _train(
         stored = checkpoints.meta(latest)
         _check_resume(run, stored, plan)
         _check_length(run, latest, num_steps)
-        current = loop.from_trees(checkpoints.restore(latest, loop.trees(abstract)))
+        current = state.from_trees(checkpoints.restore(latest, state.trees(abstract)))
         weights = stored["reference_weights"]
         console.print(f"Resuming {run.workdir} after step {latest}.")
 
@@ -191,29 +192,30 @@ def _train(
     before = _held_out_before(run, writer, evaluate, current, first=first)
     job = loop.Job(
         cfg=cfg,
-        state=current,
-        key=jax.random.key(cfg.seed),
         mesh=run.mesh,
-        steps=steps,
-        batches=batches,
-        shape_of=lambda n: plan.batch(n)[0],
+        state=current,
         num_steps=num_steps,
-        writer=writer,
-        checkpoints=checkpoints,
-        meta={
-            "config": dataclasses.asdict(cfg),
-            "plan": plan.fingerprint,
-            "reference_weights": weights,
-            "model": str(cfg.model.path),
-        },
-        reference=online,
+        program=loop.Program(steps, jax.random.key(cfg.seed), online),
+        feed=loop.Feed(
+            batches=batches,
+            shape_of=lambda n: plan.batch(n)[0],
+            flops=stages.flops_of(run, index, plan),
+            name_records=lambda n: _name_records(index, plan.batch(n)[1]),
+        ),
+        output=loop.Output(
+            writer=writer,
+            checkpoints=checkpoints,
+            meta={
+                "config": dataclasses.asdict(cfg),
+                "plan": plan.fingerprint,
+                "reference_weights": weights,
+                "model": str(cfg.model.path),
+            },
+            constants=ledger_counts,
+            profile_dir=run.workdir / "profile",
+        ),
+        clock=profiling.Clock(started, compiles),
         evaluate=evaluate,
-        constants=ledger_counts,
-        describe=lambda n: _name_records(index, plan.batch(n)[1]),
-        flops=stages.flops_of(run, index, plan),
-        started=started,
-        compiles=compiles,
-        profile_dir=run.workdir / "profile",
     )
     try:
         final = loop.run(job)
