@@ -113,7 +113,7 @@ def check(
       ValueError: if they differ by more than rounding; names the records.
     """
     run = cached.scorer.run
-    scorer = cached.scorer.of(run.model) if same_model else cached.scorer
+    scorer = cached.scorer.for_model(run.model) if same_model else cached.scorer
     found = scorer.compare(params, cached.record_ids, cached.logps)
     dtype = run.cfg.model.dtype
     if found.agrees(dtype):

@@ -117,6 +117,25 @@ def abstract(
     )
 
 
+def abstract_run(
+    cfg: config.RunConfig,
+    model: internvl.InternVL,
+    *,
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """:func:`abstract` of the state that a run's config asks for."""
+    return abstract(
+        model,
+        transform=transform,
+        trained=adapted.trained(cfg.model),
+        moving=cfg.reference.mode == "moving",
+        mesh=mesh,
+        **dtypes(cfg.model),
+        offload=cfg.optim.offload,
+    )
+
+
 def trees(state: TrainState) -> dict[str, Any]:
     """The state as the trees that a checkpoint stores by name."""
     result = {

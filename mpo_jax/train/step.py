@@ -329,7 +329,7 @@ def move_reference(
 
 
 def update_metrics(
-    gradients: params_lib.Params, rate: jax.Array | float
+    gradients: params_lib.Params, rate: jax.typing.ArrayLike
 ) -> mixture.Metrics:
     """Norms of the gradients before clipping, and the learning rate of the step."""
     values = optimizer_lib.norms(gradients)

@@ -14,7 +14,7 @@ import pytest
 import small_runs as helpers
 
 from mpo_jax import config
-from mpo_jax.run import gate, scoring, setup, stages, train
+from mpo_jax.run import gate, parameters, scoring, setup, stages, train
 from mpo_jax.train import reference
 
 ONE = jax.devices()[:1]
@@ -27,10 +27,10 @@ def prepared(world, tmp_path_factory):
     run = setup.setup(cfg, tmp_path, devices=ONE)
     index = stages.prepare_index(run, cfg.data.meta)
     ids = np.arange(len(index))
-    params = setup.reference_params(run)
-    scorer = scoring.scorer(run, index, ids)
+    params = parameters.reference_params(run)
+    scorer = scoring.reference_scorer(run, index, ids)
     logps = scoring.prepare_reference(
-        scorer, ids, weights=reference.fingerprint(params), params=lambda: params
+        scorer, ids, fingerprint=reference.fingerprint(params), params=lambda: params
     )
     return gate.Cached("data.meta", tmp_path, scorer, ids, logps), params
 
