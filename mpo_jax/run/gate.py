@@ -18,7 +18,7 @@ from mpo_jax import config as config_lib
 from mpo_jax.losses import mixture, preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
-from mpo_jax.train import reference as reference_lib
+from mpo_jax.train import comparison
 from mpo_jax.utils import progress
 
 _SHOWN = 8
@@ -86,7 +86,7 @@ def pass_or_stop(
 def _passed(
     name: str,
     cfg: config_lib.LossConfig,
-    found: reference_lib.Comparison,
+    found: comparison.Comparison,
     *,
     same_model: bool,
 ) -> str:
@@ -102,7 +102,7 @@ def _passed(
 
 def check(
     cached: Cached, params: params_lib.Params, *, same_model: bool
-) -> reference_lib.Comparison:
+) -> comparison.Comparison:
     """Recompute the log-probs of some pairs and compare them with the cached ones.
 
     Args:
@@ -118,7 +118,7 @@ def check(
     dtype = run.cfg.model.dtype
     if found.agrees(dtype):
         return found
-    rms, largest = reference_lib.tolerances(dtype)
+    rms, largest = comparison.tolerances(dtype)
     lines = [
         f"  {scorer.index.where(int(found.record_ids[i]))}: "
         f"cached {_pair(found.cached[i])}, now {_pair(found.found[i])}"
@@ -139,7 +139,7 @@ def check(
 
 
 def preference_part(
-    cfg: config_lib.LossConfig, found: reference_lib.Comparison
+    cfg: config_lib.LossConfig, found: comparison.Comparison
 ) -> tuple[float, float]:
     """Weighted preference terms over the compared pairs, and their theory.
 

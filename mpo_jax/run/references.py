@@ -28,31 +28,31 @@ class Reference:
     online: params_lib.Params | None = None
 
 
-def prepare(run: setup.Setup, data: stages.TrainingData, start: Start) -> Reference:
+def prepare(run: setup.Setup, data: stages.TrainingData, origin: Start) -> Reference:
     """The reference as the run is configured; log-probs that are missing are computed.
 
     A moving reference (mode ``moving``) is part of the state.
     """
     mode = run.cfg.reference.mode
     if run.uses_reference and mode == "cache":
-        return Reference(cached=_cached(run, data, start))
+        return Reference(cached=_cached(run, data, origin))
     if run.uses_reference and mode == "online":
-        return Reference(online=_online(run, start))
+        return Reference(online=_online(run, origin))
     return Reference()
 
 
-def reference_params(run: setup.Setup, start: Start) -> params_lib.Params:
+def reference_params(run: setup.Setup, origin: Start) -> params_lib.Params:
     """The reference's weights: the starting point, whatever was trained since.
 
     Raises:
       ValueError: if they are no longer those that the run began with.
     """
     cfg, trained = run.cfg, adapted.trained(run.cfg.model)
-    only_adapters = not adapted.kept_by_reference(start.state.params, trained)
-    if not cfg.reference.path and (start.step == 0 or only_adapters):
-        return adapted.plain(start.state.params)
+    only_adapters = not adapted.kept_by_reference(origin.state.params, trained)
+    if not cfg.reference.path and (origin.step == 0 or only_adapters):
+        return adapted.plain(origin.state.params)
     found = parameters.reference_params(run, cfg.reference.path)
-    if reference.fingerprint(found) != start.fingerprint:
+    if reference.fingerprint(found) != origin.fingerprint:
         raise ValueError(
             f"{cfg.reference.path or cfg.model.path} no longer holds the weights "
             "that this run took as its reference"
@@ -60,21 +60,21 @@ def reference_params(run: setup.Setup, start: Start) -> params_lib.Params:
     return found
 
 
-def _cached(run: setup.Setup, data: stages.TrainingData, start: Start) -> gate.Cached:
+def _cached(run: setup.Setup, data: stages.TrainingData, origin: Start) -> gate.Cached:
     """Log-probs of all pairs that are trained on; the gate looks at the first batch."""
     wanted, directory = data.record_ids, run.cfg.reference.cache
     scorer = scoring.reference_scorer(run, data.index, wanted)
     logps = scoring.prepare_reference(
         scorer,
         wanted,
-        fingerprint=start.fingerprint,
-        params=lambda: reference_params(run, start),
+        fingerprint=origin.fingerprint,
+        params=lambda: reference_params(run, origin),
         directory=directory,
     )
     return gate.Cached(
         name="data.meta",
         directory=scoring.reference_directory(
-            run, data.index, start.fingerprint, directory
+            run, data.index, origin.fingerprint, directory
         ),
         scorer=scorer,
         record_ids=data.first_pairs,
@@ -82,8 +82,8 @@ def _cached(run: setup.Setup, data: stages.TrainingData, start: Start) -> gate.C
     )
 
 
-def _online(run: setup.Setup, start: Start) -> params_lib.Params:
-    found = reference_params(run, start)
+def _online(run: setup.Setup, origin: Start) -> params_lib.Params:
+    found = reference_params(run, origin)
     if not run.cfg.reference.path:
         found = adapted.kept_by_reference(found, adapted.trained(run.cfg.model))
     return jax.tree.map(jnp.copy, found)  # the policy's own arrays are given away

@@ -20,7 +20,7 @@ from mpo_jax.data.index import Index
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import setup, stages
-from mpo_jax.train import reference, step
+from mpo_jax.train import comparison, reference, step
 from mpo_jax.utils import background, progress, runtime
 
 
@@ -96,7 +96,7 @@ class Scorer:
 
     def compare(
         self, params: params_lib.Params, record_ids: np.ndarray, logps: np.ndarray
-    ) -> reference.Comparison:
+    ) -> comparison.Comparison:
         """Recompute the log-probs of records and set them beside the cached ones.
 
         Args:
@@ -119,7 +119,7 @@ class Scorer:
             self.index.chosen_tokens[records],
             self.index.rejected_tokens[records],
         )
-        return reference.Comparison(
+        return comparison.Comparison(
             record_ids=records,
             cached=np.concatenate(cached),
             found=np.concatenate(found),

@@ -63,13 +63,13 @@ def initial_or_resumed(
 
 
 def checkpoint_meta(
-    run: setup.Setup, plan: packing.PlanSequence, start: Start
+    run: setup.Setup, plan: packing.PlanSequence, origin: Start
 ) -> dict[str, Any]:
     """What checkpoints say of the run, for the checks of a resume; JSON-able."""
     return {
         "config": dataclasses.asdict(run.cfg),
         "plan": plan.fingerprint,
-        "reference_weights": start.fingerprint,
+        "reference_weights": origin.fingerprint,
         "model": str(run.cfg.model.path),
     }
 
