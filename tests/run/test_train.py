@@ -59,6 +59,10 @@ def test_a_run_leaves_what_it_promises(done):
     np.testing.assert_allclose(first["loss/sigmoid"], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(result["before"]["loss/bco_pair"], 2 * np.log(2), 1e-5)
     assert result["after"]["pairs"] == 8
+    # Held-out pairs are scored with the reward shift that training has come to.
+    last = helpers.losses(workdir)[6]["delta"]
+    assert result["before"]["delta"] == 0 and abs(last) > 1e-4
+    assert result["after"]["delta"] == pytest.approx(last, rel=1e-5)
 
 
 def test_the_export_is_the_trained_model(done):
