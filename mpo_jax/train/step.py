@@ -187,8 +187,22 @@ def build_train_step(
         raise ValueError("optim.offload needs out_shardings (train.state.shardings_of)")
     mixture.validate_loss_config(cfg.loss)
     is_trained = adapted.trained(cfg.model)
-    logps = _run_logps(model, cfg.model, shape)
+    logps = functools.partial(
+        _run_logps(model, cfg.model, shape), drop_path=cfg.model.drop_path
+    )
     plain_logps = _run_logps(model.plain, cfg.model, shape)
+    batch_grads = functools.partial(
+        gradients_lib.batch_grads,
+        parts=micro_batches(cfg, shape),
+        chosen_tokens=shape.chosen_tokens,
+    )
+    update = functools.partial(
+        apply_update,
+        transform=transform,
+        reference=cfg.reference,
+        is_trained=is_trained,
+        offloaded=out_shardings.opt_state if cfg.optim.offload else None,
+    )
 
     def step(
         state: TrainState,
@@ -198,36 +212,16 @@ def build_train_step(
     ) -> tuple[TrainState, mixture.Metrics]:
         trained, frozen = adapted.partition(state.params, is_trained)
         step_key = jax.random.fold_in(key, state.step)
+        kept = reference_weights(state, reference)
         objective = gradients_lib.Objective(
-            policy=lambda weights, rows: logps(
-                adapted.union(weights, frozen),
-                rows,
-                drop_path=cfg.model.drop_path,
-                key=step_key,
-            ),
-            reference=functools.partial(
-                reference_logps, plain_logps, reference_weights(state, reference)
-            ),
+            policy=lambda w, rows: logps(adapted.union(w, frozen), rows, key=step_key),
+            reference=functools.partial(reference_logps, plain_logps, kept),
             loss=cfg.loss,
         )
-        found = gradients_lib.batch_grads(
-            objective,
-            trained,
-            batch,
-            state.reward_shift,
-            parts=micro_batches(cfg, shape),
-            chosen_tokens=shape.chosen_tokens,
-        )
-        after = apply_update(
-            state,
-            found,
-            transform=transform,
-            reference=cfg.reference,
-            is_trained=is_trained,
-            offloaded=out_shardings.opt_state if cfg.optim.offload else None,
-        )
+        found = batch_grads(objective, trained, batch, state.reward_shift)
         metrics = found.metrics | update_metrics(found.tree, schedule(state.step))
-        return after, metrics | fill(batch, tokens_per_tile=model.cfg.tokens_per_tile)
+        metrics |= fill(batch, tokens_per_tile=model.cfg.tokens_per_tile)
+        return update(state, found), metrics
 
     return jax.jit(
         step,
