@@ -255,22 +255,22 @@ def rows_of_process(
     return (shards[:, None] * each + np.arange(each)).reshape(-1)
 
 
-def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Shardings of a parameter tree.
+def shardings(shapes: Any, axes: Any, mesh: Mesh) -> Any:
+    """Shardings of a parameter tree by :data:`RULES`.
 
     Args:
       shapes: nested dict of arrays or ``ShapeDtypeStruct``.
       axes: nested dict of the same structure with tuples of logical names.
     """
     return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, rules.spec(names, leaf.shape, mesh)),
+        lambda leaf, names: NamedSharding(mesh, RULES.spec(names, leaf.shape, mesh)),
         shapes,
         axes,
     )
 
 
-def constrain(x: jax.Array, *axes: str | None, rules: Rules = RULES) -> jax.Array:
-    """Constrain an activation to the layout that the rules give its axes.
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrain an activation to the layout that :data:`RULES` give its axes.
 
     A no-op only where no mesh is set (``jax.set_mesh``), i.e. in unit tests of layers
     and in the notebook API.
@@ -278,7 +278,7 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = RULES) -> jax.Arra
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, RULES.spec(axes, x.shape, mesh))
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.run import scoring, setup, stages
+from mpo_jax.run import parameters, scoring, setup, stages
 from mpo_jax.train import reference
 from mpo_jax.utils import cli, progress, runtime
 
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> None:
     cfg = run.cfg
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)
-    params = setup.reference_params(run, cfg.reference.path)
+    params = parameters.reference_params(run, cfg.reference.path)
     wanted = stages.planned_records(plan, stages.num_steps(cfg, plan))
     values = scoring.prepare_reference(
-        scoring.scorer(run, index, wanted),
+        scoring.reference_scorer(run, index, wanted),
         wanted,
-        weights=reference.fingerprint(params),
+        fingerprint=reference.fingerprint(params),
         params=lambda: params,
         directory=cfg.reference.cache,
     )

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from mpo_jax import checkpoint, config, sharding
 from mpo_jax.losses import reward_shift
-from mpo_jax.train import loop, optimizer, state
+from mpo_jax.train import optimizer, state
 
 
 def trees(seed: int = 0, *, moving: bool = False):
@@ -34,7 +34,7 @@ def trees(seed: int = 0, *, moving: bool = False):
     transform, _ = optimizer.build(config.OptimConfig(), 100)
     made = state.create(params, transform=transform, moving=moving)
     noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), made)
-    return loop.trees(
+    return state.trees(
         state.TrainState(
             step=jnp.int32(7),
             params=params,
@@ -91,7 +91,7 @@ def test_every_array_comes_back_bit_for_bit(open_run, moving):
     found = again.restore(7, abstract(stored))
     assert_equal(found, stored)
     assert ("reference" in found) == moving
-    assert_equal(loop.from_trees(found).reward_shift, stored["loop"]["reward_shift"])
+    assert_equal(state.from_trees(found).reward_shift, stored["loop"]["reward_shift"])
 
 
 def test_save_copies_before_it_returns(open_run):

@@ -349,15 +349,7 @@ def _program(
     cfg = case.cfg
     shape = getattr(cfg.rows, case.shape).build()
     transform, schedule = optimizer.build(cfg.optim, cfg.optim.max_steps or _STEPS)
-    abstract = state.abstract(
-        model,
-        transform=transform,
-        trained=adapted.trained(cfg.model),
-        moving=cfg.reference.mode == "moving",
-        mesh=mesh,
-        **state.dtypes(cfg.model),
-        offload=cfg.optim.offload,
-    )
+    abstract = state.abstract_run(cfg, model, transform=transform, mesh=mesh)
     batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
     params = _per_device(abstract.params)
     if case.step == "reference":

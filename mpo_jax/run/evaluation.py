@@ -1,4 +1,4 @@
-"""Loss and preference metrics of held-out pairs."""
+"""Loss and preference metrics of held-out pairs: before, during and after training."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import numpy as np
 
 from mpo_jax import sharding
 from mpo_jax.nn import params as params_lib
-from mpo_jax.run import scoring, setup, stages
-from mpo_jax.train import state, step
+from mpo_jax.run import gate, scoring, setup, stages
+from mpo_jax.run.start import Start
+from mpo_jax.train import meter, state, step
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import progress
+from mpo_jax.utils import progress, runtime
 
 
 class HeldOut:
     """The pairs of ``data.eval_meta``; calling it with a state gives their metrics.
 
     Args:
-      weights: fingerprint of the reference ("" where none is used).
+      fingerprint: of the reference's weights ("" where none is used).
       params: gives the reference's parameters if its log-probs are not cached yet.
 
     Attributes:
       index: of all held-out pairs.
       record_ids: pairs that fit a row shape, int ``[n]``.
       logps: their reference log-probs, float32 ``[N, 2]``, or None.
-      scorer: recomputes them.
     """
 
     def __init__(
         self,
         run: setup.Setup,
         *,
-        weights: str,
+        fingerprint: str,
         params: Callable[[], params_lib.Params],
     ):
-        self._run = run
+        self._run, self._fingerprint = run, fingerprint
         self.index = stages.prepare_index(run, run.cfg.data.eval_meta)
         ids = np.arange(len(self.index))
-        self.scorer = scoring.scorer(run, self.index, ids)
-        self._plan = self.scorer.plan(ids)
+        self._scorer = scoring.reference_scorer(run, self.index, ids)
+        self._plan = self._scorer.plan(ids)
         too_long = self._plan.too_long
         if too_long:
             first = self.index.where(too_long[0].record_id)
@@ -51,14 +51,28 @@ class HeldOut:
             )
         self.record_ids = np.setdiff1d(ids, [item.record_id for item in too_long])
         self.logps = None
-        if weights:
+        if fingerprint:
             self.logps = scoring.prepare_reference(
-                self.scorer, self.record_ids, weights=weights, params=params
+                self._scorer, self.record_ids, fingerprint=fingerprint, params=params
             )
         self._steps = [
             step.build_eval_step(run.model, run.cfg, shape, run.mesh)
             for shape in run.shapes
         ]
+
+    def cached(self, most: int) -> gate.Cached | None:
+        """Their cached log-probs, the first `most` pairs for the gate to recompute."""
+        if self.logps is None:
+            return None
+        return gate.Cached(
+            name="data.eval_meta",
+            directory=scoring.reference_directory(
+                self._run, self.index, self._fingerprint
+            ),
+            scorer=self._scorer,
+            record_ids=self.record_ids[:most],
+            logps=self.logps,
+        )
 
     def __call__(self, current: state.TrainState) -> dict[str, float]:
         found = []
@@ -76,3 +90,69 @@ class HeldOut:
         result = metrics_lib.mean(found)
         result["pairs"] = float(sum(float(values["pairs"][0]) for values in found))
         return result
+
+
+def held_out(
+    run: setup.Setup, *, fingerprint: str, params: Callable[[], params_lib.Params]
+) -> HeldOut | None:
+    """The held-out pairs of a run, or None; arguments as :class:`HeldOut`."""
+    if not run.cfg.data.eval_meta:
+        return None
+    made = HeldOut(run, fingerprint=fingerprint, params=params)
+    if run.cfg.reference.mode == "moving":
+        progress.console().print(
+            "Held-out pairs are scored against the starting point, so that their "
+            "metrics compare over the run; training's are against the reference "
+            "as it moves (reference.mode='moving')."
+        )
+    return made
+
+
+def before_training(
+    run: setup.Setup,
+    evaluate: HeldOut | None,
+    origin: Start,
+    writer: metrics_lib.Writer | None,
+) -> dict[str, float] | None:
+    """Held-out metrics of step 0: computed, or on resume read back."""
+    if evaluate is None:
+        return None
+    if origin.step:
+        return _read(run, 0)
+    values = evaluate(origin.state)
+    meter.write_held_out(writer, 0, values)
+    return values
+
+
+def after_training(
+    run: setup.Setup,
+    evaluate: HeldOut | None,
+    origin: Start,
+    writer: metrics_lib.Writer | None,
+    *,
+    final: state.TrainState,
+    num_steps: int,
+) -> dict[str, float] | None:
+    """Held-out metrics of the last step, of state `final`."""
+    if evaluate is None:
+        return None
+    # A finished run that is started again has its last line already.
+    values = _read(run, num_steps) if origin.step == num_steps else None
+    # All processes score together, whatever each of them has read.
+    if not runtime.agreed(np.array(values is not None)):
+        values = evaluate(final)
+        meter.write_held_out(writer, num_steps, values)
+    return values
+
+
+def _read(run: setup.Setup, step: int) -> dict[str, float] | None:
+    """Held-out metrics that an earlier start wrote for a step; None without any."""
+    for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
+        found = {
+            name.removeprefix(meter.HELD_OUT): value
+            for name, value in line.items()
+            if name.startswith(meter.HELD_OUT)
+        }
+        if line["step"] == step and found:
+            return found
+    return None

@@ -19,7 +19,7 @@ from mpo_jax import loss_terms
 from mpo_jax.losses import preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
-from mpo_jax.train import reference as reference_lib
+from mpo_jax.train import comparison
 from mpo_jax.utils import progress
 
 _SHOWN = 8
@@ -87,7 +87,7 @@ def pass_or_stop(
 def _passed(
     name: str,
     cfg: config_lib.LossConfig,
-    found: reference_lib.Comparison,
+    found: comparison.Comparison,
     *,
     same_model: bool,
 ) -> str:
@@ -103,7 +103,7 @@ def _passed(
 
 def check(
     cached: Cached, params: params_lib.Params, *, same_model: bool
-) -> reference_lib.Comparison:
+) -> comparison.Comparison:
     """Recompute the log-probs of some pairs and compare them with the cached ones.
 
     Args:
@@ -114,12 +114,12 @@ def check(
       ValueError: if they differ by more than rounding; names the records.
     """
     run = cached.scorer.run
-    scorer = cached.scorer.of(run.model) if same_model else cached.scorer
+    scorer = cached.scorer.for_model(run.model) if same_model else cached.scorer
     found = scorer.compare(params, cached.record_ids, cached.logps)
     dtype = run.cfg.model.dtype
     if found.agrees(dtype):
         return found
-    rms, largest = reference_lib.tolerances(dtype)
+    rms, largest = comparison.tolerances(dtype)
     lines = [
         f"  {scorer.index.where(int(found.record_ids[i]))}: "
         f"cached {_pair(found.cached[i])}, now {_pair(found.found[i])}"
@@ -140,7 +140,7 @@ def check(
 
 
 def preference_part(
-    cfg: config_lib.LossConfig, found: reference_lib.Comparison
+    cfg: config_lib.LossConfig, found: comparison.Comparison
 ) -> tuple[float, float]:
     """Weighted preference terms over the compared pairs, and their theory.
 

@@ -20,7 +20,7 @@ from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import setup, stages
-from mpo_jax.train import reference, step
+from mpo_jax.train import comparison, reference, step
 from mpo_jax.utils import background, progress, runtime
 
 
@@ -47,7 +47,7 @@ class Scorer:
             for shape in run.shapes
         ]
 
-    def of(self, model: internvl.InternVL) -> Scorer:
+    def for_model(self, model: internvl.InternVL) -> Scorer:
         """The same for another model; itself for its own."""
         if model is self.model:
             return self
@@ -64,7 +64,7 @@ class Scorer:
             epoch=0,
         )
 
-    def step(
+    def logps_step(
         self, params: params_lib.Params, plan: plan_lib.Plan
     ) -> Callable[[types.PackedBatch, int], jax.Array]:
         """``(batch, number in the plan)`` -> log-probs ``[B, Q, 2]``, float32 nats."""
@@ -96,14 +96,14 @@ class Scorer:
 
     def compare(
         self, params: params_lib.Params, record_ids: np.ndarray, logps: np.ndarray
-    ) -> reference.Comparison:
+    ) -> comparison.Comparison:
         """Recompute the log-probs of records and set them beside the cached ones.
 
         Args:
           logps: float32 ``[N, 2]``, of the whole index; goes the way of training's.
         """
         plan = self.plan(record_ids)
-        score = self.step(params, plan)
+        score = self.logps_step(params, plan)
         ids, cached, found = [], [], []
         with self.batches(plan, logps=logps, workers=0) as batches:
             for n, batch in batches:
@@ -119,7 +119,7 @@ class Scorer:
             self.index.chosen_tokens[records],
             self.index.rejected_tokens[records],
         )
-        return reference.Comparison(
+        return comparison.Comparison(
             record_ids=records,
             cached=np.concatenate(cached),
             found=np.concatenate(found),
@@ -137,30 +137,30 @@ def forward_rows(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list
     ]
 
 
-def scorer(run: setup.Setup, index: Index, record_ids: np.ndarray) -> Scorer:
+def reference_scorer(run: setup.Setup, index: Index, record_ids: np.ndarray) -> Scorer:
     """A scorer of the reference's model, its batches sized for these records."""
     rows = forward_rows(run, index, record_ids)
     return Scorer(run, index, model=run.model.without_adapters, rows=rows)
 
 
-def reference_key(run: setup.Setup, index: Index, weights: str) -> dict[str, Any]:
+def reference_key(run: setup.Setup, index: Index, fingerprint: str) -> dict[str, Any]:
     """Key of the reference cache for this run."""
     with jax.set_mesh(run.mesh):  # `auto` attention is resolved for its platform
         return reference.cache_key(
             tokenizer=index.key["tokenizer"],
             policy=index.key["policy"],
             content=index.content_hash,
-            weights=weights,
+            weights=fingerprint,
             architecture=run.model.cfg,
             model=run.cfg.model,
         )
 
 
 def reference_directory(
-    run: setup.Setup, index: Index, weights: str, directory: str = ""
+    run: setup.Setup, index: Index, fingerprint: str, directory: str = ""
 ) -> pathlib.Path:
     """Where the reference log-probs of an index lie: beside it, or as named."""
-    key = reference.key_digest(reference_key(run, index, weights))
+    key = reference.key_digest(reference_key(run, index, fingerprint))
     return pathlib.Path(directory or run.cache_dir / "reference" / key[:16])
 
 
@@ -168,7 +168,7 @@ def prepare_reference(
     scorer: Scorer,
     record_ids: np.ndarray,
     *,
-    weights: str,
+    fingerprint: str,
     params: Callable[[], params_lib.Params],
     directory: str = "",
 ) -> np.ndarray:
@@ -177,14 +177,14 @@ def prepare_reference(
     Args:
       scorer: of the reference's model.
       record_ids: records that are needed.
-      weights: fingerprint of the reference.
+      fingerprint: of the reference's weights.
       params: gives the reference's parameters, asked only if something is missing.
       directory: of a cache made beforehand, refused if its key differs; "" is the one
         that the key names beside the index.
     """
     run, index = scorer.run, scorer.index
-    key = reference_key(run, index, weights)
-    place = reference_directory(run, index, weights, directory)
+    key = reference_key(run, index, fingerprint)
+    place = reference_directory(run, index, fingerprint, directory)
     cache = reference.Cache(place, key, size=len(index))
     runtime.barrier(f"reference {cache.directory}")
     wanted = np.unique(record_ids)
@@ -196,13 +196,13 @@ def prepare_reference(
         return cache.load()
 
     plan = scorer.plan(missing)
-    weights_on_mesh = params()
+    logps_step = scorer.logps_step(params(), plan)
     with scorer.batches(plan) as batches, progress.bar() as bar:
         task = bar.add_task("reference log-probs", total=len(missing))
         reference.compute(
             cache,
             batches,
-            step=scorer.step(weights_on_mesh, plan),
+            step=logps_step,
             on_batch=lambda pairs: bar.advance(task, pairs),
         )
     runtime.barrier(f"reference done {cache.directory}")

@@ -1,4 +1,4 @@
-"""The stages before training: index, ledger, pack plan, batches.
+"""The stages before training: index, pack plan, batches.
 
 Each finds its result on disk or makes it, so that ``scripts/train.py`` needs one
 command, and ``prepare_data.py`` can run beforehand, elsewhere.
@@ -6,6 +6,7 @@ command, and ``prepare_data.py`` can run beforehand, elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -14,16 +15,66 @@ from typing import Any
 import numpy as np
 
 from mpo_jax import config as config_lib
-from mpo_jax import ledger, sharding
+from mpo_jax import sharding
 from mpo_jax.mmpr import index_build, shares, store
 from mpo_jax.mmpr.index import Index, build_index, effective, load_index
-from mpo_jax.models import adapted, flops
-from mpo_jax.nn import params as params_lib
+from mpo_jax.models import flops
 from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
-from mpo_jax.run import setup
+from mpo_jax.run import report, setup
 from mpo_jax.train import step
 from mpo_jax.utils import progress, runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained on.
+
+    Attributes:
+      index: of ``data.meta``.
+      plan: pack plan of all epochs.
+      num_steps: updates of the run; it trains on the first batches of the plan.
+      ledger_counts: records that are left out by reason, for the metrics.
+    """
+
+    index: Index
+    plan: plan_lib.PlanSequence
+    num_steps: int
+    ledger_counts: dict[str, float]
+
+    @property
+    def record_ids(self) -> np.ndarray:
+        """Records that the run trains on, int64, each once, ascending."""
+        return planned_records(self.plan, self.num_steps)
+
+    @property
+    def first_pairs(self) -> np.ndarray:
+        """Records of the first batch, int64, each once, ascending."""
+        return np.unique(self.record_ids_of(0))
+
+    def shape_of(self, n: int) -> int:
+        """Number of the row shape of batch n."""
+        return self.plan.batch(n)[0]
+
+    def record_ids_of(self, n: int) -> np.ndarray:
+        """Records of batch n (all processes), int64, row after row."""
+        return np.concatenate(self.plan.batch(n)[1])
+
+    def names_of(self, n: int) -> str:
+        """Number and places of the records of batch n, for error messages."""
+        ids = self.record_ids_of(n)
+        shown = "; ".join(self.index.where(int(number)) for number in ids[:8])
+        return f"{len(ids)} pairs: {shown}{'; …' if len(ids) > 8 else ''}"
+
+
+def prepare_training_data(run: setup.Setup) -> TrainingData:
+    """Index and plan of the training pairs: found or made, the ledger written."""
+    index = prepare_index(run, run.cfg.data.meta)
+    plan = make_plan(run, index)
+    ledger_counts = report.write_ledger(run, index, plan)
+    steps = num_steps(run.cfg, plan)
+    report.print_data(run, index, plan, steps, ledger_counts)
+    return TrainingData(index, plan, steps, ledger_counts)
 
 
 def prepare_index(run: setup.Setup, meta: str) -> Index:
@@ -32,31 +83,8 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
     Raises:
       ValueError: there is no usable record, or a source leaves out too many.
     """
-    data = run.cfg.data
-
-    def build(report: Callable[[index_build.Progress], None]) -> Index:
-        return build_index(
-            meta,
-            run.cache_dir,
-            tokenizer_path=run.tokenizer_path,
-            policy=run.policy,
-            reroot=data.reroot,
-            max_text_bytes=data.max_text_bytes,
-            workers=data.index_workers,
-            progress=report,
-        )
-
     if runtime.is_main():
-        with progress.bar(extra="{task.fields[kept]} kept") as bar:
-            task = bar.add_task("index (bytes)", total=None, kept=0)
-
-            def report(now: index_build.Progress) -> None:
-                bar.update(
-                    task, total=now.bytes, completed=now.done_bytes, kept=now.kept
-                )
-
-            index = build(report)
-            bar.update(task, visible=bar.tasks[0].total is not None)
+        index = _build_with_bar(run, meta)
         _first_ones_name(index.directory.name)
     else:
         # Not built here too: looking at the images a moment later may see others.
@@ -68,9 +96,31 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
             f"{meta}: no usable record: {reasons}. All are in {index.ledger_path}; "
             "start again once it is mended: files are looked at anew"
         )
-    shares.check(index, meta, max_left_out=data.max_left_out)
-    if meta != data.meta:  # of the training pairs describe() tells more
-        _print_poor(shares.shares(index))
+    shares.check(index, meta, max_left_out=run.cfg.data.max_left_out)
+    if meta != run.cfg.data.meta:  # of the training pairs print_data() tells more
+        report.print_poor(shares.shares(index))
+    return index
+
+
+def _build_with_bar(run: setup.Setup, meta: str) -> Index:
+    data = run.cfg.data
+    with progress.bar(extra="{task.fields[kept]} kept") as bar:
+        task = bar.add_task("index (bytes)", total=None, kept=0)
+
+        def show(now: index_build.Progress) -> None:
+            bar.update(task, total=now.bytes, completed=now.done_bytes, kept=now.kept)
+
+        index = build_index(
+            meta,
+            run.cache_dir,
+            tokenizer_path=run.tokenizer_path,
+            policy=run.policy,
+            reroot=data.reroot,
+            max_text_bytes=data.max_text_bytes,
+            workers=data.index_workers,
+            progress=show,
+        )
+        bar.update(task, visible=bar.tasks[0].total is not None)
     return index
 
 
@@ -155,46 +205,6 @@ def num_steps(cfg: config_lib.RunConfig, plan: plan_lib.PlanSequence) -> int:
     return min(cfg.optim.max_steps or plan.num_batches, plan.num_batches)
 
 
-def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
-    """Index and plan, printed; no weight is loaded, nothing is compiled."""
-    run = setup.setup(cfg, workdir)
-    index = prepare_index(run, cfg.data.meta)
-    plan = make_plan(run, index)
-    ledger_counts = write_ledger(run, index, plan)
-    describe(run, index, plan, num_steps(cfg, plan), ledger_counts)
-    shapes = run.model.shapes
-    size, ours = params_lib.count(shapes), adapted.trained(cfg.model)
-    parts = ", ".join(
-        f"{part} {trained:,} of {of:,}"
-        for part, of, trained in adapted.describe(shapes, ours)
-    )
-    progress.console().print(
-        f"Model of {size:,} parameters on mesh {dict(run.mesh.shape)}; rows per batch "
-        f"{plan.rows_per_batch}. Trained: {parts}."
-    )
-
-
-def write_ledger(
-    run: setup.Setup, index: Index, plan: plan_lib.PlanSequence
-) -> dict[str, float]:
-    """Write ``<workdir>/ledger.jsonl``; counts by reason for the metrics."""
-    entries = index.ledger()
-    for item in plan.too_long:
-        # From the index: reading some ten thousand lines would take long.
-        source = index.sources[index.source[item.record_id]]
-        line = int(index.line[item.record_id])
-        entries.append(
-            ledger.Entry(source.name, source.annotation, line, "too_long", item.detail)
-        )
-    if runtime.is_main():
-        ledger.write(run.workdir / "ledger.jsonl", entries)
-    counts: dict[str, float] = {"ledger/left_out": float(len(entries))}
-    for (_, reason), number in ledger.count(entries).items():
-        name = f"ledger/{reason}"
-        counts[name] = counts.get(name, 0.0) + number
-    return counts
-
-
 def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> list[int]:
     """Rows of a global batch, per shape: as configured, or from the pairs per row."""
     rows = run.cfg.rows
@@ -209,9 +219,7 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
     )
 
 
-def flops_of(
-    run: setup.Setup, index: Index, plan: plan_lib.PlanSequence
-) -> Callable[[int], float]:
+def flops_of(run: setup.Setup, data: TrainingData) -> Callable[[int], float]:
     """Model FLOPs of a global batch by its number, from the lengths of its pairs.
 
     From the plan rather than from a batch: every process knows all rows.
@@ -219,7 +227,7 @@ def flops_of(
     trained = flops.of_run(run.cfg.model, run.model.cfg, run.model.shapes)
 
     def count(n: int) -> float:
-        ids = np.concatenate(plan.batch(n)[1])
+        index, ids = data.index, data.record_ids_of(n)
         counts = flops.of_pairs(
             index.prompt_tokens[ids],
             index.chosen_tokens[ids],
@@ -261,38 +269,8 @@ def loader(
     )
 
 
-def describe(
-    run: setup.Setup,
-    index: Index,
-    plan: plan_lib.PlanSequence,
-    steps: int,
-    ledger_counts: dict[str, float],
-) -> None:
-    """Print what was found and how well it packs."""
-    console = progress.console()
-    too_long = len(plan.too_long)  # indexed, but of no use
-    note = f", {too_long:,} of them too long for a row" if too_long else ""
-    console.print(
-        f"{len(index) - too_long:,} pairs indexed, "
-        f"{ledger_counts['ledger/left_out']:,.0f} left out{note} "
-        f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
-        f"{plan.num_batches:,} batches, {steps:,} steps.",
-        markup=False,
-    )
-    _print_poor(shares.shares(index, plan.too_long))
-    for number, fill in plan.fill().items():
-        if not fill:
-            console.print(f"Row shape {number} is used by no pair.")
-            continue
-        used = ", ".join(f"{name} {share:.0%}" for name, share in fill.items())
-        console.print(f"Fill of row shape {number}: {used}.")
-    pairs = plan.pairs_per_batch()
-    console.print(
-        f"Pairs per batch: {pairs.min()} to {pairs.max()}, on average "
-        f"{pairs.mean():.0f}."
-    )
-
-
-def _print_poor(found: list[shares.Share]) -> None:
-    for share in shares.poor(found):
-        progress.console().print(f"Warning: {share}.", markup=False)
+def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
+    """Index and plan, printed; no weight is loaded, nothing is compiled."""
+    run = setup.setup(cfg, workdir)
+    data = prepare_training_data(run)
+    report.print_model(run, data.plan.rows_per_batch)

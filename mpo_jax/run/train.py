@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
-from mpo_jax import config_paths, fields, sharding, types
-from mpo_jax.convert import hf, layouts
-from mpo_jax.mmpr.index import Index
-from mpo_jax.models import adapted
-from mpo_jax.nn import params as params_lib
-from mpo_jax.packing import pipeline
-from mpo_jax.packing import plan as plan_lib
-from mpo_jax.run import evaluation, gate, scoring, setup, stages
-from mpo_jax.train import loop, optimizer, reference, state, step
+from mpo_jax.run import (
+    evaluation,
+    export,
+    gate,
+    program,
+    references,
+    setup,
+    stages,
+    start,
+)
+from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import plots, profiling, progress, runtime
-
-# Fields that decide which arrays a checkpoint holds, or what they mean, or against
-# which reference a run is trained.
-_FIXED = ("model.lora.", "model.freeze_", "model.train_", "reference.path")
+from mpo_jax.utils import plots, profiling, runtime
 
 
 def train(
@@ -39,203 +34,50 @@ def train(
     Returns:
       ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
+    began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        return _train(cfg, workdir, devices, stack)
-
-
-def _train(
-    cfg: config_lib.RunConfig,
-    workdir: str | pathlib.Path,
-    devices: Any,
-    stack: contextlib.ExitStack,
-) -> dict[str, Any]:
-    started, compiles = time.perf_counter(), profiling.Compiles()
-    run = setup.setup(cfg, workdir, devices=devices)
-    cfg = run.cfg  # with its paths made absolute
-    console = progress.console()
-    runtime.compilation_cache(_compile_cache(run))
-    runtime.log_devices()
-    index = stages.prepare_index(run, cfg.data.meta)
-    plan = stages.make_plan(run, index)
-    ledger_counts = stages.write_ledger(run, index, plan)
-    num_steps = stages.num_steps(cfg, plan)
-    stages.describe(run, index, plan, num_steps, ledger_counts)
-
-    transform, schedule = optimizer.build(cfg.optim, num_steps)
-    idle = _idle(cfg, schedule, num_steps)
-    if idle:
-        console.print(f"note: {idle}")
-    trained = adapted.trained(cfg.model)
-    moving = cfg.reference.mode == "moving"
-    abstract = state.abstract(
-        run.model,
-        transform=transform,
-        trained=trained,
-        moving=moving,
-        mesh=run.mesh,
-        **state.dtypes(cfg.model),
-        offload=cfg.optim.offload,
-    )
-    checkpoints = checkpoint_lib.Checkpoints(
-        run.workdir / "checkpoints", cfg.checkpoint
-    )
-    stack.callback(checkpoints.close)
-    latest = checkpoints.latest()
-    uses_reference = cfg.mode == types.MPO and cfg.reference.mode != "none"
-    if latest is None:
-        params = setup.initial_params(run)
-        with jax.set_mesh(run.mesh):
-            current = jax.jit(
-                lambda tree: state.create(
-                    tree, transform=transform, trained=trained, moving=moving
-                ),
-                out_shardings=state.shardings_of(abstract),
-            )(params)
-        weights = ""
-        if uses_reference:
-            start = adapted.without_adapters(params)
-            if cfg.reference.path:
-                start = setup.reference_params(run, cfg.reference.path)
-            weights = reference.fingerprint(start)
-            del start
-        del params
-    else:
-        stored = checkpoints.meta(latest)
-        _check_resume(run, stored, plan)
-        _check_length(run, latest, num_steps)
-        current = loop.from_trees(checkpoints.restore(latest, loop.trees(abstract)))
-        weights = stored["reference_weights"]
-        console.print(f"Resuming {run.workdir} after step {latest}.")
-
-    shared = not cfg.reference.path
-    only_adapters = not adapted.kept_by_reference(abstract.params, trained)
-
-    def reference_params() -> params_lib.Params:
-        """The reference's weights: the starting point, whatever was trained since."""
-        if shared and (latest is None or only_adapters):
-            return adapted.without_adapters(current.params)
-        found = setup.reference_params(run, cfg.reference.path)
-        if reference.fingerprint(found) != weights:
-            raise ValueError(
-                f"{cfg.reference.path or cfg.model.path} no longer holds the weights "
-                "that this run took as its reference"
-            )
-        return found
-
-    logps, online = None, None
-    cached: list[gate.Cached] = []
-    first_pairs = np.unique(np.concatenate(plan.batch(0)[1]))
-    if uses_reference and cfg.reference.mode == "cache":
-        wanted = stages.planned_records(plan, num_steps)
-        scorer = scoring.scorer(run, index, wanted)
-        logps = scoring.prepare_reference(
-            scorer,
-            wanted,
-            weights=weights,
-            params=reference_params,
-            directory=cfg.reference.cache,
+        compiles = stack.enter_context(contextlib.closing(profiling.Compiles()))
+        run = setup.setup(cfg, workdir, devices=devices)
+        runtime.compilation_cache(_compile_cache(run))
+        runtime.log_devices()
+        data = stages.prepare_training_data(run)
+        optimiser = program.make_optimiser(run, data.num_steps)
+        checkpoints = checkpoint_lib.Checkpoints(
+            run.workdir / "checkpoints", run.cfg.checkpoint
         )
-        place = scoring.reference_directory(run, index, weights, cfg.reference.cache)
-        cached.append(gate.Cached("data.meta", place, scorer, first_pairs, logps))
-    elif uses_reference and cfg.reference.mode == "online":
-        found = reference_params()
-        if shared:
-            found = adapted.kept_by_reference(found, trained)
-        online = jax.tree.map(jnp.copy, found)
-        del found
-
-    evaluate = None
-    if cfg.data.eval_meta:
-        evaluate = evaluation.HeldOut(run, weights=weights, params=reference_params)
-        if evaluate.logps is not None:
-            cached.append(
-                gate.Cached(
-                    "data.eval_meta",
-                    scoring.reference_directory(run, evaluate.index, weights),
-                    evaluate.scorer,
-                    evaluate.record_ids[: len(first_pairs)],
-                    evaluate.logps,
-                )
-            )
-        if moving:
-            console.print(
-                "Held-out pairs are scored against the starting point, so that their "
-                "metrics compare over the run; training's are against the reference "
-                "as it moves (reference.mode='moving')."
-            )
-    first = latest or 0
-    batches = stages.loader(run, index, plan, start=first, logps=logps)
-    out_shardings = state.shardings_of(abstract)
-    steps = [
-        step.build_train_step(
-            run.model,
-            cfg,
-            shape,
-            transform=transform,
-            schedule=schedule,
-            out_shardings=out_shardings,
-            compiler_options=sharding.compiler_options(run.mesh),
+        stack.callback(checkpoints.close)
+        origin = start.initial_or_resumed(run, data, optimiser, checkpoints)
+        reference = references.prepare(run, data, origin)
+        held_out = evaluation.held_out(
+            run,
+            fingerprint=origin.fingerprint,
+            params=lambda: references.reference_params(run, origin),
         )
-        for shape in run.shapes
-    ]
-    if uses_reference:
-        gate.pass_or_stop(
-            cached, policy=current.params, reference=reference_params, step=first
+        feed = _feed(run, data, reference, stack, first=origin.step)
+        updates = program.build_updates(run, optimiser)
+        _pass_gate(run, data, origin, reference, held_out)
+        output = _output(run, data, origin, checkpoints, stack)
+        before = evaluation.before_training(run, held_out, origin, output.writer)
+        key = jax.random.key(run.cfg.seed)
+        job = loop.Job(
+            cfg=run.cfg,
+            mesh=run.mesh,
+            state=origin.state,
+            num_steps=data.num_steps,
+            program=loop.Program(updates, key, reference.online),
+            feed=feed,
+            output=output,
+            clock=profiling.Clock(began, compiles),
+            evaluate=held_out,
         )
-
-    writer = None
-    if runtime.is_main():
-        (run.workdir / "run_config.json").write_text(cfg.to_json(), encoding="utf-8")
-        writer = metrics_lib.Writer(
-            run.workdir, resume_step=first, tensorboard=cfg.log.tensorboard
-        )
-    before = _held_out_before(run, writer, evaluate, current, first=first)
-    job = loop.Job(
-        cfg=cfg,
-        state=current,
-        key=jax.random.key(cfg.seed),
-        mesh=run.mesh,
-        steps=steps,
-        batches=batches,
-        shape_of=lambda n: plan.batch(n)[0],
-        num_steps=num_steps,
-        writer=writer,
-        checkpoints=checkpoints,
-        meta={
-            "config": dataclasses.asdict(cfg),
-            "plan": plan.fingerprint,
-            "reference_weights": weights,
-            "model": str(cfg.model.path),
-        },
-        reference=online,
-        evaluate=evaluate,
-        constants=ledger_counts,
-        describe=lambda n: _name_records(index, plan.batch(n)[1]),
-        flops=stages.flops_of(run, index, plan),
-        started=started,
-        compiles=compiles,
-        profile_dir=run.workdir / "profile",
-    )
-    try:
         final = loop.run(job)
-        # A finished run that is started again has its last line already.
-        after = None
-        if evaluate is not None and first == num_steps:
-            after = _held_out_at(run, num_steps)
-        # All processes score together, whatever each of them has read.
-        if evaluate is not None and not runtime.agreed(np.array(after is not None)):
-            after = evaluate(final)
-            if writer is not None:
-                writer.write(num_steps, _eval_names(after))
-    finally:
-        batches.close()
-        if writer is not None:
-            writer.close()
-    if runtime.is_main() and cfg.log.plots:
+        after = evaluation.after_training(
+            run, held_out, origin, output.writer, final=final, num_steps=data.num_steps
+        )
+    if runtime.is_main() and run.cfg.log.plots:
         plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
-    checkpoints.close()
-    if cfg.checkpoint.export_hf:
-        export(run, final.params)
+    if run.cfg.checkpoint.export_hf:
+        export.export(run, final.params)
     return {"before": before, "after": after, "params": final.params}
 
 
@@ -246,117 +88,73 @@ def _compile_cache(run: setup.Setup) -> str | pathlib.Path | None:
     return name if name else run.workdir / "compile_cache"
 
 
-def _eval_names(values: dict[str, float]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in values.items()}
-
-
-def _held_out_before(
+def _feed(
     run: setup.Setup,
-    writer: metrics_lib.Writer | None,
-    evaluate: Any,
-    current: state.TrainState,
+    data: stages.TrainingData,
+    reference: references.Reference,
+    stack: contextlib.ExitStack,
     *,
     first: int,
-) -> dict[str, float] | None:
-    """Held-out metrics of step 0: computed, or on resume read back."""
-    if evaluate is None:
-        return None
-    if first == 0:
-        values = evaluate(current)
-        if writer is not None:
-            writer.write(0, _eval_names(values))
-        return values
-    return _held_out_at(run, 0)
-
-
-def _held_out_at(run: setup.Setup, step: int) -> dict[str, float] | None:
-    """Held-out metrics that an earlier start wrote for a step; None without any."""
-    for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
-        found = {
-            name.removeprefix("eval/"): value
-            for name, value in line.items()
-            if name.startswith("eval/")
-        }
-        if line["step"] == step and found:
-            return found
-    return None
-
-
-def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
-    """Write ``<workdir>/hf``: weights in bf16, other files as the run has them."""
-    target, files = run.workdir / "hf", run.source.files
-    notes = hf.save(
-        target,
-        params,
-        run.model,
-        source_dir=files,
-        settings=run.settings,
-        overwrite=True,
+) -> loop.Feed:
+    """Batches from number `first` on, cached log-probs with them."""
+    cached = reference.cached
+    batches = stages.loader(
+        run,
+        data.index,
+        data.plan,
+        start=first,
+        logps=None if cached is None else cached.logps,
     )
-    console = progress.console()
-    console.print(f"Exported {target} ({layouts.of_files(files)} layout).")
-    for note in notes:
-        console.print(f"note: {note}")
-    runtime.barrier("export")
-    return target
+    stack.callback(batches.close)
+    return loop.Feed(
+        batches=batches,
+        shape_of=data.shape_of,
+        flops=stages.flops_of(run, data),
+        name_records=data.names_of,
+    )
 
 
-def _check_resume(
-    run: setup.Setup, stored: dict[str, Any], plan: plan_lib.PlanSequence
+def _pass_gate(
+    run: setup.Setup,
+    data: stages.TrainingData,
+    origin: start.Start,
+    reference: references.Reference,
+    held_out: evaluation.HeldOut | None,
 ) -> None:
-    try:
-        pipeline.resume_batch({**stored["position"], "plan": stored["plan"]}, plan)
-    except ValueError as error:
-        raise ValueError(f"{run.workdir}: {error}") from error
-    # A checkpoint that is older than a field was written with its default.
-    before = fields.flat(dataclasses.asdict(config_lib.RunConfig()))
-    before |= fields.flat(stored["config"])
-    before = {name: config_paths.absolute(name, before[name]) for name in before}
-    now = fields.flat(dataclasses.asdict(run.cfg))
-    fixed = [
-        f"{name}={now[name]!r}, the checkpoint has {before[name]!r}"
-        for name in now
-        if name.startswith(_FIXED) and before[name] != now[name]
-    ]
-    modes = [values["reference.mode"] for values in (now, before)]
-    if modes[0] != modes[1] and "moving" in modes:  # a checkpoint holds a moving one
-        fixed.append(f"reference.mode={modes[0]!r}, the checkpoint has {modes[1]!r}")
-    if fixed:
-        raise ValueError(
-            f"{run.workdir}: the checkpoint's parameters, optimiser or reference are "
-            "others:\n  "
-            + "\n  ".join(fixed)
-            + "\nUse the config of the run that wrote it, or another --workdir."
-        )
-    for name, value in now.items():
-        if before.get(name) != value:
-            progress.console().print(
-                f"Changed since the checkpoint: {name} {before.get(name)!r} "
-                f"-> {value!r}"
-            )
-
-
-def _idle(cfg: config_lib.RunConfig, schedule: Any, num_steps: int) -> str:
-    """What to say where no step changes a weight; warm-up begins at 0."""
-    if any(np.any(schedule(n)) for n in range(min(num_steps, 2))):
-        return ""
-    return (
-        f"the learning rate of all {num_steps} steps is 0 (optim.learning_rate="
-        f"{cfg.optim.learning_rate}, optim.warmup_fraction="
-        f"{cfg.optim.warmup_fraction}): the weights stay as they are"
+    """Check cached log-probs: those of the first batch, and as many held-out pairs'."""
+    if not run.uses_reference:
+        return
+    caches = [reference.cached]
+    if held_out is not None:
+        caches.append(held_out.cached(len(data.first_pairs)))
+    gate.pass_or_stop(
+        [cached for cached in caches if cached is not None],
+        policy=origin.state.params,
+        reference=lambda: references.reference_params(run, origin),
+        step=origin.step,
     )
 
 
-def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
-    if latest > num_steps:
-        raise ValueError(
-            f"{run.workdir} is trained up to step {latest}, beyond the {num_steps} "
-            f"of optim.max_steps={run.cfg.optim.max_steps}: raise it to {latest} or "
-            "more, or name another --workdir to train fewer"
+def _output(
+    run: setup.Setup,
+    data: stages.TrainingData,
+    origin: start.Start,
+    checkpoints: checkpoint_lib.Checkpoints,
+    stack: contextlib.ExitStack,
+) -> loop.Output:
+    """Where the loop writes: metrics in the first process, checkpoints in all."""
+    writer = None
+    if runtime.is_main():
+        text = run.cfg.to_json()
+        (run.workdir / "run_config.json").write_text(text, encoding="utf-8")
+        writer = metrics_lib.Writer(
+            run.workdir, resume_step=origin.step, tensorboard=run.cfg.log.tensorboard
         )
-
-
-def _name_records(index: Index, rows: list[np.ndarray]) -> str:
-    ids = np.concatenate(rows)
-    shown = "; ".join(index.where(int(number)) for number in ids[:8])
-    return f"{len(ids)} pairs: {shown}{'; …' if len(ids) > 8 else ''}"
+        stack.callback(writer.close)
+    return loop.Output(
+        writer=writer,
+        checkpoints=checkpoints,
+        meta=start.checkpoint_meta(run, data.plan, origin),
+        constants=data.ledger_counts,
+        profile_dir=run.workdir / "profile",
+    )

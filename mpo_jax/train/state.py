@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -113,6 +114,48 @@ def abstract(
         ),
         state,
         placements,
+    )
+
+
+def abstract_run(
+    cfg: config.RunConfig,
+    model: internvl.InternVL,
+    *,
+    transform: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """:func:`abstract` of the state that a run's config asks for."""
+    return abstract(
+        model,
+        transform=transform,
+        trained=adapted.trained(cfg.model),
+        moving=cfg.reference.mode == "moving",
+        mesh=mesh,
+        **dtypes(cfg.model),
+        offload=cfg.optim.offload,
+    )
+
+
+def trees(state: TrainState) -> dict[str, Any]:
+    """The state as the trees that a checkpoint stores by name."""
+    result = {
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "loop": {"step": state.step, "reward_shift": state.reward_shift},
+    }
+    if state.reference is not None:
+        result["reference"] = state.reference
+    return result
+
+
+def from_trees(stored: Mapping[str, Any]) -> TrainState:
+    """Inverse of :func:`trees`."""
+    return TrainState(
+        step=stored["loop"]["step"],
+        params=stored["params"],
+        opt_state=stored["opt_state"],
+        reward_shift=stored["loop"]["reward_shift"],
+        reference=stored.get("reference"),
     )
 
 

@@ -93,9 +93,7 @@ def test_jaxpr_count_agrees_with_the_formula():
     compute = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
     def forward(tree: params.Params) -> jax.Array:
-        found = step.policy_logps(
-            model, tree, host, shape=packed.SHAPE, compute=compute
-        )
+        found = step.model_logps(model, tree, host, shape=packed.SHAPE, compute=compute)
         return found.chosen
 
     expected = flops.row(cfg, packed.SHAPE, block=packed.SHAPE.tokens)

@@ -254,7 +254,7 @@ def test_longrope_switches_at_the_same_length_in_packed_rows(tmp_path):
         image_size=56,
         record_ids=[np.arange(len(totals))],
     )
-    found = step.policy_logps(
+    found = step.model_logps(
         ours.model,
         ours.params,
         jax.tree.map(jnp.asarray, host),

@@ -14,8 +14,8 @@ import pytest
 import small_runs as helpers
 
 from mpo_jax import config
-from mpo_jax.run import gate, scoring, setup, stages, train
-from mpo_jax.train import reference
+from mpo_jax.run import gate, parameters, scoring, setup, stages, train
+from mpo_jax.train import comparison, reference
 
 ONE = jax.devices()[:1]
 
@@ -27,10 +27,10 @@ def prepared(world, tmp_path_factory):
     run = setup.setup(cfg, tmp_path, devices=ONE)
     index = stages.prepare_index(run, cfg.data.meta)
     ids = np.arange(len(index))
-    params = setup.reference_params(run)
-    scorer = scoring.scorer(run, index, ids)
+    params = parameters.reference_params(run)
+    scorer = scoring.reference_scorer(run, index, ids)
     logps = scoring.prepare_reference(
-        scorer, ids, weights=reference.fingerprint(params), params=lambda: params
+        scorer, ids, fingerprint=reference.fingerprint(params), params=lambda: params
     )
     return gate.Cached("data.meta", tmp_path, scorer, ids, logps), params
 
@@ -78,10 +78,10 @@ def test_errors_that_cancel_in_the_mean_are_refused(prepared):
         gate.check(wrong, params, same_model=True)
 
 
-def comparison(noise: np.ndarray, tokens: int) -> reference.Comparison:
+def compared(noise: np.ndarray, tokens: int) -> comparison.Comparison:
     rng = np.random.default_rng(1)
     cached = rng.uniform(-300, -100, noise.shape).astype(np.float32)
-    return reference.Comparison(
+    return comparison.Comparison(
         record_ids=np.arange(len(noise)),
         cached=cached,
         found=cached + noise.astype(np.float32),
@@ -93,7 +93,7 @@ def comparison(noise: np.ndarray, tokens: int) -> reference.Comparison:
 def test_rounding_in_bfloat16_passes_whatever_the_loss(std):
     """Noise as measured between packings and between back ends, 175-token answers."""
     noise = std * np.random.default_rng(0).normal(size=(256, 2))
-    found = comparison(noise, 175)
+    found = compared(noise, 175)
     assert found.agrees("bfloat16") and not found.agrees("float32")
 
 
@@ -101,17 +101,17 @@ def test_rounding_in_bfloat16_passes_whatever_the_loss(std):
 def test_one_wrong_record_among_many_does_not_pass(dtype):
     noise = np.zeros((256, 2))
     noise[100, 1] = 8.0
-    assert not comparison(noise, 175).agrees(dtype)
+    assert not compared(noise, 175).agrees(dtype)
     noise[100, 1] = np.nan
-    found = comparison(noise, 175)
+    found = compared(noise, 175)
     assert not found.agrees(dtype) and found.worst(1).tolist() == [100]
 
 
 def test_small_errors_everywhere_do_not_pass_though_they_cancel():
     signs = np.where(np.arange(256) % 2, 1, -1)[:, None] * np.ones((256, 2))
-    allowed, _ = reference.tolerances("bfloat16")
-    assert comparison(0.8 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
-    assert not comparison(2 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
+    allowed, _ = comparison.tolerances("bfloat16")
+    assert compared(0.8 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
+    assert not compared(2 * allowed * np.sqrt(175) * signs, 175).agrees("bfloat16")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import small_runs as helpers
 from mpo_jax import config, ledger
 from mpo_jax.mmpr import shard_writer
 from mpo_jax.models import flops
-from mpo_jax.run import setup, stages, train
+from mpo_jax.run import report, setup, stages, train
 from mpo_jax.utils import runtime
 
 ONE = jax.devices()[:1]
@@ -26,16 +27,16 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
     cfg = helpers.small(world)
     cfg.model.freeze_vision = True
     run = setup.setup(cfg, tmp_path / "run", devices=ONE)
-    index = stages.prepare_index(run, cfg.data.meta)
-    plan = stages.make_plan(run, index)
-    flops_of = stages.flops_of(run, index, plan)
-    batches = stages.loader(run, index, plan)
+    data = stages.prepare_training_data(run)
+    plan = data.plan
+    flops_of = stages.flops_of(run, data)
+    batches = stages.loader(run, data.index, plan)
     try:
         seen = []
         for n, batch in batches:
             counts = counted.counts(
                 batch,
-                run.shapes[plan.batch(n)[0]],
+                run.shapes[data.shape_of(n)],
                 tokens_per_tile=run.policy.tokens_per_tile,
             )
             trained = flops.Trained(vision=False)
@@ -45,6 +46,29 @@ def test_flops_by_number_are_those_of_the_batch(world, tmp_path):
         assert len(seen) == plan.num_batches and len(set(seen)) > 1
     finally:
         batches.close()
+
+
+def test_training_data_tells_of_batches_by_number(world, tmp_path):
+    cfg = helpers.small(world)
+    data = stages.prepare_training_data(setup.setup(cfg, tmp_path, devices=ONE))
+    assert data.num_steps == 6 <= data.plan.num_batches
+    first = data.record_ids_of(0)
+    assert data.first_pairs.tolist() == sorted(first.tolist())
+    trained = np.concatenate([data.record_ids_of(n) for n in range(6)])
+    assert data.record_ids.tolist() == sorted(set(trained.tolist()))
+    assert data.names_of(0).startswith(
+        f"{len(first)} pairs: {data.index.where(int(first[0]))}; "
+    )
+    many = dataclasses.replace(data, plan=OneBatch([np.arange(5), np.arange(5, 9)]))
+    assert many.names_of(3).endswith(f"; {data.index.where(7)}; …")
+    assert many.shape_of(3) == 1
+
+
+class OneBatch:
+    """Stands for a plan all of whose batches hold the same rows, of shape 1."""
+
+    def __init__(self, rows):
+        self.batch = lambda n: (1, rows)
 
 
 def test_pairs_are_measured_against_the_model_not_row_budgets(world, tmp_path):
@@ -62,7 +86,7 @@ def test_pairs_are_measured_against_the_model_not_row_budgets(world, tmp_path):
         run = setup.setup(cfg, tmp_path / f"run{limit}", devices=ONE)
         index = stages.prepare_index(run, cfg.data.meta)
         plan = stages.make_plan(run, index)
-        stages.write_ledger(run, index, plan)
+        report.write_ledger(run, index, plan)
         return index, plan, list(ledger.read(run.workdir / "ledger.jsonl"))
 
     index, plan, entries = planned(4096)
@@ -133,11 +157,7 @@ def test_dry_run_takes_a_profile_window(world, root, tmp_path):
 
 def prepare(cfg, workdir):
     """The stages before training, on one device."""
-    run = setup.setup(cfg, workdir, devices=ONE)
-    index = stages.prepare_index(run, cfg.data.meta)
-    plan = stages.make_plan(run, index)
-    counts = stages.write_ledger(run, index, plan)
-    stages.describe(run, index, plan, plan.num_batches, counts)
+    stages.prepare_training_data(setup.setup(cfg, workdir, devices=ONE))
 
 
 def poor_meta(world, folder, **change):
@@ -180,8 +200,8 @@ def test_a_source_too_long_for_every_row(world, tmp_path, capfd):
     cfg.data.max_left_out = 1.0
     cfg.rows.long = config.RowShapeConfig(5000, 900, 900, 16, 2)
     plan = stages.make_plan(run, index)
-    counts = stages.write_ledger(run, index, plan)
-    stages.describe(run, index, plan, plan.num_batches, counts)
+    counts = report.write_ledger(run, index, plan)
+    report.print_data(run, index, plan, plan.num_batches, counts)
     printed = " ".join(capfd.readouterr().err.split())
     assert f"{half} pairs indexed, {half} left out, {half} of them too long" in printed
     assert "Row shape 1 is used by no pair." in printed

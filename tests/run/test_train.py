@@ -15,7 +15,7 @@ from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
 from mpo_jax import checkpoint, config, ledger
-from mpo_jax.run import setup, train
+from mpo_jax.run import parameters, program, setup, train
 from mpo_jax.train import optimizer
 from mpo_jax.utils import profiling
 
@@ -58,6 +58,10 @@ def test_a_run_leaves_what_it_promises(done):
     np.testing.assert_allclose(first["loss/sigmoid"], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(result["before"]["loss/bco_pair"], 2 * np.log(2), 1e-5)
     assert result["after"]["pairs"] == 8
+    # Held-out pairs are scored with the reward shift that training has come to.
+    last = helpers.losses(workdir)[6]["delta"]
+    assert result["before"]["delta"] == 0 and abs(last) > 1e-4
+    assert result["after"]["delta"] == pytest.approx(last, rel=1e-5)
 
 
 def test_the_export_is_the_trained_model(done):
@@ -108,7 +112,7 @@ def test_damaged_weights_are_named_and_all_is_closed(world, done, tmp_path, caps
     cfg = helpers.small(world)
     cfg.model.path, cfg.model.init, cfg.optim.max_steps = str(model), "pretrained", 1
     run = setup.setup(cfg, tmp_path / "zeros", devices=ONE)
-    setup.initial_params(run)
+    parameters.initial_params(run)
     told = " ".join(capsys.readouterr().err.split())
     assert "zeros in language/layers/blocks/mlp/down/kernel[0]; was the" in told
     tensors[name][0, 0] = np.nan
@@ -130,7 +134,9 @@ def test_steps_that_change_nothing_are_pointed_out():
     cfg = config.RunConfig()
     for steps, rate, said in ((1, 1e-3, True), (2, 1e-3, False), (9, 0.0, True)):
         cfg.optim.learning_rate = rate
-        found = train._idle(cfg, optimizer.schedule(cfg.optim, steps), steps)
+        found = program.idle_note(
+            cfg.optim, optimizer.schedule(cfg.optim, steps), steps
+        )
         assert bool(found) is said
         assert not said or f"rate of all {steps} steps is 0" in found
 

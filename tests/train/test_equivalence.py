@@ -144,7 +144,7 @@ def test_packed_equals_two_sequences(real):
     real_pairs = np.asarray(batch.pair_mask)
 
     def packed(w):
-        found = step_lib.policy_logps(
+        found = step_lib.model_logps(
             model, w, batch, shape=SHAPE, compute=COMPUTE, chunk=256
         )
         pairs = jnp.stack([found.chosen, found.rejected], -1)[real_pairs]

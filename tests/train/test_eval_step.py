@@ -38,7 +38,7 @@ def scored():
 @pytest.mark.parametrize("mode", ["cumulative", "ema", "previous"])
 def test_held_out_pairs_do_not_move_the_reward_shift(scored, mode, monkeypatch):
     batch, policy = scored
-    monkeypatch.setattr(step_lib, "policy_logps", lambda *_, **__: policy)
+    monkeypatch.setattr(step_lib, "model_logps", lambda *_, **__: policy)
     cfg = config.RunConfig()
     cfg.loss.delta = mode
     model = internvl.InternVL(packed.tiny_config())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 
 from mpo_jax import checkpoint, config, sharding
 from mpo_jax.losses import reward_shift
-from mpo_jax.train import loop, state
+from mpo_jax.train import loop, preemption, state
 from mpo_jax.utils import metrics as metrics_lib
+from mpo_jax.utils import profiling
 
 BATCH = packed.batch([[]])
 
@@ -75,8 +77,15 @@ class Recorder:
 
 
 @pytest.fixture
-def job(tmp_path):
-    """Builds a job of 8 steps; fields of config and job can be replaced."""
+def compiles():
+    counted = profiling.Compiles()
+    yield counted
+    counted.close()
+
+
+@pytest.fixture
+def job(tmp_path, compiles):
+    """Builds a job of 8 steps; fields of config, job and its parts can be replaced."""
     writers = []
 
     def make(*, first=0, every=1, save_every=100, eval_every=0, **fields):
@@ -85,20 +94,32 @@ def job(tmp_path):
         cfg.checkpoint.every_steps = save_every
         writer = metrics_lib.Writer(tmp_path, resume_step=first, tensorboard=False)
         writers.append(writer)
-        defaults = {
+        fields = {
             "cfg": cfg,
             "state": start(first),
             "key": jax.random.key(0),
             "mesh": sharding.make_mesh(devices=jax.devices()[:1]),
-            "steps": [fake_step],
+            "updates": [fake_step],
             "batches": ((n, BATCH) for n in range(first, 100)),
             "shape_of": lambda n: 0,
             "num_steps": 8,
             "writer": writer,
             "checkpoints": Recorder(),
             "meta": {"plan": "p"},
+            "clock": profiling.Clock(time.perf_counter(), compiles),
+            **fields,
         }
-        return loop.Job(**{**defaults, **fields})
+
+        def part(kind):
+            names = {field.name for field in dataclasses.fields(kind)} & set(fields)
+            return kind(**{name: fields.pop(name) for name in names})
+
+        return loop.Job(
+            program=part(loop.Program),
+            feed=part(loop.Feed),
+            output=part(loop.Output),
+            **fields,
+        )
 
     yield make
     for writer in writers:
@@ -136,7 +157,7 @@ def test_one_line_per_log_step_with_exact_means(job, tmp_path):
 def test_the_last_state_is_saved_once_with_its_place(job):
     made = job(save_every=3)
     loop.run(made)
-    recorder = made.checkpoints
+    recorder = made.output.checkpoints
     assert [(step, value) for step, value, _ in recorder.saved] == [
         (3, 3.0),
         (6, 6.0),
@@ -169,14 +190,16 @@ def test_nan_stops_before_a_save_and_names_step_and_records(
         return after, values
 
     made = job(
-        steps=[step], save_every=save_every, describe=lambda n: f"records of batch {n}"
+        updates=[step],
+        save_every=save_every,
+        name_records=lambda n: f"records of batch {n}",
     )
     with pytest.raises(FloatingPointError) as raised:
         loop.run(made)
     message = str(raised.value)
     assert message.startswith("step 5: grad_norm not finite. The batch holds records")
     assert "records of batch 4." in message and "optim.learning_rate" in message
-    recorder = made.checkpoints
+    recorder = made.output.checkpoints
     assert [step for step, *_ in recorder.saved] == [
         n for n in range(1, 5) if n % save_every == 0
     ]
@@ -191,12 +214,12 @@ def test_sigterm_saves_and_exits_with_42(job, tmp_path, capsys):
         return fake_step(current, *rest)
 
     before = signal.getsignal(signal.SIGTERM)
-    made = job(steps=[step], every=3)
+    made = job(updates=[step], every=3)
     with pytest.raises(SystemExit) as raised:
         loop.run(made)
-    assert raised.value.code == loop.PREEMPTED == 42
-    assert [step for step, *_ in made.checkpoints.saved] == [4]
-    assert made.checkpoints.waits == 1
+    assert raised.value.code == preemption.EXIT_STATUS == 42
+    assert [step for step, *_ in made.output.checkpoints.saved] == [4]
+    assert made.output.checkpoints.waits == 1
     assert [line["step"] for line in lines(tmp_path)] == [3, 4]
     assert signal.getsignal(signal.SIGTERM) == before
     assert "step 4 is saved" in " ".join(capsys.readouterr().err.split())
@@ -208,9 +231,9 @@ def test_sigterm_in_the_last_step_finishes_the_run(job):
             os.kill(os.getpid(), signal.SIGTERM)
         return fake_step(current, *rest)
 
-    made = job(steps=[step])
+    made = job(updates=[step])
     assert int(loop.run(made).step) == 8
-    assert [step for step, *_ in made.checkpoints.saved] == [8]
+    assert [step for step, *_ in made.output.checkpoints.saved] == [8]
 
 
 def test_held_out_pairs_are_scored_between_steps(job, tmp_path):
@@ -248,13 +271,13 @@ def test_resume_goes_on_where_the_checkpoint_was(job, tmp_path):
     cfg = config.CheckpointConfig()
     stored = checkpoint.Checkpoints(tmp_path / "checkpoints", cfg)
     with pytest.raises(SystemExit):
-        loop.run(job(**fields, steps=[step], checkpoints=stored))
+        loop.run(job(**fields, updates=[step], checkpoints=stored))
     stored.close()
     again = checkpoint.Checkpoints(tmp_path / "checkpoints", cfg)
     latest = 5
     assert latest == again.latest() == again.meta(latest)["position"]["next_batch"]
-    shapes = jax.eval_shape(lambda: loop.trees(start()))
-    resumed = loop.from_trees(again.restore(latest, shapes))
+    shapes = jax.eval_shape(lambda: state.trees(start()))
+    resumed = state.from_trees(again.restore(latest, shapes))
     asked = []
 
     def batches():
@@ -281,7 +304,7 @@ def test_resume_goes_on_where_the_checkpoint_was(job, tmp_path):
 def test_a_finished_run_has_nothing_left_to_do(job, tmp_path):
     made = job(first=8, batches=iter(()))
     assert int(loop.run(made).step) == 8
-    assert made.checkpoints.saved == [] and lines(tmp_path) == []
+    assert made.output.checkpoints.saved == [] and lines(tmp_path) == []
 
 
 def test_each_batch_goes_to_the_step_of_its_shape(job):
@@ -294,7 +317,9 @@ def test_each_batch_goes_to_the_step_of_its_shape(job):
 
         return step
 
-    loop.run(job(steps=[named("short"), named("long")], shape_of=lambda n: int(n > 4)))
+    loop.run(
+        job(updates=[named("short"), named("long")], shape_of=lambda n: int(n > 4))
+    )
     assert used == ["short"] * 5 + ["long"] * 3
 
 
@@ -318,6 +343,7 @@ sys.path.insert(0, sys.argv[2])
 import test_loop
 from mpo_jax import checkpoint, config, sharding
 from mpo_jax.train import loop
+from mpo_jax.utils import profiling
 
 def step(current, *rest):
     if int(current.step) == 2:
@@ -329,10 +355,13 @@ cfg.checkpoint.every_steps = 2
 state = test_loop.start()
 state.params["w"] = jnp.zeros(5_000_000)
 loop.run(loop.Job(
-    cfg=cfg, state=state, key=jax.random.key(0), mesh=sharding.make_mesh(),
-    steps=[step], batches=((n, test_loop.BATCH) for n in range(9)),
-    shape_of=lambda n: 0, num_steps=8, writer=None, meta={},
-    checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint),
+    cfg=cfg, mesh=sharding.make_mesh(), state=state, num_steps=8,
+    program=loop.Program([step], jax.random.key(0)),
+    feed=loop.Feed(((n, test_loop.BATCH) for n in range(9)), lambda n: 0),
+    output=loop.Output(
+        checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint)
+    ),
+    clock=profiling.Clock(time.perf_counter(), profiling.Compiles()),
 ))
 """
 
@@ -393,7 +422,7 @@ def test_batches_are_on_the_devices_before_the_step_asks(job, depth):
         seen.append(len(made_at) - number)
         return fake_step(current, batch, *rest)
 
-    made = job(steps=[step], batches=batches())
+    made = job(updates=[step], batches=batches())
     made.cfg.data.prefetch_to_device = depth
     loop.run(made)
     if depth:
@@ -416,11 +445,11 @@ def test_a_loader_error_stops_the_run_with_its_own_message(job, depth):
     made.cfg.data.prefetch_to_device = depth
     with pytest.raises(LoadError, match="^batch 2, record 9: image_missing: cat.png"):
         loop.run(made)
-    assert [step for step, *_ in made.checkpoints.saved] == [2]
+    assert [step for step, *_ in made.output.checkpoints.saved] == [2]
     assert not [t for t in threading.enumerate() if t.name == "mpo-ahead"]
 
 
-def test_where_the_time_goes(job, tmp_path, monkeypatch):
+def test_where_the_time_goes(job, compiles, tmp_path, monkeypatch):
     """Waits are put where they belong, and the sums leave no gap."""
 
     def batches():
@@ -434,17 +463,19 @@ def test_where_the_time_goes(job, tmp_path, monkeypatch):
 
     made = job(
         batches=batches(),
-        steps=[step],
+        updates=[step],
         every=4,
         save_every=4,
         eval_every=2,
         evaluate=lambda state: time.sleep(0.03) or {"loss": 1.0},
-        started=time.perf_counter() - 1.0,
+        clock=profiling.Clock(time.perf_counter() - 1.0, compiles),
     )
     made.cfg.data.prefetch_to_device = 0
-    save = made.checkpoints.save
+    save = made.output.checkpoints.save
     monkeypatch.setattr(
-        made.checkpoints, "save", lambda *a, **k: time.sleep(0.05) or save(*a, **k)
+        made.output.checkpoints,
+        "save",
+        lambda *a, **k: time.sleep(0.05) or save(*a, **k),
     )
     loop.run(made)
     first, last = lines(tmp_path, prefix="loss")
@@ -471,7 +502,7 @@ def test_mfu_is_logged_where_flops_and_peak_are_known(job, tmp_path, monkeypatch
         return fake_step(*args)
 
     two = sharding.make_mesh(tensor=2, devices=jax.devices()[:2])
-    loop.run(job(steps=[step], flops=lambda n: 1e9 * (1 + n), every=8, mesh=two))
+    loop.run(job(updates=[step], flops=lambda n: 1e9 * (1 + n), every=8, mesh=two))
     (line,) = lines(tmp_path)
     # Steps 2 to 8 are measured: 35e9 FLOPs in their time, on two devices.
     seconds = 7 * line["time/step_s"]

@@ -17,6 +17,7 @@ from mpo_jax import config, sharding, types
 from mpo_jax.losses import mixture, reward_shift
 from mpo_jax.models import adapted, drop_path, internvl
 from mpo_jax.nn import params as params_lib
+from mpo_jax.train import gradients as gradients_lib
 from mpo_jax.train import state as state_lib
 from mpo_jax.train import step as step_lib
 
@@ -183,9 +184,9 @@ def test_accumulation_is_exact(weights, delta, parts, field, monkeypatch):
     if field == "accumulation_long":
         cfg.rows.long = config.RowShapeConfig(*dataclasses.astuple(packed.SHAPE))
     setattr(cfg.optim, field, parts)
-    asked, split_rows = [], step_lib.split_rows
+    asked, split_rows = [], gradients_lib.split_rows
     monkeypatch.setattr(
-        step_lib,
+        gradients_lib,
         "split_rows",
         lambda batch, number: asked.append(number) or split_rows(batch, number),
     )
@@ -440,6 +441,95 @@ def test_moving_reference_rests_between_updates():
     assert [float(x) for x in moved] == [1.0, 0.75, 1.0]
 
 
+def test_a_resting_reference_is_neither_read_nor_written():
+    """Its buffers are passed on: no copy of a reference stands in the program."""
+    tree = {name: jnp.ones((64, 64)) for name in ("a", "b")}
+    cfg = config.ReferenceConfig(moving_alpha=0.25, moving_every=2)
+    move = jax.jit(
+        functools.partial(step_lib.move_reference, cfg=cfg), donate_argnums=0
+    )
+    text = move.lower(tree, tree, jnp.int32(1)).compile().as_text()
+    assert " conditional(" in text and "f32[64,64]{1,0} copy(" not in text
+    assert text.count("-alias)") == len(tree)  # the result lies where the old one did
+
+
+def state_of(weights, *, reference=None, transform=None) -> state_lib.TrainState:
+    transform = transform or optax.sgd(1.0)
+    return state_lib.TrainState(
+        step=jnp.int32(2),
+        params=weights,
+        opt_state=transform.init(adapted.partition(weights, is_language)[0]),
+        reward_shift=reward_shift.init(),
+        reference=reference,
+    )
+
+
+def is_language(path: str) -> bool:
+    return path.startswith("language/")
+
+
+TREE = {"language": {"w": jnp.ones(3)}, "vision": {"w": jnp.full(2, 5.0)}}
+
+
+def test_an_update_moves_what_is_trained_and_then_the_reference():
+    shift = reward_shift.RewardShift(mean=jnp.float32(0.5), count=jnp.float32(12))
+    found = gradients_lib.Gradients({"language": {"w": jnp.full(3, 4.0)}}, {}, shift)
+    transform = optax.trace(decay=0.9)
+    apply = functools.partial(
+        step_lib.apply_update,
+        found=found,
+        transform=optax.chain(transform, optax.scale(-1.0)),
+        reference=config.ReferenceConfig(moving_alpha=0.5, moving_every=3),
+        is_trained=is_language,
+    )
+    chained = optax.chain(transform, optax.scale(-1.0))
+    before = state_of(
+        TREE, transform=chained, reference={"language": {"w": jnp.ones(3)}}
+    )
+    after = apply(before)
+    assert int(after.step) == 3 and after.reward_shift == shift
+    assert after.params["language"]["w"].tolist() == [-3.0] * 3
+    assert after.params["vision"]["w"] is TREE["vision"]["w"]
+    assert after.opt_state[0].trace["language"]["w"].tolist() == [4.0] * 3
+    # The third step moves the reference, halfway to the policy after its update.
+    assert after.reference["language"]["w"].tolist() == [-1.0] * 3
+    again = apply(after)
+    assert again.reference["language"]["w"].tolist() == [-1.0] * 3
+    assert apply(state_of(TREE, transform=chained)).reference is None
+
+
+def test_the_reference_is_the_states_or_the_one_that_is_handed_in():
+    own, handed = ({"language": {"w": jnp.full(3, x)}} for x in (7.0, 8.0))
+    adapters = {"language": {**TREE["language"], "lora_a": jnp.ones(1)}}
+    params = {**TREE, **adapters}
+    assert step_lib.reference_weights(state_of(params), None) is None
+    for state, online, expected in (
+        (state_of(params, reference=own), None, 7.0),
+        (state_of(params), handed, 8.0),
+        (state_of(params), {}, 1.0),
+    ):
+        found = step_lib.reference_weights(state, online)
+        assert found is not None and set(found["language"]) == {"w"}
+        assert found["language"]["w"].tolist() == [expected] * 3
+        assert found["vision"]["w"].tolist() == [5.0] * 2
+
+
+def test_reference_log_probs_are_the_batchs_or_computed_without_a_gradient():
+    batch = packed.batch([pairs(2)], refs=references(2))
+
+    def logps(weights, batch):
+        value = jnp.broadcast_to(weights, batch.pair_mask.shape)
+        return types.PairLogps(value, 2 * value, value, value)
+
+    given = step_lib.reference_logps(logps, None, batch)
+    np.testing.assert_array_equal(given, batch.ref_logps)
+    found = step_lib.reference_logps(logps, jnp.float32(3), batch)
+    assert found.shape == (*batch.pair_mask.shape, 2)
+    assert found[0, 0].tolist() == [3, 6]
+    slope = jax.grad(lambda w: step_lib.reference_logps(logps, w, batch).sum())
+    assert float(slope(jnp.float32(3))) == 0
+
+
 @pytest.mark.parametrize("part", ["vision", "language"])
 def test_freezing_leaves_a_part_and_its_optimiser_state_out(weights, part):
     cfg = run_config(**{f"model__freeze_{part}": True})
@@ -471,7 +561,7 @@ def test_sft_mode_trains_the_chosen_side_alone(weights):
     batch = packed.batch([[e] for e in examples[:8]], shape=shape)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        policy = step_lib.policy_logps(
+        policy = step_lib.model_logps(
             MODEL,
             weights,
             jax.tree.map(jnp.asarray, batch),

@@ -30,7 +30,7 @@ def test_the_vocabulary_is_cut_as_the_mesh_splits_it(tensor, monkeypatch):
 
     def run(weights):
         compute = network.Compute(dtype=jnp.float32, remat="none")
-        return step.policy_logps(
+        return step.model_logps(
             model, weights, batch, shape=packed.SHAPE, compute=compute
         )
 

@@ -1,0 +1,29 @@
+"""The trained model as other programs read it."""
+
+from __future__ import annotations
+
+import pathlib
+
+from mpo_jax.convert import hf, layouts
+from mpo_jax.nn import params as params_lib
+from mpo_jax.run import setup
+from mpo_jax.utils import progress, runtime
+
+
+def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
+    """Write ``<workdir>/hf``: weights in bf16, other files as the run has them."""
+    target, files = run.workdir / "hf", run.source.files
+    notes = hf.save(
+        target,
+        params,
+        run.model,
+        source_dir=files,
+        settings=run.settings,
+        overwrite=True,
+    )
+    console = progress.console()
+    console.print(f"Exported {target} ({layouts.of_files(files)} layout).")
+    for note in notes:
+        console.print(f"note: {note}")
+    runtime.barrier("export")
+    return target

@@ -1,0 +1,32 @@
+"""SIGTERM is noted, handed back, and left alone where it cannot be caught."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from mpo_jax.train import preemption
+
+
+def test_a_signal_is_noted_and_the_handler_handed_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.Preemption() as preempted:
+        assert not preempted.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preempted.reached(2) and preempted.reached(3)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_another_thread_signals_are_the_embedding_programs():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with preemption.Preemption() as preempted:
+            found.append((preempted.reached(1), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]
+    assert signal.getsignal(signal.SIGTERM) == before
