@@ -165,6 +165,7 @@ def _abstract_batch(cfg: config.RunConfig, shape: types.RowShape, size: int):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "released", "billions", "shape"),
     [

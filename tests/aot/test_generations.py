@@ -17,6 +17,8 @@ from mpo_jax.plan import compile as compile_lib
 from mpo_jax.plan import estimate, planner, programs
 from mpo_jax.utils import slices
 
+pytestmark = pytest.mark.slow
+
 # With a frozen tower a third of the compilation goes; the backward pass of the whole
 # network is covered by the other three.
 GENERATIONS = {

@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_a_host_loads_the_rows_of_its_devices(root):
     done = subprocess.run(

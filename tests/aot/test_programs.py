@@ -12,6 +12,8 @@ import pytest
 
 from mpo_jax.plan import compile as compile_lib
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json
 import jax

@@ -100,6 +100,7 @@ def test_jaxpr_count_agrees_with_the_formula():
     assert count.of(forward, weights) == pytest.approx(expected.total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_flops_of_a_step_by_what_is_recomputed():
     """The step of the benchmark's slice, counted, against the duplicated layout."""
     raw = sizes.slice_of("1b", layers=2)
@@ -327,6 +328,7 @@ def test_converter_sizes_and_lines(tmp_path):
     assert further[convert.JOBS[0]] == pytest.approx(203)
 
 
+@pytest.mark.slow
 def test_converter_jobs(tmp_path):
     """Each job runs on a small checkpoint in small files, and is measured."""
     raw = sizes.released("1b", num_hidden_layers=1, vocab_size=300)

@@ -23,6 +23,8 @@ from mpo_jax.models import config as model_config
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 
+pytestmark = pytest.mark.slow
+
 FLOAT32 = network.Compute(dtype=jnp.float32, remat="none", attention="reference")
 
 

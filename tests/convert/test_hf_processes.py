@@ -11,10 +11,13 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax.convert import files, table
 from mpo_jax.models import config
+
+pytestmark = pytest.mark.slow
 
 RAW = {
     "vision_config": {

@@ -121,6 +121,7 @@ def test_a_changed_field_is_named(exports, tmp_path, layout, name, path, value):
     assert f"config.json: {where} " in str(error.value)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(theta=st.floats(1e3, 1e8), eps=st.floats(1e-7, 1e-2))
 def test_any_other_number_is_noticed(exports, tmp_path_factory, theta, eps):

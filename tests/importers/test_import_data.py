@@ -18,6 +18,8 @@ import tiny_mmpr
 from mpo_jax import ledger
 from mpo_jax.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def call(root, tmp_path):

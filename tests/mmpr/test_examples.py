@@ -175,6 +175,7 @@ def test_any_record_is_whole_or_refused(fitting, pictures, data):
         placeholders = rec.question.count("<image>")
         texts = [rec.question, rec.chosen] + [rec.rejected] * (not policy.chosen_only)
         pad = tokenizer.token(tokenizer.pad_id)
+        markers = [m for t in template_lib.TEMPLATES.values() for m in t.markers]
         justified = {
             "image_count": placeholders != number and (number, placeholders) != (1, 0),
             "smuggled_token": any(map(template_lib.find_image_token, texts)),
@@ -186,7 +187,7 @@ def test_any_record_is_whole_or_refused(fitting, pictures, data):
             "chat_marker": any(
                 token in text
                 for text in texts
-                for token in ("<|im_end|>", "<|endoftext|>", pad)
+                for token in (*markers, "<s>", "<|endoftext|>", pad)
             ),
         }
         assert justified.get(error.reason), (error, rec)

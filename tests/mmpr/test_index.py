@@ -156,6 +156,7 @@ def test_broken_records_make_exactly_this_ledger(build, tmp_path, piece_bytes):
     assert built.record(1).chosen == "The answer is 17."
 
 
+@pytest.mark.slow
 def test_piece_size_and_workers_do_not_change_the_index(build, tmp_path):
     meta = tiny_mmpr.write_good(tmp_path / "good")
     first = build(meta, tmp_path / "1", piece_bytes=97)
@@ -296,6 +297,7 @@ def test_images_that_come_are_found_by_the_same_call(build, tmp_path, monkeypatc
     assert_same(after, build(meta, tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_replaced_image_changes_its_records_alone(
     build, tmp_path, monkeypatch, workers
@@ -428,6 +430,7 @@ def builds_at_once(meta, out, tokenizer_path, count):
     ]
 
 
+@pytest.mark.slow
 def test_builds_at_once_give_one_index(build, tokenizer_path, tmp_path):
     """One of them is killed, which disturbs neither the others nor the next."""
     meta = tiny_mmpr.write_good(tmp_path)
@@ -649,6 +652,7 @@ def test_bad_arguments(build, tmp_path):
         build(meta, piece_bytes=0)
 
 
+@pytest.mark.slow
 def test_three_million_rows_load_in_seconds(build, tmp_path):
     built = build(tiny_mmpr.write_good(tmp_path))
     rows = 3_000_000

@@ -60,6 +60,7 @@ def both(world, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -90,6 +91,7 @@ def plan_of(built):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_bit_for_bit(world, both, workers):
     loose, sharded = both("good")
@@ -349,6 +351,7 @@ def test_a_folder_of_something_else_is_left_alone(mutable):
     shard_writer.write_shards(data / "meta.json", target)
 
 
+@pytest.mark.slow
 def test_two_calls_write_one_set(mutable):
     """The second waits for the first, and finds what it has written."""
     data, target = mutable
@@ -429,6 +432,7 @@ def test_beam_writes_the_same_records(world, tmp_path, workers):
         assert one.ledger() == other.ledger()
 
 
+@pytest.mark.slow
 def test_the_script_writes_indexes_and_verifies(world, tmp_path, root):
     data, tokenizer, metas = world
 

@@ -225,6 +225,7 @@ def test_logits_and_gradients(tmp_path, case):
         assert error(tensor, expected[name]) < bound, name
 
 
+@pytest.mark.slow
 def test_longrope_switches_at_the_same_length_in_packed_rows(tmp_path):
     """Pairs around the original length of 16 tokens, a label at the end included."""
     reference = build("phi3")

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import small_runs as helpers
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.socket() as probe:

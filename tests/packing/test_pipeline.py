@@ -115,6 +115,7 @@ def test_every_record_arrives_as_planned(plan):
     assert sorted(seen) == sorted(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -158,6 +159,7 @@ def test_resume_at_any_batch_equals_the_uninterrupted_stream(plan):
             )
 
 
+@pytest.mark.slow
 def test_resume_with_workers(plan):
     rest = collect(plan, start_batch=1, workers=2, prefetch=0)
     loaded.assert_same(rest, collect(plan)[1:])
@@ -180,6 +182,7 @@ def test_grain_state_restores(plan):
     source.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_record_that_went_bad_stops_the_run(plan, workers):
     _, rows = plan.batch(3)
@@ -253,6 +256,7 @@ def read_one(plan) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_process(plan, tmp_path):
     """SIGKILL, as of the kernel where memory is short, lets nobody clear up."""
     stored = tmp_path / "plan"

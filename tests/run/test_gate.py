@@ -17,6 +17,8 @@ from mpo_jax import config
 from mpo_jax.run import gate, parameters, scoring, setup, stages, train
 from mpo_jax.train import comparison, reference
 
+pytestmark = pytest.mark.slow
+
 ONE = jax.devices()[:1]
 
 

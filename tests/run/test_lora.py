@@ -17,6 +17,8 @@ from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import train
 
+pytestmark = pytest.mark.slow
+
 ONE = jax.devices()[:1]
 
 

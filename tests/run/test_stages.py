@@ -20,6 +20,8 @@ from mpo_jax.models import flops
 from mpo_jax.run import report, setup, stages, train
 from mpo_jax.utils import runtime
 
+pytestmark = pytest.mark.slow
+
 ONE = jax.devices()[:1]
 
 

@@ -79,6 +79,7 @@ def test_the_export_is_the_trained_model(done):
     assert np.isfinite(model.logits(ids, np.ones_like(ids), None)).all()
 
 
+@pytest.mark.slow
 def test_starting_a_finished_run_again_does_nothing(done, world):
     workdir, result = done
     cfg = config.from_json((workdir / "run_config.json").read_text())
@@ -141,6 +142,7 @@ def test_steps_that_change_nothing_are_pointed_out():
         assert not said or f"rate of all {steps} steps is 0" in found
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     cfg = helpers.small(world)
     cfg.data.cache_dir = str(tmp_path / "data")
@@ -149,6 +151,7 @@ def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     helpers.kill_and_resume(root, world, path, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
     cfg = helpers.small(world)
     cfg.reference.mode = "online"
@@ -168,6 +171,7 @@ def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tm
     assert not list(tmp_path.glob("data/reference/*"))
 
 
+@pytest.mark.slow
 def test_held_out_pairs_do_not_follow_a_moving_reference(world, tmp_path, capsys):
     """It is the policy itself after each step here; they keep the starting point."""
     cfg = helpers.small(world)
@@ -187,6 +191,7 @@ def test_held_out_pairs_do_not_follow_a_moving_reference(world, tmp_path, capsys
     assert "Held-out pairs are scored against the starting point" in printed
 
 
+@pytest.mark.slow
 def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
     cfg = helpers.small(world, "sft")
     cfg.checkpoint.export_hf = True  # the quickstart goes on from the checkpoint
@@ -205,6 +210,7 @@ def test_sft_trains_on_chosen_responses_alone(world, tmp_path):
     assert again["after"] == pytest.approx(result["after"])
 
 
+@pytest.mark.slow
 def test_a_reference_cache_of_other_weights_is_refused(world, tmp_path):
     cfg = helpers.small(world)
     cfg.optim.max_steps = 1
@@ -241,6 +247,7 @@ def broken_run(world, tmp_path_factory):
     return workdir, expected
 
 
+@pytest.mark.slow
 def test_broken_data_trains_on_with_the_exact_ledger(broken_run):
     workdir, expected = broken_run
     found = [(e.line, e.reason) for e in ledger.read(workdir / "ledger.jsonl")]

@@ -120,6 +120,7 @@ def test_there_and_back_is_bit_equal(forward, backward, source, tmp_path, stored
     assert {p.name for p in tmp_path.iterdir()} == {"source", "ckpt", "back"}
 
 
+@pytest.mark.slow
 def test_training_run(forward, backward, source, tmp_path):
     """The newest checkpoint of a workdir, with the files of what it started from."""
     convert(forward, source, tmp_path / "ckpt")
@@ -216,6 +217,7 @@ def run(root, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_command_lines(root, run, source, tmp_path):
     """Help, a conversion and back, what is missing, an error in one line."""
     _, text = run("convert_from_hf", "--help")

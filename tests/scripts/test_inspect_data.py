@@ -12,6 +12,8 @@ import tiny_mmpr
 
 from mpo_jax.mmpr import index
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(root, tmp_path):

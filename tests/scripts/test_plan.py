@@ -46,6 +46,7 @@ runpy.run_path({str(ROOT / "scripts" / "plan.py")!r}, run_name="__main__")
 RECIPE = "--config=configs/internvl2_8b_mpo.py"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_status_2_and_remedies():
     found = call(RECIPE, "--shape=short")
     assert found.returncode == 2, found.stderr
@@ -53,6 +54,7 @@ def test_what_does_not_fit_ends_with_status_2_and_remedies():
     assert "--rows_per_chip=2 instead of 3" in found.stderr
 
 
+@pytest.mark.slow
 def test_comparison_writes_table_plot_and_json(tmp_path):
     prefix = tmp_path / "results"
     found = call(
@@ -68,6 +70,7 @@ def test_comparison_writes_table_plot_and_json(tmp_path):
     assert prefix.with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_cases_of_a_file(tmp_path):
     cases = tmp_path / "cases.txt"
     cases.write_text(

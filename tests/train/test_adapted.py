@@ -227,6 +227,7 @@ def test_targets_and_scale_are_read():
     assert np.abs(half.logps(half.model, weights, batch) - one).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["internlm2"])
 def test_gradients_of_adapters_are_those_of_the_folded_weight(kind):
     """By the chain rule: dA = scale · dW Bᵀ, dB = scale · Aᵀ dW, at every map."""
@@ -336,6 +337,7 @@ def test_as_many_layers_as_run_are_refused():
         Run(cfg)
 
 
+@pytest.mark.slow
 def test_the_reference_of_adapters_is_the_policy_without_them():
     """Nothing is copied, and its log-probs are the base's, without drop path."""
     cfg = lora_config(vision=3, reference__mode="online", model__drop_path=0.5)
@@ -380,6 +382,7 @@ def on_one_device(case: str):
     return run.update(drawn(run.model, b=0.3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "sizes"),
     [

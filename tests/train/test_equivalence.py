@@ -26,6 +26,8 @@ from mpo_jax.nn import params as params_lib
 from mpo_jax.packing import assembly
 from mpo_jax.train import step as step_lib
 
+pytestmark = pytest.mark.slow
+
 SHAPE = types.RowShape(600, 700, 700, 12, 6)
 COMPUTE = network.Compute(dtype=jnp.float32, remat="none")
 # A real vocabulary takes longer to compute than to compile.

@@ -252,6 +252,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_mesh_shape_changes_nothing(weights, baseline, sizes):
     gradients, means, after = update(run_config(), weights, LAYOUT, sizes=sizes)

@@ -162,6 +162,7 @@ def run_cached(root, directory, **env):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_compilation_cache_works_across_restarts(root, tmp_path):
     first = run_cached(root, tmp_path / "cache")
     assert first[0] == 0 and first[1] > 0
