@@ -85,6 +85,7 @@ def test_forward_is_what_a_program_computes():
     assert _scheduled(cfg, backward=False) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     [adapted.PARTS, ("language",), ("projector",), ("vision", "projector")],

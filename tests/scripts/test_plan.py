@@ -87,6 +87,7 @@ def test_cases_of_a_file(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -294,6 +294,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_only_what_is_trained_has_moments_and_moves(case):
     build, changes, wanted = CASES[case]
@@ -308,6 +309,7 @@ def test_only_what_is_trained_has_moments_and_moves(case):
     assert norms == {f"grad_norm/{part}" for part in parts}
 
 
+@pytest.mark.slow
 def test_last_layers_have_the_gradients_of_the_whole_tower():
     changes = {"model__drop_path": 0.5}  # each layer keeps its own factors
     part = Run(
@@ -356,6 +358,7 @@ def test_the_reference_of_adapters_is_the_policy_without_them():
         np.testing.assert_allclose(leaf, moment(other)[path], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "moving"])
 def test_a_reference_keeps_only_what_is_trained(mode):
     changes = {"model__freeze_vision": True, "model__train_vision_layers": 1}
@@ -418,6 +421,7 @@ def test_adapters_lie_where_the_rules_say():
     assert placed[f"{down}/lora_b"].sharding.spec[2] == "fsdp"
 
 
+@pytest.mark.slow
 def test_frozen_weights_have_their_dtype_and_lose_nothing():
     plain = Run(lora_config())
     small = Run(lora_config(model__frozen_dtype="bfloat16"))
@@ -435,6 +439,7 @@ def test_frozen_weights_have_their_dtype_and_lose_nothing():
         assert leaf.dtype == ("float32" if lora.is_adapter(path) else "bfloat16")
 
 
+@pytest.mark.slow
 def test_the_logged_rate_is_the_one_applied():
     """AdamW's first update of a weight is the rate itself, where nothing is decayed."""
     cfg = lora_config(optim__weight_decay=0.0)
@@ -465,6 +470,7 @@ def test_the_logged_rate_is_the_one_applied():
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", ["cumulative", "previous"])
 def test_accumulation_keeps_dtypes_and_the_program(delta):
     """Gradients are summed in float32, whatever the dtypes of what is frozen."""
@@ -498,6 +504,7 @@ SCHEDULED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SCHEDULED)
 def test_no_gradient_is_computed_for_what_is_frozen(case):
     """Products in the compiled step are those of the formula, and no more."""

@@ -229,6 +229,7 @@ def test_fill_is_the_used_share_of_tokens_and_tiles():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "terms", [("aot", "sft"), ("ipo", "orpo", "sft")], ids=["coupled", "separable"]
 )
@@ -416,6 +417,7 @@ def test_moving_reference_moves_when_it_should(weights):
         np.testing.assert_allclose(ref, old + 0.25 * (new - old), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_moving_reference_moves_with_the_last_of_its_steps(weights):
     """Every third step: after the updates that bring the count to 3, 6, …"""
     cfg = run_config(
@@ -531,6 +533,7 @@ def test_reference_log_probs_are_the_batchs_or_computed_without_a_gradient():
     assert float(slope(jnp.float32(3))) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vision", "language"])
 def test_freezing_leaves_a_part_and_its_optimiser_state_out(weights, part):
     cfg = run_config(**{f"model__freeze_{part}": True})
