@@ -64,7 +64,7 @@ def train(
             mesh=run.mesh,
             state=origin.state,
             num_steps=data.num_steps,
-            program=loop.Program(updates, key, reference.online),
+            update=loop.Update(updates, key, reference.online),
             feed=feed,
             output=output,
             clock=profiling.Clock(began, compiles),

@@ -26,7 +26,7 @@ Batches = background.Ahead[tuple[int, types.PackedBatch], tuple[int, types.Packe
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class Update:
     """What a step computes.
 
     Attributes:
@@ -98,7 +98,7 @@ class Job:
     mesh: Any
     state: TrainState
     num_steps: int
-    program: Program
+    update: Update
     feed: Feed
     output: Output
     clock: profiling.Clock
@@ -133,7 +133,7 @@ def run(job: Job) -> TrainState:
             batch = _next_batch(batches, n, job.clock)
             trace.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, values = job.program(state, batch, job.feed.shape_of(n))
+                state, values = job.update(state, batch, job.feed.shape_of(n))
             trace.after(step, values)
             meter.add(n, values)
             last = preempted.reached(step) or step == job.num_steps

@@ -115,7 +115,7 @@ def job(tmp_path, compiles):
             return kind(**{name: fields.pop(name) for name in names})
 
         return loop.Job(
-            program=part(loop.Program),
+            update=part(loop.Update),
             feed=part(loop.Feed),
             output=part(loop.Output),
             **fields,
@@ -356,7 +356,7 @@ state = test_loop.start()
 state.params["w"] = jnp.zeros(5_000_000)
 loop.run(loop.Job(
     cfg=cfg, mesh=sharding.make_mesh(), state=state, num_steps=8,
-    program=loop.Program([step], jax.random.key(0)),
+    update=loop.Update([step], jax.random.key(0)),
     feed=loop.Feed(((n, test_loop.BATCH) for n in range(9)), lambda n: 0),
     output=loop.Output(
         checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint)
