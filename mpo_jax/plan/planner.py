@@ -37,7 +37,7 @@ class Request:
       steps: of ``train`` and ``reference``; the latter only where a run has one.
       rows_per_chip: rows per data shard and micro-batch; 0 takes what a run would:
         ``rows.rows_per_batch``, or enough for ``rows.pairs_per_batch``.
-      quick: memory and lower bound only (``compile.Case``).
+      quick: memory and lower bound only (``programs.Case``).
     """
 
     name: str
