@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mpo_jax import ledger
-from mpo_jax.inputs import encoding, template
 from mpo_jax.inputs import images as images_lib
+from mpo_jax.inputs import template
 from mpo_jax.inputs.tokenizer import ChatTokenizer
 
 
@@ -136,7 +136,7 @@ def make_prompt(
     _check_placeholders([*turns, question], system_message, images)
     tiles, counts = _load_tiles(images, policy, max_tiles, with_tiles, read)
     image_tokens = tuple(count * policy.tokens_per_tile for count in counts)
-    ids, answer_start = encoding.encode_prompt(
+    ids, answer_start = template.encode_prompt(
         tokenizer,
         chat,
         question,

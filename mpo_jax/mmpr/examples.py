@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpo_jax import ledger, types
-from mpo_jax.inputs import encoding, images, template
+from mpo_jax.inputs import images, template
 from mpo_jax.inputs import prompt as prompt_lib
 from mpo_jax.inputs.tokenizer import ChatTokenizer
 
@@ -124,7 +124,7 @@ def _encode(
     question, response = record.question, getattr(record, field)
     if len(record.images) == 1:
         question = template.add_placeholder(question)
-    ids, labels = encoding.encode_side(
+    ids, labels = template.encode_side(
         tokenizer,
         template.get_template(policy.template),
         question,

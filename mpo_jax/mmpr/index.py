@@ -36,7 +36,8 @@ from absl import logging
 from mpo_jax import ledger
 from mpo_jax.inputs import template
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import array_records, examples, index_build, pieces, records
+from mpo_jax.mmpr import array_records, examples, index_build, records
+from mpo_jax.mmpr import shards as shards_lib
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.types import PreferenceRecord
@@ -329,7 +330,7 @@ def build_index(
         template.get_template(policy.template), chat, where=os.fspath(tokenizer_path)
     )
     store, sources = stores.open_data(meta_path, reroot=reroot)
-    encoding = pieces.Encoding(
+    encoding = shards_lib.Encoding(
         tokenizer=chat,
         policy=policy,
         max_text_bytes=max_text_bytes,
@@ -359,7 +360,7 @@ def build_index(
         try:
             index_build.merge(directory, key, sources, place, by_source, results)
             break
-        except pieces.SupersededError as part:
+        except shards_lib.SupersededError as part:
             logging.info("%s: images have changed meanwhile; looking again", part)
     return load_index(directory, shards=shards_at)
 
@@ -371,7 +372,7 @@ def _cut(
     store: stores.Store,
     *,
     piece_bytes: int,
-) -> list[list[pieces.Piece]]:
+) -> list[list[shards_lib.Piece]]:
     """Pieces of every source, their folders made and cleared of dead builds."""
     out.mkdir(parents=True, exist_ok=True)
     atomic.clean(out)
@@ -381,6 +382,8 @@ def _cut(
         folder.mkdir(parents=True, exist_ok=True)
         atomic.clean(folder)
         by_source.append(
-            pieces.cut(source, store, piece_bytes=piece_bytes, directory=str(folder))
+            shards_lib.cut(
+                source, store, piece_bytes=piece_bytes, directory=str(folder)
+            )
         )
     return by_source

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from mpo_jax import ledger
-from mpo_jax.mmpr import pieces as pieces_lib
+from mpo_jax.mmpr import shards as shards_lib
 from mpo_jax.mmpr.meta import Source
-from mpo_jax.mmpr.pieces import Piece, PieceResult
+from mpo_jax.mmpr.shards import Piece, PieceResult
 from mpo_jax.utils import atomic
 
 FORMAT = 2
@@ -45,7 +45,7 @@ class Progress:
     left_out: int
 
 
-def index_key(sources: Sequence[Source], encoding: pieces_lib.Encoding) -> dict:
+def index_key(sources: Sequence[Source], encoding: shards_lib.Encoding) -> dict:
     """What the index depends on, as JSON, images aside (see :func:`directory_name`).
 
     Each source's key is that of its pieces.
@@ -97,7 +97,7 @@ def digest(value: Any) -> str:
 
 def visit_all(
     pieces: Sequence[Piece],
-    encoding: pieces_lib.Encoding,
+    encoding: shards_lib.Encoding,
     *,
     workers: int,
     progress: Callable[[Progress], None] | None,
@@ -120,19 +120,19 @@ def visit_all(
     if workers == 1 or len(todo) <= 1:
         for piece in todo:
             stamp = stamps[piece]
-            results[piece] = pieces_lib.visit_unless_done(piece, stamp, encoding)
+            results[piece] = shards_lib.visit_unless_done(piece, stamp, encoding)
             report()
         return results
     # Spawned, not forked: the caller may hold threads, or a device.
     pool = futures.ProcessPoolExecutor(
         min(workers, len(todo)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=pieces_lib.start_worker,
+        initializer=shards_lib.start_worker,
         initargs=(encoding,),
     )
     try:
         running = {
-            pool.submit(pieces_lib.visit_in_worker, piece, stamps[piece]): piece
+            pool.submit(shards_lib.visit_in_worker, piece, stamps[piece]): piece
             for piece in todo
         }
         for future in futures.as_completed(running):
@@ -162,8 +162,8 @@ def _progress(
 
 
 def _still_good(piece: Piece) -> PieceResult | None:
-    result = pieces_lib.finished(piece)
-    if result is None or not pieces_lib.up_to_date(piece, result):
+    result = shards_lib.finished(piece)
+    if result is None or not shards_lib.up_to_date(piece, result):
         return None
     return result
 
@@ -250,14 +250,14 @@ def _merge_tables(
     results: Mapping[Piece, PieceResult],
 ) -> tuple[str, int]:
     """Write the table; returns (hash over the records' hashes, rows)."""
-    schema = pa.schema([("source", pa.int32()), *pieces_lib.COLUMNS.items()])
+    schema = pa.schema([("source", pa.int32()), *shards_lib.COLUMNS.items()])
     content, rows = hashlib.sha256(), 0
     waiting: list[pa.Table] = []
     rows_waiting = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for position, base, piece in _numbered(pieces, results):
-            part = pieces_lib.read_part(piece, results[piece])
-            part = part.filter(part["reason"].is_null()).select([*pieces_lib.COLUMNS])
+            part = shards_lib.read_part(piece, results[piece])
+            part = part.filter(part["reason"].is_null()).select([*shards_lib.COLUMNS])
             if not len(part):  # such as inside a line that is too long
                 continue
             for value in part["hash"].to_pylist():
@@ -282,7 +282,7 @@ def _merge_ledgers(
     results: Mapping[Piece, PieceResult],
 ) -> Iterator[ledger.Entry]:
     for _, base, piece in _numbered(pieces, results):
-        part = pieces_lib.read_part(piece, results[piece])
+        part = shards_lib.read_part(piece, results[piece])
         # Not of the part: sources that share an annotation share parts.
-        for entry in pieces_lib.entries(part, piece.source):
+        for entry in shards_lib.entries(part, piece.source):
             yield dataclasses.replace(entry, line=entry.line + base)

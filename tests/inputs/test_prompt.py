@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpo_jax import ledger, types
-from mpo_jax.inputs import encoding
 from mpo_jax.inputs import prompt as prompt_lib
 from mpo_jax.inputs import template as template_lib
 from mpo_jax.inputs import tokenizer as tokenizer_lib
@@ -118,7 +117,7 @@ def test_ids_are_those_of_the_rendered_text(fitting, name, system):
         system_message=system,
     )
     for tokenizer in fitting(name):
-        ids, start = encoding.encode_prompt(
+        ids, start = template_lib.encode_prompt(
             tokenizer,
             chat,
             "and <image>?",
@@ -139,7 +138,7 @@ def test_a_beginning_of_the_answer_is_as_trained(fitting, picture, name, beginni
         prompt = prompt_lib.make_prompt(
             "the?", tokenizer, policy=policy, images=[picture], prefix=beginning
         )
-        trained, labels = encoding.encode_side(
+        trained, labels = template_lib.encode_side(
             tokenizer,
             chat,
             "<image>\nthe?",
@@ -211,10 +210,7 @@ def test_a_picture_of_an_earlier_turn(fitting, picture):
 def test_no_other_place_makes_prompts(root):
     """Else some would be read that training has never seen."""
     makers = ("encode_prompt(", "render_prompt(", "encode_side(")
-    allowed = {
-        *("inputs/template.py", "inputs/encoding.py"),
-        *("inputs/prompt.py", "mmpr/examples.py"),
-    }
+    allowed = {"inputs/template.py", "inputs/prompt.py", "mmpr/examples.py"}
     for path in (root / "mpo_jax").rglob("*.py"):
         where = path.relative_to(root / "mpo_jax").as_posix()
         text = path.read_text(encoding="utf-8")

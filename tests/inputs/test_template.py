@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo_jax.inputs import encoding
 from mpo_jax.inputs import template as template_lib
 from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.models import family
@@ -122,7 +121,7 @@ def test_ids_and_labels_equal_the_reference(shared, golden):
         if not case["text_only"]:
             question = template_lib.add_placeholder(question)
         for side in ("chosen", "rejected"):
-            ids, labels = encoding.encode_side(
+            ids, labels = template_lib.encode_side(
                 tokenizer,
                 template_lib.get_template(case["template"]),
                 question,
@@ -136,7 +135,7 @@ def test_ids_and_labels_equal_the_reference(shared, golden):
 
 
 def encode(tokenizer, name, question, response, counts=(), text_only=False):
-    return encoding.encode_side(
+    return template_lib.encode_side(
         tokenizer,
         template_lib.get_template(name),
         question,

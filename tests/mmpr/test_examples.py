@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpo_jax import ledger, types
-from mpo_jax.inputs import encoding
 from mpo_jax.inputs import template as template_lib
 from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.mmpr import examples
@@ -93,7 +92,7 @@ def check(example, rec, tokenizer, policy):
         question = template_lib.add_placeholder(question)
     sides = ["chosen"] if policy.chosen_only else ["chosen", "rejected"]
     for side in sides:
-        ids, labels = encoding.encode_side(
+        ids, labels = template_lib.encode_side(
             tokenizer,
             template_lib.get_template(policy.template),
             question,

@@ -22,13 +22,14 @@ import tiny_mmpr
 from mpo_jax import ledger
 from mpo_jax.inputs import images
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import examples, index, index_build, likeness, pieces
+from mpo_jax.mmpr import examples, index, index_build, likeness
+from mpo_jax.mmpr import shards as shards_lib
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import load_meta
 from mpo_jax.packing import pipeline
 from mpo_jax.types import PreferenceRecord
 
-COLUMNS = ("source", *pieces.COLUMNS)
+COLUMNS = ("source", *shards_lib.COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +170,14 @@ def test_piece_size_and_workers_do_not_change_the_index(build, tmp_path):
 def test_a_second_call_visits_nothing(build, tmp_path, monkeypatch):
     meta = tiny_mmpr.write_good(tmp_path)
     built = build(meta)
-    monkeypatch.setattr(pieces, "visit", None)
+    monkeypatch.setattr(shards_lib, "visit", None)
     assert_same(built, build(meta))
 
 
 def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monkeypatch):
     meta = tiny_mmpr.write_good(tmp_path / "good")
     whole = build(meta, tmp_path / "whole")
-    visited, real = [], pieces.visit
+    visited, real = [], shards_lib.visit
 
     def crash(piece, encoding):
         if len(visited) == 5:
@@ -184,7 +185,7 @@ def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monke
         visited.append(piece)
         return real(piece, encoding)
 
-    monkeypatch.setattr(pieces, "visit", crash)
+    monkeypatch.setattr(shards_lib, "visit", crash)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         build(meta, out)
@@ -202,7 +203,7 @@ def test_resume_after_a_crash_visits_only_what_is_missing(build, tmp_path, monke
         visited.append(piece)
         return real(piece, encoding)
 
-    monkeypatch.setattr(pieces, "visit", count)
+    monkeypatch.setattr(shards_lib, "visit", count)
     seen = []
     built = build(meta, out, progress=seen.append)
     again = visited[5:]
@@ -223,7 +224,7 @@ def test_editing_meta_reuses_pieces(build, tmp_path, monkeypatch):
     entries["text"]["repeat_time"] = 4
     entries["renamed"] = entries.pop("single")
     tiny_mmpr.write_meta(tmp_path, entries)
-    monkeypatch.setattr(pieces, "visit", None)
+    monkeypatch.setattr(shards_lib, "visit", None)
     after = build(meta)
     assert after.directory != before.directory  # both remain
     assert [source.name for source in after.sources] == ["multi", "text", "renamed"]
@@ -269,13 +270,13 @@ def test_reroot_of_images_makes_another_index(build, tmp_path):
 
 def count_examined(monkeypatch):
     """Lines that are examined from now on."""
-    seen, real = [], pieces._examine
+    seen, real = [], shards_lib._examine
 
     def examine(line, files, number, source, encoding):
         seen.append((source.name, number))
         return real(line, files, number, source, encoding)
 
-    monkeypatch.setattr(pieces, "_examine", examine)
+    monkeypatch.setattr(shards_lib, "_examine", examine)
     return seen
 
 
@@ -363,7 +364,7 @@ def test_a_new_time_without_a_change_leaves_the_index(build, tmp_path, monkeypat
     before = build(meta)
     os.utime(tmp_path / "images/0.png", (5, 5))
     assert build(meta).directory == before.directory
-    monkeypatch.setattr(pieces, "visit", None)  # the new time is known by now
+    monkeypatch.setattr(shards_lib, "visit", None)  # the new time is known by now
     assert build(meta).directory == before.directory
 
 
@@ -461,7 +462,7 @@ def test_another_build_at_any_moment(build, tmp_path, monkeypatch, moment):
             inside.append(build(meta))
 
     if moment == "part":
-        real = pieces.write_whole
+        real = shards_lib.write_whole
 
         def write_whole(path, write):
             def slow(temporary):
@@ -470,7 +471,7 @@ def test_another_build_at_any_moment(build, tmp_path, monkeypatch, moment):
 
             real(path, slow)
 
-        monkeypatch.setattr(pieces, "write_whole", write_whole)
+        monkeypatch.setattr(shards_lib, "write_whole", write_whole)
     else:
         name = "_merge_tables" if moment == "merge" else "_merge_ledgers"
         real = getattr(index_build, name)

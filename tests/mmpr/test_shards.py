@@ -16,12 +16,13 @@ import pytest
 import tiny_mmpr
 from loaded import assert_same, collect
 
-from mpo_jax.mmpr import array_records, index, pieces, shard_work, shard_writer
+from mpo_jax.mmpr import array_records, index, shard_work, shard_writer
+from mpo_jax.mmpr import shards as shards_lib
 from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.types import RowShape
 
-COLUMNS = [name for name in ("source", *pieces.COLUMNS) if name != "offset"]
+COLUMNS = [name for name in ("source", *shards_lib.COLUMNS) if name != "offset"]
 SHAPES = (RowShape(400, 200, 200, 12, 4),)
 SIZES = {"tokens_per_tile": 4, "image_size": 28, "ref_lookup": None}
 

@@ -1,4 +1,7 @@
-"""One piece of a source: a range of its lines, visited record by record.
+"""The folder ``shards/`` of an index: pieces of sources, visited record by record.
+
+A piece is a range of lines. (Files of ArrayRecords are another matter:
+:mod:`mpo_jax.mmpr.shard_writer`.)
 
 A visited piece is one Parquet file, its *part*: a row per record, kept or left out,
 and the counts in the file's metadata. A row also says what the image files were when
