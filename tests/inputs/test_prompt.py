@@ -216,3 +216,23 @@ def test_no_other_place_makes_prompts(root):
         text = path.read_text(encoding="utf-8")
         if where not in allowed:
             assert not any(maker in text for maker in makers), where
+
+
+def test_a_prompt_that_reads_otherwise_before_a_response_is_refused(
+    fitting, monkeypatch
+):
+    """No tokenizer here does it; a sampler would then read what was never trained."""
+    real = template_lib.encode_side
+
+    def other_tokens(*args, **options):
+        ids, labels = real(*args, **options)
+        ids[1] += 1
+        return ids, labels
+
+    tokenizer = fitting("internvl2_5")[0]
+    record = types.PreferenceRecord("s", "f", 1, (), "the?", "an", "the")
+    policy = policy_of("internvl2_5")
+    examples.build_example(record, tokenizer, policy=policy)
+    monkeypatch.setattr(template_lib, "encode_side", other_tokens)
+    with pytest.raises(ledger.BadRecord, match="tokenisation: .* other tokens"):
+        examples.build_example(record, tokenizer, policy=policy)
