@@ -9,6 +9,7 @@ those of several processes, keep folders of their own (``small_runs``).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import pathlib
@@ -31,6 +32,7 @@ def of_this_machine() -> pathlib.Path:
 def drop_unused() -> None:
     """Remove programs that no run has asked for in two weeks."""
     for path in ROOT.glob("*/*"):
-        used = max(path.stat().st_atime, path.stat().st_mtime)
-        if time.time() - used > UNUSED_S:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another run tidies up too
+            found = path.stat()
+            if time.time() - max(found.st_atime, found.st_mtime) > UNUSED_S:
+                path.unlink()
