@@ -64,6 +64,9 @@ HOMES = {
     "tensorflow_datasets": {"mmpr.shard_builder"},
     "apache_beam": {"mmpr.shard_builder"},
     "array_record": {"mmpr.shard_writer"},
+    "openai": {"generate.endpoint"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "tensorflow": set(),
 }
 
