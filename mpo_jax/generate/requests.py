@@ -1,6 +1,6 @@
 """What is asked of a model and what it answers, in process and over HTTP alike.
 
-Two levels. A :class:`Question` is text and images, an :class:`Answer` text: that is what
+Two levels. A :class:`Question` is text and images, an :class:`Answer` text: what
 users, the command and an endpoint know. A :class:`Request` is a prompt in tokens and
 tiles, an :class:`Update` some new tokens: that is what the engine knows.
 """
