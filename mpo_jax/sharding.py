@@ -8,7 +8,7 @@ Modules name the axes of their parameters and activations with logical names;
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,8 @@ class Rules:
     act_seq: tuple[str, ...] = ()
     act_embed: tuple[str, ...] = ()
     act_heads: tuple[str, ...] = ("tensor",)
+    act_kv: tuple[str, ...] = ("tensor",)
+    act_slots: tuple[str, ...] = ("tensor",)
     act_mlp: tuple[str, ...] = ("tensor",)
     act_vocab: tuple[str, ...] = ("tensor",)
 
@@ -279,6 +281,27 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, RULES.spec(axes, x.shape, mesh))
+
+
+def per_shard(
+    fn: Callable[..., jax.Array],
+    args: Sequence[jax.Array],
+    axes: Sequence[Sequence[str | None]],
+) -> jax.Array:
+    """``fn(*args)`` on every device's own parts; the result lies as the first one does.
+
+    For what the partitioner would move between devices, though it need not.
+
+    Args:
+      axes: logical axes of every argument.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return fn(*args)
+    specs = tuple(
+        RULES.spec(names, x.shape, mesh) for x, names in zip(args, axes, strict=True)
+    )
+    return jax.shard_map(fn, in_specs=specs, out_specs=specs[0], check_vma=False)(*args)
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

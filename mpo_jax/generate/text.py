@@ -10,12 +10,12 @@ Decode = Callable[[Sequence[int]], str]
 _BROKEN = "\ufffd"
 _CONTEXT = 8
 """Tokens that are decoded again before new ones: what joins them is seen."""
-_WINDOW = 16
+_WINDOW = 8
 """Tokens without a whole character, after which broken bytes count as text."""
 
 
 class TextStream:
-    """Text of one answer, token by token.
+    """Text of one answer, as its tokens come.
 
     The text of a token may depend on those before it (a space of sentencepiece, bytes
     of one character), so some tokens before it are decoded with it. Text is held back
@@ -46,19 +46,43 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """Take the answer's next token; returns the text that is certain now."""
-        if self.stopped or token in self._stop_ids:
-            return ""
-        self._new.append(token)
+    def push(self, tokens: Sequence[int]) -> tuple[str, int]:
+        """Take the answer's next tokens.
+
+        Returns:
+          The text that is certain now, and how many of the tokens belong to the answer:
+          all, or those up to the one that completed a stop string.
+        """
+        before = (list(self._settled), list(self._new), self._held)
+        said = self._take(tokens)
+        if not self.stopped:
+            return said, len(tokens)
+        # Rare, so that tokens are only then looked at one by one.
+        self._settled, self._new, self._held = before
+        self.stopped, parts, number = False, [], 0
+        while not self.stopped and number < len(tokens):
+            parts.append(self._take(tokens[number : number + 1]))
+            number += 1
+        return "".join(parts), number
+
+    def _take(self, tokens: Sequence[int]) -> str:
+        self._new += [token for token in tokens if token not in self._stop_ids]
+        whole = self._whole_characters()
+        taken, self._new = self._new[:whole], self._new[whole:]
         before = self._decode(self._settled)
-        text = self._decode([*self._settled, *self._new])
-        if text.endswith(_BROKEN) and len(self._new) < _WINDOW:
-            return ""
-        self._settled = [*self._settled, *self._new][-_CONTEXT:]
-        self._new = []
-        self._held += text[len(before) :]
+        self._settled = [*self._settled, *taken]
+        self._held += self._decode(self._settled)[len(before) :]
+        self._settled = self._settled[-_CONTEXT:]
         return self._release()
+
+    def _whole_characters(self) -> int:
+        """How many of the new tokens end in a whole character, or never will."""
+        for left in range(min(len(self._new), _WINDOW)):
+            number = len(self._new) - left
+            text = self._decode([*self._settled, *self._new[:number]])
+            if not text.endswith(_BROKEN):
+                return number
+        return 0 if len(self._new) < _WINDOW else len(self._new)
 
     def finish(self) -> str:
         """What was held back, when no token follows."""

@@ -6,6 +6,9 @@ frequencies, which are data of the configuration; their files differ in ``conver
 
 from __future__ import annotations
 
+import functools
+from typing import Any, Protocol
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -16,6 +19,27 @@ from mpo_jax.nn import attention, layers, lora, stack
 from mpo_jax.nn import roles as roles_lib
 
 Tables = tuple[Float[Array, "B T F"], Float[Array, "B T F"]]
+
+
+class Attend(Protocol):
+    """Attention of a layer, over whatever its keys and values are."""
+
+    def __call__(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        layer: Any,
+    ) -> tuple[Float[Array, "B T N H"], Any]:
+        """
+        Args:
+          query, key: with their positions (rotated).
+          layer: this layer's slice of what the caller gave for all layers.
+
+        Returns:
+          The output, and what the layer is to leave behind.
+        """
+        ...
 
 
 class Attention(nnx.Module):
@@ -59,10 +83,9 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         tables: Tables,
-        segment_ids: Int[Array, "B T"],
-        roles: roles_lib.Roles,
-        backend: str,
-    ) -> Float[Array, "B T D"]:
+        attend: Attend,
+        layer: Any,
+    ) -> tuple[Float[Array, "B T D"], Any]:
         heads = ("act_batch", "act_seq", "act_heads", None)
         query, key, value = (
             sharding.constrain(out, *heads)
@@ -70,15 +93,9 @@ class Attention(nnx.Module):
         )
         if self.normalise:
             query, key = self.q_norm(query), self.k_norm(key)
-        out = attention.packed_attention(
-            layers.rotary(query, tables),
-            layers.rotary(key, tables),
-            value,
-            segment_ids,
-            roles=roles,
-            backend=backend,
-        )
-        return self.o(sharding.constrain(out, *heads))
+        query, key = layers.rotary(query, tables), layers.rotary(key, tables)
+        out, kept = attend(query, key, value, layer)
+        return self.o(sharding.constrain(out, *heads)), kept
 
 
 class Mlp(nnx.Module):
@@ -120,14 +137,13 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         tables: Tables,
-        segment_ids: Int[Array, "B T"],
-        roles: roles_lib.Roles,
-        backend: str,
-        _: None,
-    ) -> Float[Array, "B T D"]:
-        x = x + self.attn(self.attn_norm(x), tables, segment_ids, roles, backend)
+        attend: Attend,
+        layer: Any,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        out, kept = self.attn(self.attn_norm(x), tables, attend, layer)
+        x = x + out
         x = x + self.mlp(self.mlp_norm(x))
-        return sharding.constrain(x, "act_batch", "act_seq", "act_embed")
+        return sharding.constrain(x, "act_batch", "act_seq", "act_embed"), kept
 
 
 class Decoder(nnx.Module):
@@ -172,29 +188,76 @@ class Decoder(nnx.Module):
         backend: str = "auto",
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
+        """Hidden states of packed rows.
+
+        Args:
+          roles: of the rows; `segment_ids` tell their pairs apart.
+          backend: see ``nn.attention``.
+          remat: see ``nn.stack``.
+        """
+        lengths = None
+        if self.cfg.rope.long_frequencies:
+            lengths = layers.segment_lengths(positions, segment_ids)
+            if roles[1]:  # the last token of a response is a label alone
+                lengths = lengths + 1
+        attend = functools.partial(
+            _attend_packed, segment_ids=segment_ids, roles=roles, backend=backend
+        )
+        return self.run(embeddings, positions, lengths, attend, remat=remat)[0]
+
+    def run(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        lengths: Int[Array, "#B #T"] | None,
+        attend: Attend,
+        *,
+        per_layer: Any = None,
+        remat: str = "none",
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Hidden states under any attention, and what its layers leave behind.
+
+        Args:
+          lengths: of every token's sequence, see :meth:`rotary_tables`.
+          per_layer: pytree with a leading layer axis; `attend` gets its slice.
+        """
         x = sharding.constrain(embeddings, "act_batch", "act_seq", "act_embed")
-        tables = self.rotary_tables(positions, segment_ids, roles)
-        x = self.layers(x, tables, segment_ids, roles, backend, policy=remat)
-        return self.norm(x)
+        tables = self.rotary_tables(positions, lengths)
+        x, kept = self.layers(x, tables, attend, per_layer=per_layer, policy=remat)
+        return self.norm(x), kept
 
     def rotary_tables(
-        self,
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
-        roles: roles_lib.Roles,
+        self, positions: Int[Array, "B T"], lengths: Int[Array, "#B #T"] | None
     ) -> Tables:
         """Cosine and sine of every token, once for all layers.
 
-        Where the rule has a second set of frequencies, each sequence takes one by its
-        own length; what else stands in the batch does not matter.
+        Args:
+          lengths: of every token's sequence. Where the rule has a second set of
+            frequencies, each sequence takes one by its own length; what else stands in
+            the batch does not matter. None where there is no second set.
         """
         rope = self.cfg.rope
         frequencies = jnp.asarray(rope.frequencies, jnp.float32)[None, None]
         if rope.long_frequencies:
-            lengths = layers.segment_lengths(positions, segment_ids)
-            if roles[1]:  # the last token of a response is a label alone
-                lengths = lengths + 1
+            assert lengths is not None
             long = jnp.asarray(rope.long_frequencies, jnp.float32)[None, None]
             is_long = lengths[:, :, None] > rope.original_length
             frequencies = jnp.where(is_long, long, frequencies)
         return layers.rotary_tables(positions, frequencies, scale=rope.scale)
+
+
+def _attend_packed(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    layer: None,
+    *,
+    segment_ids: Int[Array, "B T"],
+    roles: roles_lib.Roles,
+    backend: str,
+) -> tuple[Float[Array, "B T N H"], None]:
+    """:class:`Attend` of packed rows; nothing is left behind."""
+    out = attention.packed_attention(
+        query, key, value, segment_ids, roles=roles, backend=backend
+    )
+    return out, None

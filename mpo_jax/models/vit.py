@@ -111,7 +111,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "n T C"], backend: str, keep: Float[Array, "2 n"] | None
-    ) -> Float[Array, "n T C"]:
+    ) -> tuple[Float[Array, "n T C"], None]:
         def branch(y: jax.Array, scale: nnx.Param, index: int) -> jax.Array:
             y = y * scale[...].astype(y.dtype)[None, None, :]
             if keep is not None:
@@ -122,7 +122,7 @@ class Block(nnx.Module):
         hidden = layers.gelu(self.fc1(self.norm2(x)))
         hidden = sharding.constrain(hidden, "act_batch", "act_seq", "act_mlp")
         x = x + branch(self.fc2(hidden), self.ls2, 1)
-        return sharding.constrain(x, "act_batch", "act_seq", "act_embed")
+        return sharding.constrain(x, "act_batch", "act_seq", "act_embed"), None
 
 
 class InternViT(nnx.Module):
@@ -231,15 +231,15 @@ class InternViT(nnx.Module):
         x = x + self.positions().astype(x.dtype)[None]
         x = sharding.constrain(x, "act_batch", "act_seq", "act_embed")
         if not self.two_stacks:
-            x = self.layers(
+            x, _ = self.layers(
                 x, backend, per_layer=keep, policy=remat, stop=self.num_layers
             )
             return x[:, 1:]
         early = None if keep is None else keep[: self.first]
         late = None if keep is None else keep[self.first :]
-        x = self.layers(x, backend, per_layer=early, policy=remat)
+        x, _ = self.layers(x, backend, per_layer=early, policy=remat)
         rest = self.num_layers - self.first
-        x = self.last_layers(x, backend, per_layer=late, policy=remat, stop=rest)
+        x, _ = self.last_layers(x, backend, per_layer=late, policy=remat, stop=rest)
         return x[:, 1:]
 
 

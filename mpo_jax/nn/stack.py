@@ -79,24 +79,28 @@ class Stack(nnx.Module):
         per_layer: Any = None,
         policy: str = "none",
         stop: int | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Any]:
         """Run the layers in order.
+
+        A block returns its output and what it leaves behind, a pytree or None.
 
         Args:
           args: passed to every block unchanged.
           per_layer: pytree with a leading layer axis; a block gets its slice.
           policy: see :func:`remat`.
           stop: run only the first `stop` layers; None runs all.
+
+        Returns:
+          The last block's output, and what the blocks left behind, stacked on axis 0.
         """
         graphdef, params = nnx.split(self.blocks)
         if stop is not None:
             params, per_layer = jax.tree.map(lambda p: p[:stop], (params, per_layer))
 
-        def layer(carry: jax.Array, scanned: Any) -> tuple[jax.Array, None]:
+        def layer(carry: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
             layer_params, extra = scanned
             carry = ad_checkpoint.checkpoint_name(carry, LAYER_INPUT)
             block: Any = nnx.merge(graphdef, layer_params)
-            return block(carry, *args, extra), None
+            return block(carry, *args, extra)
 
-        out, _ = jax.lax.scan(remat(layer, policy=policy), x, (params, per_layer))
-        return out
+        return jax.lax.scan(remat(layer, policy=policy), x, (params, per_layer))

@@ -63,17 +63,19 @@ class Compiles:
 
     Attributes:
       seconds: spent in the compiler, or in loading from the persistent cache.
+      programs: compiled, or loaded from it.
       hits, misses: of the persistent cache; both stay 0 where it is not used.
     """
 
     def __init__(self) -> None:
-        self.seconds, self.hits, self.misses = 0.0, 0, 0
+        self.seconds, self.programs, self.hits, self.misses = 0.0, 0, 0, 0
         monitoring.register_event_duration_secs_listener(self._duration)
         monitoring.register_event_listener(self._event)
 
     def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
         if event in _COMPILING:
             self.seconds += duration_secs
+            self.programs += event == _COMPILING[1]
 
     def _event(self, event: str, **_: Any) -> None:
         self.hits += event == "/jax/compilation_cache/cache_hits"

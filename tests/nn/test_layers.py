@@ -215,20 +215,22 @@ def test_stack_equals_a_loop(policy):
             )
 
         def __call__(self, x, offset, extra):
-            return jnp.tanh(x @ self.weight[...]) + offset + extra
+            return jnp.tanh(x @ self.weight[...]) + offset + extra, x.sum()
 
     stacked = stack.Stack(Block, num_layers=3, rngs=nnx.Rngs(0))
     weights = np.asarray(stacked.blocks.weight[...])
     x = np.ones((2, 4), np.float32)
     extra = np.arange(3, dtype=np.float32)
     for stop in (None, 2):
-        expected = x
+        expected, sums = x, []
         for i in range(stop or 3):
+            sums.append(expected.sum())
             expected = np.tanh(expected @ weights[i]) + 0.5 + extra[i]
-        found = stacked(
+        found, left = stacked(
             jnp.asarray(x), 0.5, per_layer=jnp.asarray(extra), policy=policy, stop=stop
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(left, sums, rtol=1e-5)
 
 
 @pytest.mark.parametrize("of", [products, cpu_products])

@@ -1,0 +1,183 @@
+"""The programs of a geometry, compiled before the first request, and their cache.
+
+They are compiled ahead of time for exact shapes and shardings; a call with other ones
+is an error, so that nothing can be compiled while requests wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpo_jax import sharding
+from mpo_jax.generate import cache as cache_lib
+from mpo_jax.generate import requests, sampler
+from mpo_jax.models import internvl, network
+from mpo_jax.nn import params as params_lib
+
+STOPS = requests.MAX_STOP_IDS + 1
+"""Stop tokens of a slot: those of a request and the template's."""
+
+
+def placed(tree: Any, axes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """``ShapeDtypeStruct`` with the shardings that logical axes give."""
+    places = sharding.shardings(tree, axes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places
+    )
+
+
+def everywhere(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """``ShapeDtypeStruct`` that every device holds whole."""
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
+    )
+
+
+def by_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """``ShapeDtypeStruct`` of arrays whose first axis is rows or groups."""
+    axes = jax.tree.map(lambda x: ("act_batch", *(None,) * (x.ndim - 1)), tree)
+    return placed(tree, axes, mesh)
+
+
+class Shapes:
+    """Abstract arguments of all programs of a geometry on a mesh."""
+
+    def __init__(
+        self,
+        model: internvl.InternVL,
+        geometry: cache_lib.Geometry,
+        *,
+        mesh: jax.sharding.Mesh,
+        dtype: Any,
+        tile_dtype: Any = jnp.uint8,
+    ):
+        cfg, shards = model.cfg, sharding.data_shards(mesh)
+        self.shards = shards
+        cache = cache_lib.shapes(cfg.language, geometry, dtype)
+        self.cache = cache_lib.placed(cache, mesh)
+        self.slots = by_rows(sampler.slots_shapes(geometry, STOPS), mesh)
+        self.prompts = {
+            bucket: by_rows(
+                sampler.prompts_shapes(geometry.rows(bucket, shards) * shards, bucket),
+                mesh,
+            )
+            for bucket in geometry.buckets
+        }
+        side, struct = cfg.image_size, jax.ShapeDtypeStruct
+        tiles = struct((geometry.tiles * shards, side, side, 3), jnp.dtype(tile_dtype))
+        self.tiles = by_rows(tiles, mesh)
+        most = max(
+            geometry.rows(bucket, shards) * shards * (bucket // cfg.tokens_per_tile)
+            for bucket in geometry.buckets
+        )
+        width = cfg.language.hidden_size
+        buffer = struct((most + tiles.shape[0], cfg.tokens_per_tile, width), dtype)
+        self.features = everywhere(buffer, mesh)
+        self.start = everywhere(struct((), jnp.int32), mesh)
+
+
+class Programs:
+    """Compiled functions; :mod:`sampler` says what each does.
+
+    Attributes:
+      shapes: of their arguments.
+      encode, decode: compiled.
+      prefill: compiled, by bucket.
+    """
+
+    def __init__(
+        self,
+        model: internvl.InternVL,
+        weights: params_lib.Params,
+        geometry: cache_lib.Geometry,
+        *,
+        mesh: jax.sharding.Mesh,
+        compute: network.Compute,
+        tile_dtype: Any = jnp.uint8,
+    ):
+        """Compile everything.
+
+        Args:
+          weights: arrays or ``ShapeDtypeStruct``, with their shardings on `mesh`.
+        """
+        found = Shapes(
+            model, geometry, mesh=mesh, dtype=compute.dtype, tile_dtype=tile_dtype
+        )
+        self.shapes, self.mesh = found, mesh
+        struct = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            weights,
+        )
+        options = sharding.compiler_options(mesh)
+        whole = sharding.replicated(mesh)
+        kept = jax.tree.map(lambda x: x.sharding, found.cache)
+
+        def compile_(fn: Any, *args: Any, donate: int, out: Any) -> Any:
+            jitted = jax.jit(
+                functools.partial(fn, model, compute),
+                donate_argnums=(donate,),
+                out_shardings=out,
+            )
+            with jax.set_mesh(mesh):
+                return jitted.lower(struct, *args).compile(options)
+
+        self.encode = compile_(
+            sampler.encode,
+            found.features,
+            found.tiles,
+            found.start,
+            donate=1,
+            out=whole,
+        )
+        self.prefill = {
+            bucket: compile_(
+                sampler.prefill,
+                found.cache,
+                found.features,
+                prompts,
+                donate=1,
+                out=kept,
+            )
+            for bucket, prompts in found.prompts.items()
+        }
+        self.decode = compile_(
+            functools.partial(_decode, geometry),
+            found.cache,
+            found.slots,
+            donate=1,
+            out=(kept, whole, whole, whole),
+        )
+
+    def new_cache(self) -> tuple[cache_lib.Cache, Any]:
+        """An empty cache and buffer of features.
+
+        Zeros: what was never written is read under weight 0, and must be finite.
+        """
+
+        def zeros(x: Any) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                return np.zeros(
+                    [
+                        len(range(*i.indices(n)))
+                        for i, n in zip(index, x.shape, strict=True)
+                    ],
+                    x.dtype,
+                )
+
+            return jax.make_array_from_callback(x.shape, x.sharding, part)
+
+        return jax.tree.map(zeros, (self.shapes.cache, self.shapes.features))
+
+    def put(self, tree: Any, shapes: Any) -> Any:
+        """Host arrays onto the devices, as `shapes` say."""
+        return jax.device_put(tree, jax.tree.map(lambda x: x.sharding, shapes))
+
+
+def _decode(geometry: cache_lib.Geometry, model: Any, compute: Any, *args: Any) -> Any:
+    return sampler.decode(model, compute, geometry, *args)

@@ -1,0 +1,234 @@
+"""From logits to a token: what changes the distribution, and the draw. float32.
+
+Nothing is sorted: a vocabulary has 150,000 entries, and XLA sorts slowly everywhere.
+What `top_k` and `top_p` keep is bounded by a threshold that 32 halvings of float32's
+order find exactly; a draw takes one uniform number and two cumulative sums, of blocks
+and within one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from mpo_jax import types
+
+_BLOCK = 512
+_NEVER = float("-inf")
+
+
+@types.pytree
+class Rules:
+    """How every slot draws; arrays ``[G, n]``, see ``requests.Sampling``.
+
+    Attributes:
+      seed: uint32 ``[G, n, 2]``, high and low half of the request's seed.
+      sample: int32, number of the answer.
+      temperature, top_p, penalty: float32.
+      top_k, min_new: int32.
+      stop_ids: int32 ``[G, n, E]``, padded with -1.
+    """
+
+    seed: Any
+    sample: Any
+    temperature: Any
+    top_p: Any
+    top_k: Any
+    penalty: Any
+    min_new: Any
+    stop_ids: Any
+
+
+def logps_of(
+    logits: Float[Array, "G n V"], tokens: Int[Array, "G n"]
+) -> Float[Array, "G n"]:
+    """Log-probs of tokens under the model's own distribution, nats."""
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def draw(
+    logits: Float[Array, "G n V"],
+    rules: Rules,
+    count: Int[Array, "G n"],
+    seen: Bool[Array, "G n V"] | None = None,
+) -> Int[Array, "G n"]:
+    """The next token of every slot.
+
+    Args:
+      count: tokens that the answer has.
+      seen: tokens of prompt and answer; None where no slot has a penalty.
+    """
+    if seen is not None:
+        logits = penalised(logits, seen, rules.penalty)
+    too_early = count < rules.min_new
+    logits = jax.lax.cond(
+        jnp.any(too_early),
+        lambda: without(logits, jnp.where(too_early[..., None], rules.stop_ids, -1)),
+        lambda: logits,
+    )
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.lax.cond(
+        jnp.any(rules.temperature > 0),
+        lambda: jnp.where(
+            rules.temperature > 0, _sampled(logits, rules, count), greedy
+        ),
+        lambda: greedy,
+    )
+
+
+def penalised(
+    logits: Float[Array, "G n V"],
+    seen: Bool[Array, "G n V"],
+    penalty: Float[Array, "G n"],
+) -> Float[Array, "G n V"]:
+    """Seen tokens less likely: positive logits divided, negative ones multiplied."""
+    factor = penalty[..., None]
+    lower = jnp.where(logits > 0, logits / factor, logits * factor)
+    return jnp.where(seen, lower, logits)
+
+
+def without(
+    logits: Float[Array, "G n V"], tokens: Int[Array, "G n E"]
+) -> Float[Array, "G n V"]:
+    """Logits with some tokens made impossible; -1 is none."""
+
+    def one(row: jax.Array, ids: jax.Array) -> jax.Array:
+        ids = jnp.where(ids < 0, row.shape[0], ids)
+        return row.at[ids].set(_NEVER, mode="drop")
+
+    return jax.vmap(jax.vmap(one))(logits, tokens)
+
+
+def _sampled(
+    logits: Float[Array, "G n V"], rules: Rules, count: Int[Array, "G n"]
+) -> Int[Array, "G n"]:
+    warm = jnp.where(rules.temperature > 0, rules.temperature, 1.0)
+    scaled = logits / warm[..., None]
+    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    vocab = logits.shape[-1]
+    weights = jax.lax.cond(
+        jnp.any((rules.top_k > 0) & (rules.top_k < vocab)),
+        lambda: kept_top_k(weights, rules.top_k),
+        lambda: weights,
+    )
+    weights = jax.lax.cond(
+        jnp.any(rules.top_p < 1.0),
+        lambda: kept_top_p(weights, rules.top_p),
+        lambda: weights,
+    )
+    return pick(weights, uniform(rules.seed, rules.sample, count))
+
+
+def kept_top_k(
+    weights: Float[Array, "G n V"], top_k: Int[Array, "G n"]
+) -> Float[Array, "G n V"]:
+    """Weights of the `top_k` likeliest tokens and what is tied with them; 0 is all."""
+    wanted = jnp.where(top_k > 0, top_k, weights.shape[-1])
+    at_least = _threshold(weights, jnp.ones_like(weights), wanted.astype(jnp.float32))
+    return jnp.where(weights >= at_least[..., None], weights, 0.0)
+
+
+def kept_top_p(
+    weights: Float[Array, "G n V"], top_p: Float[Array, "G n"]
+) -> Float[Array, "G n V"]:
+    """Weights of the smallest set of likeliest tokens with a share `top_p` of all."""
+    wanted = top_p * jnp.sum(weights, axis=-1)
+    at_least = _threshold(weights, weights, wanted)
+    at_least = jnp.where(top_p < 1.0, at_least, 0.0)
+    return jnp.where(weights >= at_least[..., None], weights, 0.0)
+
+
+def _threshold(
+    weights: Float[Array, "G n V"],
+    mass: Float[Array, "G n V"],
+    wanted: Float[Array, "G n"],
+) -> Float[Array, "G n"]:
+    """The highest weight such that the tokens from it on have the wanted mass.
+
+    Weights are not negative, so that their order is that of their bits.
+    """
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> Any:
+        low, high = bounds  # from `low` on there is enough, from `high` on too little
+        middle = low + (high - low) // 2
+        found = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        enough = (
+            jnp.sum(jnp.where(weights >= found[..., None], mass, 0.0), axis=-1)
+            >= wanted
+        )
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros(wanted.shape, jnp.int32)
+    one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
+    high = jnp.full(wanted.shape, one + 1, jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def uniform(
+    seed: UInt32[Array, "G n 2"], sample: Int[Array, "G n"], count: Int[Array, "G n"]
+) -> Float[Array, "G n"]:
+    """A number in [0, 1) of (seed, sample, token) alone."""
+
+    def one(seed: jax.Array, sample: jax.Array, count: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        key = jax.random.fold_in(jax.random.fold_in(key, sample), count)
+        return jax.random.uniform(key, dtype=jnp.float32)
+
+    return jax.vmap(jax.vmap(one))(seed, sample, count)
+
+
+def pick(
+    weights: Float[Array, "G n V"], number: Float[Array, "G n"]
+) -> Int[Array, "G n"]:
+    """The token in whose share of all weights `number` falls."""
+    lead, vocab = weights.shape[:-1], weights.shape[-1]
+    blocks = -(-vocab // _BLOCK)
+    widths = ((0, 0),) * len(lead) + ((0, blocks * _BLOCK - vocab),)
+    parts = jnp.pad(weights, widths).reshape(*lead, blocks, _BLOCK)
+    ends = jnp.cumsum(jnp.sum(parts, axis=-1), axis=-1)
+    target = number * ends[..., -1]
+    block = _first_above(ends, target)
+    before = jnp.where(
+        block > 0,
+        jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[..., None], -1)[..., 0],
+        0.0,
+    )
+    inside = jnp.take_along_axis(parts, block[..., None, None], axis=-2)[..., 0, :]
+    place = _first_above(jnp.cumsum(inside, axis=-1), target - before)
+    return (block * _BLOCK + place).astype(jnp.int32)
+
+
+def _first_above(ends: Float[Array, "G n S"], target: Float[Array, "G n"]) -> jax.Array:
+    """First index whose running sum exceeds `target`, else the last that adds to it.
+
+    Rounding may leave `target` at or above the last sum.
+    """
+    above = ends > target[..., None]
+    last = jnp.argmax(ends, axis=-1)  # the first with the final sum
+    return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
+
+
+def is_stop(tokens: Int[Array, "G n"], rules: Rules) -> Bool[Array, "G n"]:
+    """Does the token end its answer?"""
+    return jnp.any(tokens[..., None] == rules.stop_ids, axis=-1)
+
+
+def no_rules(groups: int, slots: int, stops: int) -> Rules:
+    """Shapes of the rules of a geometry."""
+    struct, lead = jax.ShapeDtypeStruct, (groups, slots)
+    kinds = {field.name: jnp.float32 for field in dataclasses.fields(Rules)}
+    kinds |= {name: jnp.int32 for name in ("sample", "top_k", "min_new", "stop_ids")}
+    kinds["seed"] = jnp.uint32
+    ends = {"seed": (2,), "stop_ids": (stops,)}
+    return Rules(
+        **{
+            name: struct((*lead, *ends.get(name, ())), kind)
+            for name, kind in kinds.items()
+        }
+    )
