@@ -141,7 +141,7 @@ class Engine:
         if request.key in self._keys:
             raise ValueError(f"key {request.key!r} is that of a request at work")
         self._check(request)
-        samples = collections.deque(range(request.sampling.n))
+        samples = collections.deque(request.wanted)
         self._keys[request.key] = len(samples)
         self._queue.append(_Job(request, np.asarray(request.ids, np.int32), samples))
 

@@ -8,7 +8,8 @@ tiles, an :class:`Update` some new tokens: that is what the engine knows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -192,6 +193,7 @@ class Request:
       ids: int32 ``[p]``, at least one token; the last is no image token.
       tiles: uint8 or normalised float ``[m, S, S, 3]``.
       answer_start: position of the answer's first token, ``p`` without a prefix.
+      samples: numbers of the answers that are wanted; None is all ``sampling.n``.
     """
 
     key: Hashable
@@ -199,6 +201,14 @@ class Request:
     tiles: np.ndarray
     answer_start: int
     sampling: Sampling
+    samples: tuple[int, ...] | None = None
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Numbers of the answers to give."""
+        if self.samples is None:
+            return tuple(range(self.sampling.n))
+        return self.samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +231,42 @@ class Update:
     logps: tuple[float, ...]
     text: str
     finish_reason: str | None
+
+
+def seed_of(question: Question, run_seed: int) -> int:
+    """Seed of a question: its own, or one that depends on the run's and its id alone.
+
+    So answers depend neither on the order of the questions nor on which of them there
+    are, and two questions are drawn independently.
+    """
+    if question.seed is not None:
+        return question.seed
+    named = f"{run_seed}:{type(question.id).__name__}:{question.id}"
+    digest = hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") - 2**63
+
+
+class Answerer(Protocol):
+    """What answers questions: a model in this process, or an endpoint."""
+
+    def answers(
+        self,
+        questions: Iterable[Question],
+        sampling: Sampling,
+        *,
+        skip: Callable[[str | int, int], bool],
+    ) -> Iterator[Answer | Failure]:
+        """Answers as they come, in any order; every question in full or with failures.
+
+        Args:
+          sampling: its seed is the run's, see :func:`seed_of`.
+          skip: says of (id, sample) that it is answered already.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: what the answers depend on, for a manifest."""
+        ...
 
 
 class Engine(Protocol):
