@@ -5,20 +5,31 @@
     model = InternVL.from_pretrained("OpenGVLab/InternVL2-2B", dtype="bfloat16")
     features = model.image_features(tiles)  # [n, I, D]
     logits = model.logits(input_ids, attention_mask, tiles)  # [b, s, V]
+    print(model.generate("What is shown?", "photo.png"))
+    answer, history = model.chat("And what is beside it?", history=[...])
     model.save_pretrained("my-model")
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from mpo_jax import ledger, sharding
 from mpo_jax.convert import files, hf, hub
 from mpo_jax.convert import settings as settings_lib
+from mpo_jax.generate import local, prompts, requests, speaker
+from mpo_jax.inputs import images as images_lib
+from mpo_jax.inputs import template
+from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 
@@ -36,6 +47,7 @@ class InternVL:
       files: directory whose config.json, tokenizer and so on belong to it, or None.
       settings: what a training run set otherwise than those files say.
       img_context_token_id: token that image features replace, or None if unknown.
+      compute: how it is computed.
     """
 
     def __init__(
@@ -54,7 +66,7 @@ class InternVL:
         self.files = files
         self.settings = settings
         self.img_context_token_id = img_context_token_id
-        compute = network.Compute(dtype=jnp.dtype(dtype), remat="none")
+        self.compute = compute = network.Compute(dtype=jnp.dtype(dtype), remat="none")
 
         @jax.jit
         def image_features(weights: params_lib.Params, tiles: Any) -> jax.Array:
@@ -198,6 +210,231 @@ class InternVL:
             pixels,
         )
 
+    def generate(
+        self,
+        questions: str | Sequence[str],
+        images: Any = None,
+        *,
+        n: int = 1,
+        system: str | None = None,
+        prefix: str | Sequence[int] = "",
+        max_tiles: int = 0,
+        **sampling: Any,
+    ) -> Any:
+        """Answer questions about images.
+
+        ::
+
+            model.generate("What is this?", "cat.png")
+            model.generate(["Left?", "Compare."], [None, ["a.png", "b.png"]], n=4,
+                           temperature=1.0, seed=3, max_new_tokens=256)
+
+        Args:
+          questions: one, or several, which are answered side by side. Placeholders
+            ``<image>`` say where images stand; a single one may go without.
+          images: of one question: path, PIL image, a list of them, or None; of several
+            questions a list of that.
+          n: answers to each.
+          system: other system text.
+          prefix: beginning of every answer, as text or token ids; not repeated.
+          max_tiles: of a question's images; 0 is the model's limit.
+          sampling: ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``,
+            ``repetition_penalty``, ``stop``: see ``generate.requests.Sampling``.
+
+        Returns:
+          The answer; a list of `n` where n > 1; for a list of questions a list of that.
+
+        Raises:
+          BadRecord: a question or an image cannot be used; a ``ValueError``.
+        """
+        several = not isinstance(questions, str)
+        asked = list(questions) if several else [questions]
+        pictures = list(images) if several and images is not None else [images]
+        if len(pictures) != len(asked) and images is not None:
+            raise ValueError(f"{len(asked)} questions, but images of {len(pictures)}")
+        if images is None:
+            pictures = [None] * len(asked)
+        names, read = _named(pictures)
+        given = [
+            requests.Question(
+                number,
+                question,
+                names[number],
+                prefix=prefix if isinstance(prefix, str) else tuple(prefix),
+                system=system,
+            )
+            for number, question in enumerate(asked)
+        ]
+        found = self._answers(given, read, n=n, max_tiles=max_tiles, **sampling)
+        texts = [[a.text for a in found[number]] for number in range(len(given))]
+        out = texts if n > 1 else [of_question[0] for of_question in texts]
+        return out if several else out[0]
+
+    def chat(
+        self,
+        question: str,
+        images: Any = None,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        **options: Any,
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """Answer one question of a conversation.
+
+        Args:
+          images: of the whole conversation, in the order of its placeholders.
+          history: what an earlier call returned.
+          options: as of :meth:`generate`, but ``n``.
+
+        Returns:
+          The answer, and the history with this turn. The first question is kept with
+          its placeholder, as later turns need it.
+
+        Raises:
+          BadRecord: as :meth:`generate`.
+        """
+        names, read = _named([images])
+        turns = tuple((asked, answered) for asked, answered in history)
+        if len(names[0]) == 1 and not turns:
+            question = template.add_placeholder(question)
+        system, prefix = options.pop("system", None), options.pop("prefix", "")
+        asked = requests.Question(
+            0, question, names[0], prefix=prefix, system=system, history=turns
+        )
+        found = self._answers([asked], read, n=1, **options)
+        answer = found[0][0].text
+        whole = prefix + answer if isinstance(prefix, str) else answer
+        return answer, [*turns, (question, whole)]
+
+    def _answers(
+        self,
+        questions: list[requests.Question],
+        read: Any,
+        *,
+        n: int,
+        max_tiles: int = 0,
+        **sampling: Any,
+    ) -> dict[str | int, list[requests.Answer]]:
+        """All answers by question, in the order of samples."""
+        how = requests.Sampling(n=n, **sampling)
+        chat = self._speaker.tokenizer
+        if chat is None:
+            raise ValueError(
+                f"{self.files} has no tokenizer; ask with token ids: generate_ids"
+            )
+        policy = speaker.prompt_policy(self.cfg, max_tiles=max_tiles)
+        lengths = [
+            prompts.length_of(question, tokenizer=chat, policy=policy, read=read)
+            for question in questions
+        ]
+        engine = self._engine(lengths, how, jnp.uint8)
+        answerer = local.Local(engine, tokenizer=chat, policy=policy, read=read)
+        found: dict[str | int, list[requests.Answer]] = {q.id: [] for q in questions}
+        for result in answerer.answers(questions, how):
+            if isinstance(result, requests.Failure):
+                raise ledger.BadRecord(result.reason, result.detail)
+            found[result.id].append(result)
+        for answers in found.values():
+            answers.sort(key=lambda answer: answer.sample)
+        return found
+
+    def generate_ids(
+        self,
+        input_ids: Any,
+        tiles: Any = None,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        n: int = 1,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Go on with one ready prompt.
+
+        Args:
+          input_ids: int ``[s]`` or ``[1, s]``, images as for :meth:`logits`.
+          tiles: ``[m, S, S, 3]`` as for :meth:`logits`, or None.
+          temperature: 0 is greedy.
+          n: continuations; the prompt is read once.
+          stop_ids: tokens that end one; the token itself is part of it.
+
+        Returns:
+          The new token ids of every continuation.
+
+        Raises:
+          ValueError: a shape, id or setting is wrong.
+        """
+        ids = np.asarray(input_ids)
+        if ids.ndim == 2 and len(ids) == 1:
+            ids = ids[0]
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"input_ids: {ids.dtype} {ids.shape}, must be integers [s]"
+            )
+        side = self.cfg.image_size
+        empty = np.zeros((0, side, side, 3), np.uint8)
+        pixels = empty if tiles is None else np.asarray(self._tiles(tiles))
+        how = requests.Sampling(
+            n=n,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop_ids=tuple(int(i) for i in stop_ids),
+        )
+        request = requests.Request(0, ids.astype(np.int64), pixels, len(ids), how)
+        engine = self._engine([len(ids)], how, pixels.dtype, one=True)
+        found = speaker.answer(engine, request)
+        return [found[sample] for sample in range(n)]
+
+    def _engine(
+        self, lengths: Sequence[int], how: requests.Sampling, dtype: Any, *, one=False
+    ) -> Any:
+        """An engine for prompts of these lengths; programs are kept between calls.
+
+        Args:
+          one: the prompt is alone, so that all slots are for it.
+        """
+        made = self._speaker
+        weights = self._placed(self.params)
+        slots = min(how.n, 32) if one else 0
+        geometry = made.geometry(
+            weights,
+            prompts=lengths,
+            answer_tokens=how.max_new_tokens,
+            samples=how.n,
+            slots=slots,
+            group_slots=slots,
+        )
+        return made.engine(weights, geometry, tile_dtype=dtype)
+
+    @functools.cached_property
+    def _speaker(self) -> speaker.Speaker:
+        place = self.settings.tokenizer or self.files
+        chat = None
+        if place is not None and files.special_token_id(place, IMG_CONTEXT) is not None:
+            chat = tokenizer_lib.load_tokenizer(place)
+        leaf = jax.tree.leaves(self.params)[0]
+        mesh = getattr(leaf.sharding, "mesh", None)
+        if not isinstance(mesh, jax.sharding.Mesh):
+            mesh = sharding.make_mesh(devices=sorted(leaf.devices(), key=str))
+        return speaker.Speaker(
+            self.model,
+            mesh=mesh,
+            compute=self.compute,
+            tokenizer=chat,
+            image_token=self.img_context_token_id,
+        )
+
+    def _placed(self, params: params_lib.Params) -> params_lib.Params:
+        """Parameters on the speaker's mesh; nothing is copied where they are there."""
+        places = sharding.shardings(
+            self.model.shapes, self.model.axes, self._speaker.mesh
+        )
+        return jax.device_put(params, places)
+
     def save_pretrained(
         self,
         directory: str | pathlib.Path,
@@ -241,3 +478,30 @@ class InternVL:
                 f"tiles are {array.dtype}: must be uint8, or normalised floats"
             )
         return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _named(images: Sequence[Any]) -> tuple[list[tuple[str, ...]], Any]:
+    """Names of every question's images, and what reads them.
+
+    Paths are their own names; PIL images are handed over as PNG, which loses nothing.
+    """
+    held: dict[str, bytes] = {}
+
+    def name(image: Any) -> str:
+        if not isinstance(image, Image.Image):
+            return str(image)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        made = f"image {len(held)} of this call"
+        held[made] = buffer.getvalue()
+        return made
+
+    def read(path: str) -> bytes:
+        return held[path] if path in held else images_lib.read_file(path)
+
+    names = []
+    for of_question in images:
+        one = of_question is None or not isinstance(of_question, list | tuple)
+        several = [] if of_question is None else [of_question] if one else of_question
+        names.append(tuple(name(image) for image in several))
+    return names, read

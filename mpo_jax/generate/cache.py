@@ -32,7 +32,7 @@ class Geometry:
     Attributes:
       groups: ``G``, prompts that are answered at a time.
       slots: ``n``, answers of each at a time.
-      prompt_tokens: ``P``, longest prompt, its last token not counted.
+      prompt_tokens: ``P``, room for a prompt, its last token not counted.
       answer_tokens: ``R``, longest answer.
       prompt_block, answer_block: positions that attention reads at a time.
       steps: tokens of every answer between two looks of the host.
@@ -61,9 +61,8 @@ class Geometry:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: no multiple of {block}"
                 )
-        if list(self.buckets) != sorted(set(self.buckets)) or (
-            self.buckets[-1] != self.prompt_tokens
-        ):
+        rising = list(self.buckets) == sorted(set(self.buckets))
+        if not rising or self.buckets[-1] > self.prompt_tokens:
             raise ValueError(f"buckets={self.buckets} do not rise to prompt_tokens")
 
     def rows(self, bucket: int, shards: int) -> int:

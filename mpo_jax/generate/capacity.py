@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mpo_jax import sharding
 from mpo_jax.generate import cache as cache_lib
 from mpo_jax.models.config import InternVLConfig
 from mpo_jax.nn import params as params_lib
@@ -223,7 +222,7 @@ def _on_one_device(x: Any) -> int:
 def _temporaries(
     cfg: InternVLConfig, mesh: jax.sharding.Mesh, how: Habits, dtype: Any
 ) -> int:
-    """Bytes of a device's largest temporaries, on the high side, and a tenth for code."""
+    """Bytes of the largest temporaries of a device, on the high side."""
     lang, size = cfg.language, jnp.dtype(dtype).itemsize
     tensor = mesh.shape["tensor"]
     wide = lang.intermediate_size // tensor + 4 * lang.hidden_size

@@ -14,14 +14,11 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mpo_jax import ledger, sharding
-from mpo_jax.generate import cache as cache_lib
+from mpo_jax import ledger
 from mpo_jax.generate import programs as programs_lib
 from mpo_jax.generate import requests, sampler, text
-from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 from mpo_jax.utils import profiling
 
@@ -63,47 +60,36 @@ class Engine:
 
     def __init__(
         self,
-        model: internvl.InternVL,
+        programs: programs_lib.Programs,
         weights: params_lib.Params,
-        geometry: cache_lib.Geometry,
         *,
-        mesh: jax.sharding.Mesh,
-        compute: network.Compute,
         decode: text.Decode,
         image_token: int | None,
-        tile_dtype: Any = jnp.uint8,
     ):
-        """Compile every program and make the cache.
+        """Make the cache; from now on nothing is compiled.
 
         Args:
-          weights: parameters on `mesh`; kept, not copied.
+          programs: compiled for these parameters' shapes.
+          weights: parameters on the programs' mesh; kept, not copied.
           decode: text of token ids without special tokens.
           image_token: id of ``<IMG_CONTEXT>``; None where no request has images.
-          tile_dtype: of the requests' tiles.
-
-        Raises:
-          ValueError: the geometry does not fit mesh or model.
         """
-        self.geometry, self._model, self._decode = geometry, model, decode
+        self.geometry = programs.geometry
+        self._programs, self._weights = programs, weights
+        self._model, self._decode = programs.model, decode
         self._image_token = image_token
-        language = model.cfg.language
-        self._positions = language.max_position_embeddings
-        rope = language.rope
+        self._positions = self._model.cfg.language.max_position_embeddings
+        rope = self._model.cfg.language.rope
         self._short = rope.original_length if rope.long_frequencies else _ENDLESS
-        _check(geometry, shards=sharding.data_shards(mesh), short=self._short)
-        self.max_new_tokens = geometry.answer_tokens
-        self.max_prompt_tokens = min(geometry.prompt_tokens + 1, self._positions - 1)
-        self._weights = weights
-        self._programs = programs_lib.Programs(
-            model, weights, geometry, mesh=mesh, compute=compute, tile_dtype=tile_dtype
-        )
-        self._shards = self._programs.shapes.shards
+        self.max_new_tokens = self.geometry.answer_tokens
+        self.max_prompt_tokens = min(self.geometry.buckets[-1] + 1, self._positions - 1)
+        self._shards = programs.shapes.shards
         self._cache, self._features = self._programs.new_cache()
         self._slots: sampler.Slots = jax.tree.map(
             lambda x: np.zeros(x.shape, x.dtype), self._programs.shapes.slots
         )
         self._queue: collections.deque[_Job] = collections.deque()
-        self._jobs: list[_Job | None] = [None] * geometry.groups
+        self._jobs: list[_Job | None] = [None] * self.geometry.groups
         self._answers: dict[tuple[int, int], _Answer] = {}
         self._keys: collections.Counter[Hashable] = collections.Counter()
         self._counters: collections.Counter[str] = collections.Counter()
@@ -335,7 +321,9 @@ class Engine:
             prompts.lengths[row] = len(cached)
             prompts.long[row] = len(job.ids) > self._short
             prompts.groups[row] = group - shard * (self.geometry.groups // self._shards)
-            found = np.flatnonzero(self._is_image(cached))
+            # What the model itself has said is text, whatever token it took.
+            asked = cached[: len(job.request.ids)]
+            found = np.flatnonzero(self._is_image(asked))
             prompts.image_slot[row, found] = start + np.arange(len(found))
             start += len(found)
             tiles.append(job.request.tiles)
@@ -425,19 +413,6 @@ class Engine:
 
 _ENDLESS = 2**31
 _COUNTERS = ("prompts", "prompt_tokens", "tiles", "answers", "tokens", "read_anew")
-
-
-def _check(geometry: cache_lib.Geometry, *, shards: int, short: int) -> None:
-    if geometry.groups % shards:
-        raise ValueError(
-            f"{geometry.groups} groups do not divide over {shards} data shards"
-        )
-    longest = geometry.prompt_tokens + geometry.answer_tokens
-    if geometry.prompt_tokens < short < longest:
-        raise ValueError(
-            f"prompt_tokens={geometry.prompt_tokens}: sequences of up to {longest} "
-            f"tokens are read anew at {short}, which must fit; raise it to {short}"
-        )
 
 
 def _batches(

@@ -86,6 +86,7 @@ class Programs:
     """Compiled functions; :mod:`sampler` says what each does.
 
     Attributes:
+      model, geometry, mesh: what they are for.
       shapes: of their arguments.
       encode, decode: compiled.
       prefill: compiled, by bucket.
@@ -105,7 +106,13 @@ class Programs:
 
         Args:
           weights: arrays or ``ShapeDtypeStruct``, with their shardings on `mesh`.
+          tile_dtype: uint8, or that of normalised tiles.
+
+        Raises:
+          ValueError: the geometry does not fit mesh or model.
         """
+        _check(model, geometry, shards=sharding.data_shards(mesh))
+        self.model, self.geometry = model, geometry
         found = Shapes(
             model, geometry, mesh=mesh, dtype=compute.dtype, tile_dtype=tile_dtype
         )
@@ -177,6 +184,22 @@ class Programs:
     def put(self, tree: Any, shapes: Any) -> Any:
         """Host arrays onto the devices, as `shapes` say."""
         return jax.device_put(tree, jax.tree.map(lambda x: x.sharding, shapes))
+
+
+def _check(
+    model: internvl.InternVL, geometry: cache_lib.Geometry, *, shards: int
+) -> None:
+    if geometry.groups % shards:
+        raise ValueError(
+            f"{geometry.groups} groups do not divide over {shards} data shards"
+        )
+    rope = model.cfg.language.rope
+    longest = geometry.buckets[-1] + geometry.answer_tokens
+    if rope.long_frequencies and geometry.buckets[-1] < rope.original_length < longest:
+        raise ValueError(
+            f"buckets={geometry.buckets}: sequences of up to {longest} tokens are read "
+            f"anew at {rope.original_length}, which must fit; add such a bucket"
+        )
 
 
 def _decode(geometry: cache_lib.Geometry, model: Any, compute: Any, *args: Any) -> Any:

@@ -66,3 +66,29 @@ def request_of(
         answer_start=made.answer_start,
         sampling=dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys(ends))),
     )
+
+
+def length_of(
+    question: requests.Question,
+    *,
+    tokenizer: ChatTokenizer,
+    policy: prompt_lib.PromptPolicy,
+    max_tiles: int | None = None,
+    read: Callable[[str], bytes] = images_lib.read_file,
+) -> int:
+    """Tokens of a question's prompt; of its images only the headers are looked at.
+
+    Raises:
+      BadRecord, OSError: as :func:`request_of`, as far as can be seen.
+    """
+    return prompt_lib.measure_prompt(
+        question.question,
+        tokenizer,
+        policy=policy,
+        images=question.images,
+        history=question.history,
+        system_message=question.system,
+        prefix=question.prefix,
+        max_tiles=max_tiles,
+        read=read,
+    )

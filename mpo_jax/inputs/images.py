@@ -13,12 +13,15 @@ import io
 import os
 import stat
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from mpo_jax import ledger
 from mpo_jax.utils import file_kinds, missing_files
+
+T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow formats that may be opened; others have decoders that we need not trust."""
@@ -94,6 +97,30 @@ def open_image(
       BadRecord: ``image_missing``, ``image_unreadable`` or ``image_too_large``.
       OSError: as :func:`read_file`.
     """
+    return _opened(path, max_pixels, read, lambda image: image.convert("RGB"))
+
+
+def image_size(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int,
+    read: Callable[[str], bytes] = read_file,
+) -> tuple[int, int]:
+    """Width and height of an image file by its header; arguments as :func:`open_image`.
+
+    Raises:
+      BadRecord, OSError: as :func:`open_image`, as far as a header shows it.
+    """
+    return _opened(path, max_pixels, read, lambda image: image.size)
+
+
+def _opened(
+    path: str | os.PathLike[str],
+    max_pixels: int,
+    read: Callable[[str], bytes],
+    use: Callable[[Image.Image], T],
+) -> T:
+    """What `use` makes of an image of bounded size, every failure as a BadRecord."""
     path = os.fspath(path)
     data = read(path)
     formats: list[str] = list(FORMATS)
@@ -104,7 +131,7 @@ def open_image(
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             _check_size(path, image.size, max_pixels)
-            return image.convert("RGB")
+            return use(image)
     except (ledger.BadRecord, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

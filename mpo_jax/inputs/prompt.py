@@ -118,6 +118,63 @@ def make_prompt(
       BadRecord: with a reason of ``ledger.REASONS``.
       OSError: the file system failed, see ``images.read_file``.
     """
+    most = _tiles_of_each(len(images), policy, max_tiles)
+
+    def load() -> tuple[np.ndarray, list[int]]:
+        return _load_tiles(images, policy, most, with_tiles, read)
+
+    return _make(
+        question, tokenizer, policy, images, history, system_message, prefix, load
+    )
+
+
+def measure_prompt(
+    question: str,
+    tokenizer: ChatTokenizer,
+    *,
+    policy: PromptPolicy,
+    images: Sequence[str] = (),
+    history: Sequence[tuple[str, str]] = (),
+    system_message: str | None = None,
+    prefix: str | Sequence[int] = "",
+    max_tiles: int | None = None,
+    read: Callable[[str], bytes] = images_lib.read_file,
+) -> int:
+    """Tokens of the prompt that :func:`make_prompt` makes, without decoding an image.
+
+    Raises:
+      BadRecord, OSError: as :func:`make_prompt`, but for pictures whose header is fine.
+    """
+    most = _tiles_of_each(len(images), policy, max_tiles)
+
+    def load() -> tuple[np.ndarray, list[int]]:
+        return _no_tiles(policy), [
+            images_lib.tile_count(
+                *images_lib.image_size(
+                    path, max_pixels=policy.max_image_pixels, read=read
+                ),
+                **_cut(policy, most),
+            )
+            for path in images
+        ]
+
+    made = _make(
+        question, tokenizer, policy, images, history, system_message, prefix, load
+    )
+    return len(made.ids)
+
+
+def _make(
+    question: str,
+    tokenizer: ChatTokenizer,
+    policy: PromptPolicy,
+    images: Sequence[str],
+    history: Sequence[tuple[str, str]],
+    system_message: str | None,
+    prefix: str | Sequence[int],
+    load: Callable[[], tuple[np.ndarray, list[int]]],
+) -> Prompt:
+    """Check the texts, then `load` tiles and their number for each image, tokenise."""
     chat = template.get_template(policy.template)
     texts = {"question": question}
     for turn, (asked, answered) in enumerate(history):
@@ -134,7 +191,7 @@ def make_prompt(
         question = template.add_placeholder(question)
     turns = [text for pair in history for text in pair]
     _check_placeholders([*turns, question], system_message, images)
-    tiles, counts = _load_tiles(images, policy, max_tiles, with_tiles, read)
+    tiles, counts = load()
     image_tokens = tuple(count * policy.tokens_per_tile for count in counts)
     ids, answer_start = template.encode_prompt(
         tokenizer,
@@ -202,24 +259,37 @@ def _check_placeholders(
     )
 
 
+def _tiles_of_each(images: int, policy: PromptPolicy, max_tiles: int | None) -> int:
+    """Most tiles of an image: all of a prompt share its limit."""
+    limit = policy.max_tiles if max_tiles is None else max_tiles
+    return max(1, limit // max(1, images))
+
+
+def _cut(policy: PromptPolicy, most: int) -> dict[str, Any]:
+    """How an image of at most `most` tiles is cut."""
+    return {
+        "min_num": min(policy.min_tiles, most),
+        "max_num": most,
+        "image_size": policy.image_size,
+        "use_thumbnail": policy.use_thumbnail,
+    }
+
+
+def _no_tiles(policy: PromptPolicy, number: int = 0) -> np.ndarray:
+    size = policy.image_size
+    return np.empty((number, size, size, 3), np.uint8)
+
+
 def _load_tiles(
     paths: Sequence[str],
     policy: PromptPolicy,
-    max_tiles: int | None,
+    most: int,
     with_tiles: bool,
     read: Callable[[str], bytes],
 ) -> tuple[np.ndarray, list[int]]:
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
-    size = policy.image_size
     counts: list[int] = []
-    limit = policy.max_tiles if max_tiles is None else max_tiles
-    most = max(1, limit // max(1, len(paths)))
-    how = {
-        "min_num": min(policy.min_tiles, most),
-        "max_num": most,
-        "image_size": size,
-        "use_thumbnail": policy.use_thumbnail,
-    }
+    how = _cut(policy, most)
     opened = []
     for path in paths:
         image = images_lib.open_image(
@@ -228,7 +298,7 @@ def _load_tiles(
         counts.append(images_lib.tile_count(*image.size, **how))
         if with_tiles:
             opened.append(image)
-    tiles = np.empty((sum(counts) if with_tiles else 0, size, size, 3), np.uint8)
+    tiles = _no_tiles(policy, sum(counts) if with_tiles else 0)
     start = 0
     for image, count in zip(opened, counts, strict=False):  # none is open without tiles
         images_lib.tile(image, **how, out=tiles[start : start + count])
