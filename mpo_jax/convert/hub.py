@@ -289,6 +289,31 @@ def load_params(
     else:
         kinds = dict(params_lib.flatten(dtype))
     run = run_model(source, model)
+    found = load_run_params(source, run, kinds=kinds, shardings=shardings)
+    if run is model:
+        return found
+    return adapted.rebuild(
+        run.fold_adapters, found, shapes=model.shapes, shardings=shardings
+    )
+
+
+def load_run_params(
+    source: Source,
+    run: internvl.InternVL,
+    *,
+    kinds: Mapping[str, Any],
+    shardings: Mapping[str, Any],
+) -> params_lib.Params:
+    """Parameters of a training run as they are: adapters, float32, beside the rest.
+
+    Args:
+      run: see :func:`run_model`.
+      kinds: dtypes by paths of the base.
+      shardings: nested dict like the base's parameters.
+
+    Raises:
+      FileNotFoundError, ValueError: see ``checkpoint.load_params``.
+    """
     places = dict(params_lib.flatten(shardings))
     whole = _everywhere(next(iter(places.values())))
     abstract = {}
@@ -297,12 +322,7 @@ def load_params(
         kind = jnp.float32 if adapter else jnp.dtype(kinds[base])
         place = whole if adapter else places[base]
         abstract[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=place)
-    found = checkpoint.load_params(source.weights, params_lib.unflatten(abstract))
-    if run is model:
-        return found
-    return adapted.rebuild(
-        run.fold_adapters, found, shapes=model.shapes, shardings=shardings
-    )
+    return checkpoint.load_params(source.weights, params_lib.unflatten(abstract))
 
 
 def _everywhere(place: Any) -> Any:

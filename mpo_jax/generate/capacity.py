@@ -65,6 +65,14 @@ def rung(tokens: int) -> int:
     return size
 
 
+def rungs(longest: int) -> list[int]:
+    """The ladder up to a length."""
+    found = [rung(1)]
+    while found[-1] < longest:
+        found.append(rung(found[-1] + 1))
+    return found
+
+
 def bytes_of(cfg: InternVLConfig, geometry: cache_lib.Geometry, dtype: Any) -> int:
     """Of the cache, over all devices."""
     found = cache_lib.shapes(cfg.language, geometry, dtype)

@@ -121,7 +121,7 @@ class Programs:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             weights,
         )
-        options = sharding.compiler_options(mesh)
+        options: dict[str, str | bool] = dict(sharding.compiler_options(mesh))
         whole = sharding.replicated(mesh)
         kept = jax.tree.map(lambda x: x.sharding, found.cache)
 

@@ -75,13 +75,15 @@ class Parts:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic.clean(self.folder)
+        for pattern in ("ledger-*", "failed-*"):  # of an earlier start
+            for stale in self.folder.glob(pattern):
+                stale.unlink()
         file = self.folder / JOB
-        text = json.dumps(job, indent=1, ensure_ascii=False, sort_keys=True)
         if not file.is_file():
-            atomic.write_whole(file, lambda path: _write(path, text))
+            write_json(file, job)
             return
         stored = json.loads(file.read_text(encoding="utf-8"))
-        asked = json.loads(text)
+        asked = json.loads(json.dumps(job))
         differing = [
             f"{name} was {ledger.short(stored.get(name))}, now "
             f"{ledger.short(asked.get(name))}"
@@ -196,8 +198,14 @@ def _cut_torn_line(path: pathlib.Path) -> None:
         file.truncate(0)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object whole."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    def write(temporary: pathlib.Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomic.write_whole(path, write)
 
 
 def write_ledger(path: pathlib.Path, entries: Sequence[ledger.Entry]) -> None:

@@ -141,7 +141,9 @@ def prefill(
     place = jnp.arange(width)[None, :]
     segments = (place < prompts.lengths[:, None]).astype(jnp.int32)
 
-    def attend(query: Array, key: Array, value: Array, _: Any) -> tuple[Array, Any]:
+    def attend(
+        query: Array, key: Array, value: Array, layer: None
+    ) -> tuple[Array, Any]:
         out = attention.packed_attention(
             query,
             key,

@@ -107,6 +107,15 @@ def agreed(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value)).astype(value.dtype)
 
 
+def largest(values: np.ndarray) -> np.ndarray:
+    """Element by element the largest of all processes' arrays; one shape in all."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(values)).max(axis=0)
+
+
 def compilation_cache(directory: str | pathlib.Path | None) -> None:
     """Keep compiled programs on disk, so that a restart does not compile again.
 

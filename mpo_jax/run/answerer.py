@@ -1,0 +1,205 @@
+"""A model that answers, loaded onto the devices of this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mpo_jax import sharding
+from mpo_jax.convert import files, hub
+from mpo_jax.generate import capacity
+from mpo_jax.generate import engine as engine_lib
+from mpo_jax.generate import speaker as speaker_lib
+from mpo_jax.inputs import prompt as prompt_lib
+from mpo_jax.inputs import template
+from mpo_jax.inputs import tokenizer as tokenizer_lib
+from mpo_jax.models import internvl, network
+from mpo_jax.nn import params as params_lib
+
+ADAPTERS = ("merged", "beside")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model and what its questions are made with.
+
+    Attributes:
+      source: where it came from.
+      speaker: makes its engines.
+      weights: on the speaker's mesh.
+      policy: how questions are encoded.
+    """
+
+    source: hub.Source
+    speaker: speaker_lib.Speaker
+    weights: params_lib.Params
+    tokenizer: tokenizer_lib.ChatTokenizer
+    policy: prompt_lib.PromptPolicy
+
+    def describe(self) -> dict[str, Any]:
+        """What answers depend on, as JSON values."""
+        compute, adaptation = self.speaker.compute, self.speaker.model.adaptation
+        return {
+            "model": str(self.source.weights),
+            "weights": _state_of(self.source.weights),
+            "dtype": jnp.dtype(compute.dtype).name,
+            "adapters": dataclasses.asdict(adaptation),
+            "tokenizer": self.tokenizer.fingerprint,
+            "prompts": self.policy.fingerprint(),
+        }
+
+
+def _state_of(weights: str | pathlib.Path) -> Any:
+    """Names, sizes and times of a model's files: another model has others."""
+    return json.loads(json.dumps(files.fingerprint(weights), default=str))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An engine for requests that are not known yet, with what it stands on."""
+
+    model: Model
+    engine: engine_lib.Engine
+    name: str
+
+    @property
+    def tokenizer(self) -> tokenizer_lib.ChatTokenizer:
+        return self.model.tokenizer
+
+    @property
+    def policy(self) -> prompt_lib.PromptPolicy:
+        return self.model.policy
+
+    def describe(self) -> dict[str, Any]:
+        """The model's, and the geometry."""
+        geometry = dataclasses.asdict(self.engine.geometry)
+        return {**self.model.describe(), "geometry": geometry}
+
+
+def locate(source: str) -> tuple[hub.Source, tokenizer_lib.ChatTokenizer]:
+    """A model's files and its tokenizer, which must fit; no weights are read.
+
+    Raises:
+      FileNotFoundError, ValueError: saying what is missing or does not fit.
+    """
+    found = hub.locate(source)
+    cfg = found.config()
+    place = found.settings.tokenizer or found.files
+    chat = tokenizer_lib.load_tokenizer(place)
+    if chat.vocab_size > cfg.language.vocab_size:
+        raise ValueError(
+            f"tokenizer {place} has {chat.vocab_size} tokens, the model "
+            f"{cfg.language.vocab_size} embeddings; it belongs to another model"
+        )
+    if cfg.template:
+        chosen = template.get_template(cfg.template)
+        template.check_tokenizer(chosen, chat, where=str(place))
+    return found, chat
+
+
+def load(
+    source: str,
+    *,
+    dtype: str,
+    tensor: int = 0,
+    max_tiles: int = 0,
+    adapters: str = "merged",
+) -> Model:
+    """Load a model onto this process's devices.
+
+    Args:
+      source: directory, workdir of a run, or hub id (``convert.hub.locate``).
+      dtype: ``bfloat16`` or ``float32``, of parameters and computation.
+      tensor: devices that share one copy; 0 is as few as it fits on.
+      max_tiles: of a prompt's images; 0 is the model's.
+      adapters: of a LoRA run, ``merged`` into the weights or ``beside`` them.
+
+    Raises:
+      FileNotFoundError, ValueError: saying what is wrong and what to do.
+    """
+    found, chat = locate(source)
+    base = internvl.InternVL(found.config())
+    policy = speaker_lib.prompt_policy(base.cfg, max_tiles=max_tiles)
+    model = hub.run_model(found, base) if adapters == "beside" else base
+    devices = jax.local_devices()
+    mesh = _mesh(model, dtype, tensor, devices)
+    places = sharding.shardings(base.shapes, base.axes, mesh)
+    if model is base:
+        weights = hub.load_params(found, base, dtype=dtype, shardings=places)
+    else:
+        kinds = {path: dtype for path, _ in params_lib.flatten(base.shapes)}
+        weights = hub.load_run_params(found, model, kinds=kinds, shardings=places)
+    speaker = speaker_lib.Speaker(
+        model,
+        mesh=mesh,
+        compute=network.Compute(dtype=jnp.dtype(dtype), remat="none"),
+        tokenizer=chat,
+    )
+    return Model(found, speaker, weights, chat, policy)
+
+
+def _mesh(
+    model: internvl.InternVL, dtype: str, tensor: int, devices: Sequence[Any]
+) -> jax.sharding.Mesh:
+    """Copies over ``data``, each over as many devices as it needs."""
+    size = params_lib.count(model.shapes) * jnp.dtype(dtype).itemsize
+    shards = tensor or capacity.tensor_shards(
+        model.cfg,
+        size,
+        device_memory=capacity.memory_of(devices[0]),
+        devices=len(devices),
+    )
+    if len(devices) % shards:
+        raise ValueError(
+            f"tensor={shards} does not divide the {len(devices)} devices of this "
+            "process; give a divisor, or 0"
+        )
+    return sharding.make_mesh(data=-1, fsdp=1, tensor=shards, devices=devices)
+
+
+def load_engine(
+    source: str,
+    *,
+    dtype: str,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    samples: int,
+    slots: int,
+    tensor: int,
+    max_tiles: int,
+    adapters: str,
+) -> Loaded:
+    """An engine for any prompts up to a length; every program is compiled.
+
+    Args:
+      max_prompt_tokens: longest prompt; 0 is what the tiles take and 2,048 of text.
+      samples: answers to one prompt at a time.
+      slots: answers at a time; 0 is as many as suit and fit.
+
+    Raises:
+      FileNotFoundError, ValueError: saying what is wrong and what to do.
+    """
+    model = load(
+        source, dtype=dtype, tensor=tensor, max_tiles=max_tiles, adapters=adapters
+    )
+    cfg = model.speaker.model.cfg
+    tiles = model.policy.max_tiles + model.policy.use_thumbnail
+    longest = max_prompt_tokens or tiles * cfg.tokens_per_tile + 2048
+    longest = min(longest, cfg.language.max_position_embeddings - 1)
+    rungs = capacity.rungs(longest - 1)
+    geometry = model.speaker.geometry(
+        model.weights,
+        prompts=[rung + 1 for rung in rungs],
+        answer_tokens=min(max_new_tokens, cfg.language.max_position_embeddings),
+        samples=samples,
+        slots=slots,
+        group_slots=samples,
+    )
+    engine = model.speaker.engine(model.weights, geometry)
+    return Loaded(model, engine, pathlib.PurePath(source.rstrip("/")).name)
