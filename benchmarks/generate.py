@@ -409,7 +409,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "dtype": args.dtype,
         "notes": notes,
     }
-    print(*(f"note: {note}" for note in notes), sep="\n")
+    for note in notes:
+        print(f"note: {note}")
     if args.device == "cpu":
         content["greedy_tokens_compared"] = check(runner, job, who, quick=args.quick)
         print(f"greedy tokens that are equal: {content['greedy_tokens_compared']}")

@@ -28,7 +28,8 @@ from benchmarks import generate_cases as cases
 SHARPNESS = 4.0
 """Of the decoder's attention: with transformers' first weights it is nearly even, and
 greedy answers hardly depend on prompt and picture."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+_STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 Answers = list[list[int]]
 """New ids of every answer: those of a prompt together, prompts in their order."""
@@ -41,7 +42,7 @@ def load(job: cases.Job) -> Any:
     import transformers
 
     dtype = getattr(torch, job.dtype)
-    kind = transformers.InternVLForConditionalGeneration
+    kind: Any = transformers.InternVLForConditionalGeneration
     if job.weights:
         model = kind.from_pretrained(
             pathlib.Path(job.weights) / "peer", dtype=dtype, attn_implementation="sdpa"
@@ -79,7 +80,7 @@ def inputs_of(
     }
     if any(prompt.tiles for prompt in prompts):
         tiles = np.concatenate([prompt.pixels() for prompt in prompts])
-        pixels = (tiles.astype(np.float32) / 255 - np.float32(_MEAN)) / np.float32(_STD)
+        pixels = (tiles.astype(np.float32) / 255 - _MEAN) / _STD
         pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         found["pixel_values"] = pixels.to(getattr(torch, job.dtype))
     return {name: tensor.to(_device(job)) for name, tensor in found.items()}
