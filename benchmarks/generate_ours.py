@@ -26,11 +26,6 @@ from mpo_jax.generate import requests
 from mpo_jax.models import config as model_config
 from mpo_jax.models import internvl, network
 
-_BLOCK = 128
-"""Positions of a cache that attention reads at a time; its lengths are multiples."""
-_STEPS = 16
-"""Tokens of every answer between two looks of the host."""
-
 
 def load(job: cases.Job) -> api.InternVL:
     """The model with the peers' weights, or with weights drawn on the device."""
@@ -100,39 +95,28 @@ def answer_many(
     return call
 
 
-def _blocks(tokens: int) -> int:
-    """The next multiple of the block."""
-    return -(-tokens // _BLOCK) * _BLOCK
-
-
 def make_engine(model: api.InternVL, job: cases.Job) -> requests.Engine:
-    """An engine whose groups are the case's slots, each with one prompt's answer."""
-    from mpo_jax.generate import cache, engine
+    """An engine with the case's slots, each for the answer to one prompt."""
+    from mpo_jax.generate import speaker
 
-    prompts = job.case.prompts
-    longest = _blocks(max(prompt.tokens for prompt in prompts))
-    shortest = _blocks(min(prompt.tokens for prompt in prompts))
-    geometry = cache.Geometry(
-        groups=job.case.slots,
-        slots=1,
-        prompt_tokens=longest,
-        answer_tokens=_blocks(max(prompt.new_tokens for prompt in prompts)),
-        prompt_block=_BLOCK,
-        answer_block=_BLOCK,
-        steps=_STEPS,
-        buckets=tuple(sorted({shortest, longest})),
-        prefill_tokens=longest,
-        tiles=max(1, *(prompt.tiles for prompt in prompts)),
-    )
-    return engine.Engine(
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    asks = speaker.Speaker(
         model.model,
-        model.params,
-        geometry,
-        mesh=sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]),
+        mesh=mesh,
         compute=network.Compute(dtype=jnp.dtype(job.dtype), remat="none"),
-        decode=lambda _: "",  # ids alone are compared
         image_token=workload.IMAGE_ID,
     )
+    placed = sharding.shardings(model.model.shapes, model.model.axes, mesh)
+    weights = jax.device_put(model.params, placed)
+    geometry = asks.geometry(
+        weights,
+        prompts=[prompt.tokens for prompt in job.case.prompts],
+        answer_tokens=max(prompt.new_tokens for prompt in job.case.prompts),
+        samples=job.case.n,
+        slots=job.case.slots,
+        group_slots=1,
+    )
+    return asks.engine(weights, geometry)
 
 
 def run(job: cases.Job) -> dict[str, Any]:
