@@ -90,14 +90,22 @@ def build_config(raw: dict[str, Any]) -> Any:
     )
 
 
-def prepare(directory: pathlib.Path) -> None:
-    """Draw weights for ``config.json``; write them in both layouts."""
+def prepare(directory: pathlib.Path, *, sharpness: float = 1.0) -> None:
+    """Draw weights for ``config.json``; write them in both layouts.
+
+    Args:
+      sharpness: factor of the decoder's query and key weights.
+    """
     import safetensors.numpy
     import transformers
 
     torch.manual_seed(0)
     raw = json.loads((directory / "original" / "config.json").read_text())
     model = transformers.InternVLForConditionalGeneration(build_config(raw)).float()
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_proj.weight.mul_(sharpness)
+            layer.self_attn.k_proj.weight.mul_(sharpness)
     tensors = {n: t.detach().numpy() for n, t in model.state_dict().items()}
     model.save_pretrained(directory / "peer")
     original = {
