@@ -202,6 +202,19 @@ def _check_placeholders(
     )
 
 
+def tiles_per_image(
+    policy: PromptPolicy, images: int, max_tiles: int | None = None
+) -> int:
+    """Most tiles of each of a prompt's images, thumbnails not counted.
+
+    Args:
+      images: how many there are; they share the limit.
+      max_tiles: the prompt's own limit; None is the policy's.
+    """
+    limit = policy.max_tiles if max_tiles is None else max_tiles
+    return max(1, limit // max(1, images))
+
+
 def _load_tiles(
     paths: Sequence[str],
     policy: PromptPolicy,
@@ -212,8 +225,7 @@ def _load_tiles(
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
     size = policy.image_size
     counts: list[int] = []
-    limit = policy.max_tiles if max_tiles is None else max_tiles
-    most = max(1, limit // max(1, len(paths)))
+    most = tiles_per_image(policy, len(paths), max_tiles)
     how = {
         "min_num": min(policy.min_tiles, most),
         "max_num": most,
