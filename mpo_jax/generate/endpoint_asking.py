@@ -112,6 +112,8 @@ class _Asking(Generic[Client, Prepared]):
                 await self._ask_all(client, group)
         except ExceptionGroup as errors:  # the first has cancelled the other tasks
             end = errors.exceptions[0]
+        except Exception as error:  # of the client itself
+            end = error
         await self._results.put(end)
 
     async def _ask_all(self, client: Client, group: asyncio.TaskGroup) -> None:

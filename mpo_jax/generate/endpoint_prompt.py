@@ -39,21 +39,13 @@ class Dialect:
       all_tokens: its ``top_k`` that means all tokens.
       min_tokens: its name of that field.
       stop_token_ids: it knows the field; an engine that does not says nothing.
-      neutral: further fields whose default a server may take from the checkpoint's
-        generation_config.json, at the value that changes nothing.
     """
 
     image: str | None = template.PLACEHOLDER
     all_tokens: int = -1
     min_tokens: str = "min_tokens"
     stop_token_ids: bool = True
-    neutral: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"min_p": 0.0}
-    )
 
-
-OURS = "mpo-jax"
-"""What scripts/serve.py says that it is, in ``owned_by`` of ``/v1/models``."""
 
 DIALECTS = {
     "vllm": Dialect(),
@@ -64,9 +56,8 @@ DIALECTS = {
         min_tokens="min_new_tokens",
         stop_token_ids=False,
     ),
-    OURS: Dialect(all_tokens=0, neutral={}),
 }
-"""By ``owned_by`` of ``/v1/models``; any other server is spoken to as vLLM is."""
+"""By ``owned_by`` of ``/v1/models``; others are spoken to as vLLM is, ours too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +181,8 @@ def _sampling_fields(
         "top_k": int(sampling.top_k) or dialect.all_tokens,
         "repetition_penalty": float(sampling.repetition_penalty),
         dialect.min_tokens: int(sampling.min_new_tokens),
+        "min_p": 0.0,
         "return_token_ids": True,
-        **dialect.neutral,
     }
     if dialect.stop_token_ids:
         ends = (prompts.stop_id(tokenizer, policy), *map(int, sampling.stop_ids))

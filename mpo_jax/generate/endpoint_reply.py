@@ -71,10 +71,10 @@ def answer_of(
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     if check_parity:
-        theirs = _ids(choice.get("prompt_token_ids", reply.get("prompt_token_ids")))
+        theirs = choice.get("prompt_token_ids") or reply.get("prompt_token_ids")
         check_prompt(
             usage.get("prompt_tokens"),
-            theirs,
+            _ids(theirs),
             asked,
             question,
             tokenizer=tokenizer,

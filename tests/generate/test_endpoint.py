@@ -9,6 +9,7 @@ import dataclasses
 import io
 import time
 
+import jinja2
 import numpy as np
 import openai_double
 import pytest
@@ -55,7 +56,7 @@ class Pair:
 
 @pytest.fixture
 def start(qwen2_dir, internlm2_dir):
-    """Starts a server; with the InternLM2 tokenizer where a template strips or joins."""
+    """Starts a server; of the InternLM2 tokenizer where a template strips or joins."""
     with contextlib.ExitStack() as stack:
 
         def started(template: str = "internvl2_5", **options) -> Pair:
@@ -396,7 +397,7 @@ def test_after_the_last_try_it_is_a_failure(pair):
     assert failure == Failure(
         id="q", sample=0, reason="endpoint", detail=failure.detail, retry=True
     )
-    assert "status 429" in failure.detail and "2 retries" in failure.detail
+    assert "429" in failure.detail and "2 retries" in failure.detail
     assert len(pair.double.bodies) == 3
 
 
@@ -655,6 +656,31 @@ def test_an_error_of_the_questions_reaches_the_caller(pair):
         list(pair.endpoint().answers(questions(), GREEDY))
 
 
+def test_an_error_of_the_client_reaches_the_caller():
+    def connect():
+        raise OSError("no sockets left")
+
+    found = endpoint_asking.answers(
+        [Question("a", "the?")],
+        [0],
+        prepare=lambda question: question,
+        connect=connect,
+        ask=lambda *asked: pytest.fail("there is nothing to ask"),
+        skip=lambda name, sample: False,
+        concurrency=1,
+    )
+    with pytest.raises(OSError, match="no sockets left"):
+        list(found)
+
+
+def test_an_image_in_an_answer_cannot_be_asked(pair, picture):
+    history = (("the", "an <image>"),)
+    question = Question("q", "and?", images=(picture,), history=history)
+    (failure,) = pair.ask(question)
+    assert (failure.reason, failure.retry) == ("unsupported", False)
+    assert "earlier answer" in failure.detail
+
+
 def test_which_model_is_asked(start):
     pair = start(models=("a", "b"))
     with pytest.raises(endpoint_lib.EndpointError, match="2 models.*'a', 'b'"):
@@ -732,3 +758,32 @@ def test_without_the_library_it_says_what_to_install(pair, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[endpoint\]'"):
         pair.endpoint()
+
+
+@pytest.mark.parametrize("name", template_lib.TEMPLATES)
+@pytest.mark.parametrize("last", [True, False])
+def test_the_chat_template_of_the_page(root, name, last):
+    """docs/endpoint.md gives one, and says how those of other models differ."""
+    chat = template_lib.get_template(name)
+    source = (root / "docs" / "endpoint.md").read_text(encoding="utf-8")
+    source = source.split("```jinja\n")[1].split("```")[0]
+    if name in ("Hermes-2", "internlm2-chat"):
+        source = source.replace(r"<|im_end|>\n", "<|im_end|>")
+    elif name == "phi3-chat":
+        source = source.replace(r"<|im_end|>\n", "<|end|>")
+        source = source.replace(
+            "'<|im_start|>' + m['role'] + '", "'<|' + m['role'] + '|>"
+        )
+        source = source.replace("<|im_start|>assistant", "<|assistant|>")
+    history = [("a?", "b.")] * last
+    messages = [{"role": "system", "content": chat.system_message}]
+    for asked, answered in history:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    messages.append({"role": "user", "content": "c?"})
+    # Servers compile it with these options, as transformers does.
+    compiled = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    text = compiled.from_string(source).render(
+        messages=messages, add_generation_prompt=True
+    )
+    assert text == template_lib.render_prompt(chat, "c?", history=history)
