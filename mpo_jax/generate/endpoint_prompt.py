@@ -150,7 +150,7 @@ def asked_of(
         return Asked(False, fields, extra, made.ids, made.answer_start)
     strip = template.get_template(policy.template).strip
     prefix = _prefix_text(question.prefix, made, make, tokenizer, strip)
-    share = prompt_lib.tiles_per_image(policy, len(question.images), max_tiles)
+    share = prompt_lib.tiling(policy, len(question.images), max_tiles)["max_num"]
     parts = [_image_part(path, share, policy, read) for path in question.images]
     fields |= {
         "messages": _messages(question, prefix, parts, policy, dialect),

@@ -202,17 +202,21 @@ def _check_placeholders(
     )
 
 
-def tiles_per_image(
-    policy: PromptPolicy, images: int, max_tiles: int | None = None
-) -> int:
-    """Most tiles of each of a prompt's images, thumbnails not counted.
+def tiling(policy: PromptPolicy, images: int, max_tiles: int | None) -> dict[str, Any]:
+    """How each of a prompt's images is cut: arguments of ``images.tile_count``.
 
     Args:
       images: how many there are; they share the limit.
       max_tiles: the prompt's own limit; None is the policy's.
     """
     limit = policy.max_tiles if max_tiles is None else max_tiles
-    return max(1, limit // max(1, images))
+    most = max(1, limit // max(1, images))
+    return {
+        "min_num": min(policy.min_tiles, most),
+        "max_num": most,
+        "image_size": policy.image_size,
+        "use_thumbnail": policy.use_thumbnail,
+    }
 
 
 def _load_tiles(
@@ -225,13 +229,7 @@ def _load_tiles(
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
     size = policy.image_size
     counts: list[int] = []
-    most = tiles_per_image(policy, len(paths), max_tiles)
-    how = {
-        "min_num": min(policy.min_tiles, most),
-        "max_num": most,
-        "image_size": size,
-        "use_thumbnail": policy.use_thumbnail,
-    }
+    how = tiling(policy, len(paths), max_tiles)
     opened = []
     for path in paths:
         image = images_lib.open_image(
