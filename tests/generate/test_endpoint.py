@@ -241,6 +241,21 @@ def test_tile_limit_is_shared(pair, picture):
     assert body["mm_processor_kwargs"] == {"max_dynamic_patch": 2}
 
 
+def test_images_of_a_conversation_go_with_their_turns(pair, picture, tmp_path):
+    other = written(Image.new("RGB", (30, 30)), "small.png", tmp_path)
+    history = (("the <image>\n<image>", "an"), ("and?", "0"))
+    question = Question("q", "<image>\n!", images=(other, picture, other))
+    question = dataclasses.replace(question, history=history)
+    (answer,) = pair.ask(question)
+    assert isinstance(answer, Answer)
+    sent = [
+        [part["image_url"]["url"] for part in message["content"][:-1]]
+        for message in pair.double.bodies[0]["messages"]
+        if isinstance(message["content"], list)
+    ]
+    assert sent == [[data_url(other), data_url(picture)], [data_url(other)]]
+
+
 def written(image: Image.Image, name: str, folder, **options) -> str:
     path = folder / name
     image.save(path, **options)
@@ -279,7 +294,7 @@ def test_image_bytes_are_what_the_model_sees(tmp_path):
         assert sent == (kind, images_lib.read_file(path)), path
     for path in anew:
         kind, data = endpoint_prompt.image_bytes(path, 10_000, images_lib.read_file)
-        assert kind == "image/png", path
+        assert kind == "image/png" and data != images_lib.read_file(path), path
         with Image.open(io.BytesIO(data)) as image:
             assert image.mode == "RGB" and not image.getexif()
             ours = images_lib.open_image(path, max_pixels=10_000)
