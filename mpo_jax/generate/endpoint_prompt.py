@@ -307,7 +307,8 @@ def image_bytes(
         return kind, data
     image = images_lib.open_image(path, max_pixels=max_pixels, read=read)
     out = io.BytesIO()
-    image.save(out, "PNG")
+    # Of the pixels alone: Pillow would write the transparent colour and the like again.
+    Image.fromarray(np.asarray(image)).save(out, "PNG")
     return "image/png", out.getvalue()
 
 
