@@ -244,7 +244,7 @@ def test_tile_limit_is_shared(pair, picture):
 def test_images_of_a_conversation_go_with_their_turns(pair, picture, tmp_path):
     other = written(Image.new("RGB", (30, 30)), "small.png", tmp_path)
     history = (("the <image>\n<image>", "an"), ("and?", "0"))
-    question = Question("q", "<image>\n!", images=(other, picture, other))
+    question = Question("q", "<image>\n!", images=(other, picture, picture))
     question = dataclasses.replace(question, history=history)
     (answer,) = pair.ask(question)
     assert isinstance(answer, Answer)
@@ -253,7 +253,7 @@ def test_images_of_a_conversation_go_with_their_turns(pair, picture, tmp_path):
         for message in pair.double.bodies[0]["messages"]
         if isinstance(message["content"], list)
     ]
-    assert sent == [[data_url(other), data_url(picture)], [data_url(other)]]
+    assert sent == [[data_url(other), data_url(picture)], [data_url(picture)]]
 
 
 def written(image: Image.Image, name: str, folder, **options) -> str:
