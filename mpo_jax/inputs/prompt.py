@@ -118,10 +118,9 @@ def make_prompt(
       BadRecord: with a reason of ``ledger.REASONS``.
       OSError: the file system failed, see ``images.read_file``.
     """
-    most = _tiles_of_each(len(images), policy, max_tiles)
 
     def load() -> tuple[np.ndarray, list[int]]:
-        return _load_tiles(images, policy, most, with_tiles, read)
+        return _load_tiles(images, policy, max_tiles, with_tiles, read)
 
     return _make(
         question, tokenizer, policy, images, history, system_message, prefix, load
@@ -145,18 +144,14 @@ def measure_prompt(
     Raises:
       BadRecord, OSError: as :func:`make_prompt`, but for pictures whose header is fine.
     """
-    most = _tiles_of_each(len(images), policy, max_tiles)
+    how = tiling(policy, len(images), max_tiles)
+    most = policy.max_image_pixels
 
     def load() -> tuple[np.ndarray, list[int]]:
-        return _no_tiles(policy), [
-            images_lib.tile_count(
-                *images_lib.image_size(
-                    path, max_pixels=policy.max_image_pixels, read=read
-                ),
-                **_cut(policy, most),
-            )
-            for path in images
+        sizes = [
+            images_lib.image_size(path, max_pixels=most, read=read) for path in images
         ]
+        return _no_tiles(policy), [images_lib.tile_count(*s, **how) for s in sizes]
 
     made = _make(
         question, tokenizer, policy, images, history, system_message, prefix, load
@@ -259,14 +254,15 @@ def _check_placeholders(
     )
 
 
-def _tiles_of_each(images: int, policy: PromptPolicy, max_tiles: int | None) -> int:
-    """Most tiles of an image: all of a prompt share its limit."""
+def tiling(policy: PromptPolicy, images: int, max_tiles: int | None) -> dict[str, Any]:
+    """How each of a prompt's images is cut: arguments of ``images.tile_count``.
+
+    Args:
+      images: how many there are; they share the limit.
+      max_tiles: the prompt's own limit; None is the policy's.
+    """
     limit = policy.max_tiles if max_tiles is None else max_tiles
-    return max(1, limit // max(1, images))
-
-
-def _cut(policy: PromptPolicy, most: int) -> dict[str, Any]:
-    """How an image of at most `most` tiles is cut."""
+    most = max(1, limit // max(1, images))
     return {
         "min_num": min(policy.min_tiles, most),
         "max_num": most,
@@ -283,13 +279,13 @@ def _no_tiles(policy: PromptPolicy, number: int = 0) -> np.ndarray:
 def _load_tiles(
     paths: Sequence[str],
     policy: PromptPolicy,
-    most: int,
+    max_tiles: int | None,
     with_tiles: bool,
     read: Callable[[str], bytes],
 ) -> tuple[np.ndarray, list[int]]:
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
     counts: list[int] = []
-    how = _cut(policy, most)
+    how = tiling(policy, len(paths), max_tiles)
     opened = []
     for path in paths:
         image = images_lib.open_image(
