@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from mpo_jax import sharding
 from mpo_jax.convert import files, hub
-from mpo_jax.generate import capacity
+from mpo_jax.generate import capacity, prompts, requests
 from mpo_jax.generate import engine as engine_lib
+from mpo_jax.generate import local as local_lib
 from mpo_jax.generate import speaker as speaker_lib
 from mpo_jax.inputs import prompt as prompt_lib
 from mpo_jax.inputs import template
@@ -41,6 +42,51 @@ class Model:
     weights: params_lib.Params
     tokenizer: tokenizer_lib.ChatTokenizer
     policy: prompt_lib.PromptPolicy
+
+    def local(
+        self,
+        questions: Sequence[requests.Question],
+        sampling: requests.Sampling,
+        *,
+        slots: int = 0,
+    ) -> local_lib.Local:
+        """The model ready for some questions, which are measured first.
+
+        Raises:
+          BadRecord: one of them cannot be asked.
+          ValueError: nothing fits in memory.
+        """
+        lengths = [
+            prompts.length_of(question, tokenizer=self.tokenizer, policy=self.policy)
+            for question in questions
+        ]
+        return self.local_for(lengths, sampling, slots=slots)
+
+    def local_for(
+        self,
+        lengths: Sequence[int],
+        sampling: requests.Sampling,
+        *,
+        slots: int = 0,
+    ) -> local_lib.Local:
+        """The model ready for prompts of these lengths.
+
+        Raises:
+          ValueError: nothing fits in memory; names what to lower.
+        """
+        geometry = self.speaker.geometry(
+            self.weights,
+            prompts=lengths,
+            answer_tokens=sampling.max_new_tokens,
+            samples=sampling.n,
+            slots=slots,
+        )
+        return local_lib.Local(
+            self.speaker.engine(self.weights, geometry),
+            tokenizer=self.tokenizer,
+            policy=self.policy,
+            described=self.describe(),
+        )
 
     def describe(self) -> dict[str, Any]:
         """What answers depend on, as JSON values."""

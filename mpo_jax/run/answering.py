@@ -121,27 +121,15 @@ def local_answerer(
     """
     needed, _ = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
     needed = needed or [capacity.rung(1)]  # then there is nothing but a ledger
-    geometry = model.speaker.geometry(
-        model.weights,
-        prompts=[rung + 1 for rung in needed],
-        answer_tokens=sampling.max_new_tokens,
-        samples=sampling.n,
-        slots=slots,
-    )
-    made = model.speaker
+    found = model.local_for([rung + 1 for rung in needed], sampling, slots=slots)
+    geometry, made = found.engine.geometry, model.speaker
     size = capacity.bytes_of(made.model.cfg, geometry, made.compute.dtype)
     progress.console().print(
         f"{geometry.groups} prompts with {geometry.slots} answers each at a time, "
         f"prompts of up to {needed[-1] + 1} tokens, answers of up to "
         f"{sampling.max_new_tokens}; keys and values take {size / capacity.GIB:.2f} GiB"
     )
-    engine = model.speaker.engine(model.weights, geometry)
-    return local.Local(
-        engine,
-        tokenizer=model.tokenizer,
-        policy=model.policy,
-        described=model.describe(),
-    )
+    return found
 
 
 def answer_file(
