@@ -134,7 +134,7 @@ def _article(item: Item, said: Mapping[str, Mapping[int | str, str]]) -> str:
             f"{html.escape(answer)}</div>"
         )
     return (
-        f"<article><h3>{html.escape(question.splitlines()[0])} "
+        f"<article><h3>{html.escape(question.splitlines()[-1])} "
         f"<span class=note>({html.escape(item.task)}; right: "
         f"{html.escape(item.truth)})</span></h3>"
         f"<img alt='drawing' src='data:image/png;base64,{data}'>{''.join(sides)}"

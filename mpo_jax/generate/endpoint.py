@@ -105,16 +105,16 @@ class Endpoint:
             self._version = self._version_of(client)
 
     def describe(self) -> dict[str, Any]:
-        """Who is asked and how, as JSON values, for a manifest; without credentials."""
+        """Who is asked, as JSON values, for a manifest; without credentials.
+
+        What only changes how fast is left out: a run may go on with other values.
+        """
         return {
             "url": without_credentials(self._url),
             "model": self.model,
             "engine": self.engine,
             "engine_version": self._version,
             "check_parity": self._check_parity,
-            "concurrency": self._concurrency,
-            "retries": self._retries,
-            "timeout_s": self._timeout_s,
         }
 
     def answers(
