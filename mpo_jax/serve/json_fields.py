@@ -70,12 +70,13 @@ class Fields:
         self._prefix = f"{where}." if where else ""
         for name in raw:
             if name not in known:
-                near = fields.nearest(name[:80], known, n=2)
-                shown = self._prefix + (name if name.isidentifier() else repr(name))
+                near = fields.nearest(name[:80], known, n=2, cutoff=0.5)
+                plain = name.isidentifier() and len(name) <= 80
+                shown = self._prefix + (name if plain else ledger.short(name))
                 raise errors.Refused(
                     400,
-                    f"unknown field {ledger.short(shown)}{fields.did_you_mean(near)}",
-                    param=ledger.short(shown, 200),
+                    f"unknown field {shown}{fields.did_you_mean(near)}",
+                    param=shown,
                     code="unknown_field",
                 )
         self._raw = {name: value for name, value in raw.items() if value is not None}
