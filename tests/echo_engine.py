@@ -103,7 +103,7 @@ class EchoEngine:
             token = self._token(answer)
             new.append(token)
             answer.said.append(token)
-            said += answer.stream.push(token)
+            said += answer.stream.push([token])[0]
             if token in sampling.stop_ids or answer.stream.stopped:
                 reason = requests.STOP
             elif len(answer.said) >= longest:

@@ -290,7 +290,8 @@ class Completions:
                 answering.keep(updates)
         except EngineFailed as error:
             raise _failure(error) from error
-        body = answers.json_bytes(answering.whole())
+        # Log-probs spell every token, which would hold up the event loop.
+        body = await asyncio.to_thread(lambda: answers.json_bytes(answering.whole()))
         head = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
