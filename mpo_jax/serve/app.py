@@ -134,7 +134,6 @@ class Service:
         """Run the engine's thread while the application runs."""
         self.worker.start(lambda: self.on_failure())
         yield
-        self.draining = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.worker.stop, self.limits.drain_seconds)
 

@@ -21,7 +21,7 @@ import pytest
 import serve_parts as parts
 
 from mpo_jax.generate import prompts, requests
-from mpo_jax.serve import server
+from mpo_jax.serve import server, worker
 from mpo_jax.serve.limits import Limits
 
 CHAT = "/v1/chat/completions"
@@ -128,9 +128,10 @@ def many(start, qwen2, *, clients: int, each: int) -> None:
             await asyncio.gather(*(one(client, number) for number in range(clients)))
 
     asyncio.run(everyone())
+    parts.wait_for(lambda: not service.room.requests)
     assert service.counters.responses == {(CHAT, 200): clients * each}
     assert engine.most == 8 and not engine.cancelled
-    assert service.room.requests == service.room.held_bytes == 0
+    assert service.room.held_bytes == 0
     assert not service.worker._tickets and not service.worker._waiting
 
 
@@ -249,6 +250,8 @@ def test_a_huge_body_is_refused_while_it_comes(start):
             model=parts.NAME, messages=[parts.user("a" * size)]
         )
     assert caught.value.status_code == 413
+    # By what is announced alone; nothing of it comes.
+    assert b" 413 " in parts.ask_raw(address, head(10**12), seconds=5)
     # Without its length told beforehand.
     with socket.create_connection(address, timeout=20) as link:
         link.sendall(
@@ -286,6 +289,18 @@ def test_an_engine_that_fails_ends_the_server(qwen2, stream):
             ended.result(10)
     assert service.counters.responses == {(CHAT, 500): 3}
     assert "failed" in service.why_not()
+    with pytest.raises(worker.EngineFailed, match="out of memory"):
+        service.worker.submit([])
+
+
+def test_a_server_that_is_stopping_takes_nothing_new(start):
+    service, engine, address = start()
+    service.draining = True
+    health = httpx2.get(f"http://{address[0]}:{address[1]}/health")
+    assert health.status_code == 503 and "stopping" in health.text
+    with pytest.raises(openai.InternalServerError, match="stopping"):
+        client_of(address).completions.create(model=parts.NAME, prompt="the")
+    assert not engine.asked
 
 
 def _serve_in_thread(app, taken, ready):
@@ -324,7 +339,7 @@ SCRIPT = """
 import sys
 import echo_engine, serve_parts
 from mpo_jax.inputs import tokenizer as tokenizer_lib
-from mpo_jax.serve import server
+from mpo_jax.serve import server, worker
 
 tokenizer = tokenizer_lib.load_tokenizer(sys.argv[1])
 app, _ = serve_parts.application(
