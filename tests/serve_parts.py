@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import signal
 import socket
 import threading
 import time
@@ -109,9 +110,9 @@ def serving(app: Starlette) -> Iterator[tuple[str, int]]:
         assert ready.wait(20)
         yield taken.getsockname()[:2]
     finally:
-        made.should_exit = True
+        made.handle_exit(signal.SIGTERM, None)
         thread.join(30)
-        assert not thread.is_alive()
+        assert not thread.is_alive() and service.draining
 
 
 def ask_raw(address: tuple[str, int], data: bytes, *, seconds: float = 10) -> bytes:

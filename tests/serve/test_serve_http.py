@@ -223,7 +223,7 @@ def test_bodies_together_have_a_limit(start):
 
 
 def test_slow_clients(start):
-    limits = Limits(head_seconds=0.5, body_seconds=0.5)
+    limits = Limits(head_seconds=0.3, body_seconds=0.3)
     service, _, address = start(limits=limits)
     began = time.monotonic()
     assert b" 408 " in parts.ask_raw(address, head(10) + b"{")
@@ -233,7 +233,7 @@ def test_slow_clients(start):
         with pytest.raises(OSError):
             for byte in head(10) * 10:
                 link.sendall(bytes([byte]))
-                time.sleep(0.05)
+                time.sleep(0.02)
     # A connection that is kept is closed when no other request comes.
     kept = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
     assert b" 200 " in parts.ask_raw(address, kept)
