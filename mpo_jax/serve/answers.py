@@ -88,12 +88,8 @@ class Answering(abc.ABC):
             if self._delivery.return_token_ids:
                 choice["token_ids"] = said.ids
             choices.append(choice)
-        body = self._head | {
-            "object": self.name,
-            "choices": choices,
-            "usage": self._usage(),
-        }
-        return body | self._prompt_ids()
+        body = self._chunk(choices) | {"object": self.name, "usage": self._usage()}
+        return self._with_prompts(body)
 
     def keep(self, updates: Iterable[requests.Update]) -> None:
         """Take news for :meth:`whole`."""
@@ -107,11 +103,12 @@ class Answering(abc.ABC):
 
     def opening(self) -> Iterator[bytes]:
         """Events that come before any news."""
+        head = {"finish_reason": None, "logprobs": None}
         for index in range(len(self._said)):
-            choice = self._opening(index)
-            if choice is not None:
-                ids = self._prompt_ids() if not index else {}
-                yield event(self._chunk([choice]) | ids)
+            opening = self._opening()
+            if opening is not None:
+                chunk = self._chunk([{"index": index} | opening | head])
+                yield event(self._with_prompts(chunk))
 
     def events(self, updates: Iterable[requests.Update]) -> Iterator[bytes]:
         """Events of news, one for each answer that has any."""
@@ -147,11 +144,14 @@ class Answering(abc.ABC):
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head | {"object": self.piece, "choices": choices}
 
-    def _prompt_ids(self) -> dict[str, Any]:
-        if not self._delivery.return_token_ids:
-            return {}
-        ids = [request.ids.tolist() for request in self._asked]
-        return {"prompt_token_ids": ids[0] if len(ids) == 1 else ids}
+    def _with_prompts(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A body with the token ids of its prompts, where these are asked for."""
+        if self._delivery.return_token_ids:
+            self._put_prompts(body)
+        return body
+
+    def _prompt_ids(self, index: int) -> list[int]:
+        return self._asked[index // self._asked[0].sampling.n].ids.tolist()
 
     def _usage(self) -> dict[str, int]:
         return {
@@ -172,7 +172,10 @@ class Answering(abc.ABC):
     def _whole(self, said: _Said) -> dict[str, Any]: ...
 
     @abc.abstractmethod
-    def _opening(self, index: int) -> dict[str, Any] | None: ...
+    def _opening(self) -> dict[str, Any] | None: ...
+
+    @abc.abstractmethod
+    def _put_prompts(self, body: dict[str, Any]) -> None: ...
 
     @abc.abstractmethod
     def _piece(self, text: str) -> dict[str, Any]: ...
@@ -189,9 +192,12 @@ class ChatAnswering(Answering):
     def _whole(self, said: _Said) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": said.text}}
 
-    def _opening(self, index: int) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
+    def _opening(self) -> dict[str, Any]:
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def _put_prompts(self, body: dict[str, Any]) -> None:
+        if not body["choices"][0]["index"]:  # once in a stream
+            body["prompt_token_ids"] = self._prompt_ids(0)
 
     def _piece(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}}
@@ -218,10 +224,12 @@ class TextAnswering(Answering):
     def _whole(self, said: _Said) -> dict[str, Any]:
         return {"text": said.text}
 
-    def _opening(self, index: int) -> dict[str, Any] | None:
-        if index or not self._delivery.return_token_ids:
-            return None
-        return {"index": 0, "text": "", "finish_reason": None, "logprobs": None}
+    def _opening(self) -> dict[str, Any] | None:
+        return {"text": ""} if self._delivery.return_token_ids else None
+
+    def _put_prompts(self, body: dict[str, Any]) -> None:
+        for choice in body["choices"]:
+            choice["prompt_token_ids"] = self._prompt_ids(choice["index"])
 
     def _piece(self, text: str) -> dict[str, Any]:
         return {"text": text}

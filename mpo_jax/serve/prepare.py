@@ -48,6 +48,7 @@ class Preparer:
           Refused: 400 or 413, naming the message or image at fault.
         """
         pictures = asked.conversation.pictures
+        self._stop_ids(asked.sampling)
         # Other servers state the limit for each image, here images share one.
         tiles = None if asked.tiles is None else asked.tiles * len(pictures)
         self._check_pictures(pictures, tiles)
@@ -84,8 +85,8 @@ class Preparer:
         Raises:
           Refused: 400, naming the prompt at fault.
         """
-        ends = dict.fromkeys((self._stop_id, *asked.sampling.stop_ids))
-        drawn = dataclasses.replace(asked.sampling, stop_ids=tuple(ends))
+        ends = self._stop_ids(asked.sampling)
+        drawn = dataclasses.replace(asked.sampling, stop_ids=ends)
         size = self._policy.image_size
         return [
             requests.Request(
@@ -97,6 +98,15 @@ class Preparer:
             )
             for number, prompt in enumerate(asked.prompts)
         ]
+
+    def _stop_ids(self, sampling: requests.Sampling) -> tuple[int, ...]:
+        """The template's stop token and those of a request."""
+        ends = tuple(dict.fromkeys((self._stop_id, *sampling.stop_ids)))
+        most = requests.MAX_STOP_IDS
+        if len(ends) > most:
+            message = f"{len(ends)} with the template's own, at most {most}"
+            raise errors.bad("stop_token_ids", message)
+        return ends
 
     def _check_pictures(self, pictures: Sequence[Picture], tiles: int | None) -> None:
         """Refuse images by their headers, before any is decoded."""

@@ -122,8 +122,7 @@ def _stops(body: Fields) -> tuple[str, ...]:
 
 
 def _stop_ids(body: Fields) -> tuple[int, ...]:
-    # One place is the template's own stop token.
-    ids = body.listed("stop_token_ids", requests.MAX_STOP_IDS - 1)
+    ids = body.listed("stop_token_ids", requests.MAX_STOP_IDS)
     if not all(is_integer(i) and 0 <= i < 2**31 for i in ids):
         raise body.bad("stop_token_ids", "a list of token ids")
     return tuple(ids)

@@ -96,7 +96,7 @@ def test_a_chat_is_the_engine_s_answer(make_client, qwen2):
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_stream_is_the_whole_in_pieces(make_client, path):
-    client, _ = make_client(chunk=1)
+    client, engine = make_client(chunk=1)
     body = parts.chat("the?") if path == CHAT else {"prompt": ["an", "the"]}
     body["stop"] = [letter + "##" for letter in "abcdefghijklmnop"]  # text is held back
     body |= {"n": 2, "seed": 3, "temperature": 1, "max_tokens": 30}
@@ -107,7 +107,8 @@ def test_a_stream_is_the_whole_in_pieces(make_client, path):
     assert response.headers["content-type"].startswith("text/event-stream")
     chunks = events(response)
     assert chunks[-1]["usage"] == whole["usage"] and chunks[-1]["choices"] == []
-    assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+    if path == CHAT:
+        assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
     assert len({chunk["id"] for chunk in chunks}) == 1
     if path == CHAT:
         roles = [c["choices"][0]["delta"].get("role") for c in chunks[:2]]
@@ -124,6 +125,9 @@ def test_a_stream_is_the_whole_in_pieces(make_client, path):
             assert told == choice["logprobs"]["content"]
         else:
             assert "".join(p["text"] for p in pieces) == choice["text"]
+            expected = engine.asked[choice["index"] // 2].ids.tolist()
+            assert pieces[0]["prompt_token_ids"] == expected
+            assert choice["prompt_token_ids"] == expected
         assert [i for p in pieces for i in p.get("token_ids", [])] == choice[
             "token_ids"
         ]

@@ -59,7 +59,8 @@ BAD_FIELDS = [
     ({"stop": {"a": 1}}, "a list", "stop"),
     ({"stop_token_ids": [-1]}, "token ids", "stop_token_ids"),
     ({"stop_token_ids": [True]}, "token ids", "stop_token_ids"),
-    ({"stop_token_ids": [1] * 16}, "at most 15", "stop_token_ids"),
+    ({"stop_token_ids": [1] * 17}, "at most 16", "stop_token_ids"),
+    ({"stop_token_ids": [*range(16)]}, "17 with the template's", "stop_token_ids"),
     ({"stream": 1}, "true or false", "stream"),
     ({"stream_options": {"include_usage": True}}, "stream=true", "stream_options"),
     (
