@@ -89,6 +89,7 @@ def make_prompt(
     prefix: str | Sequence[int] = "",
     max_tiles: int | None = None,
     with_tiles: bool = True,
+    letters: bool = False,
     read: Callable[[str], bytes] = images_lib.read_file,
 ) -> Prompt:
     """Check and tokenise a question, and cut its images into tiles.
@@ -109,6 +110,8 @@ def make_prompt(
       max_tiles: this prompt's own limit; None is the policy's.
       with_tiles: False leaves `tiles` empty (``[0, S, S, 3]``); images are decoded
         all the same, so that both ways refuse the same prompts.
+      letters: chat and image tokens in a text are its letters, no tokens; without it
+        such texts are refused, as in training data.
       read: gives the bytes of an image by its path.
 
     Returns:
@@ -123,7 +126,15 @@ def make_prompt(
         return _load_tiles(images, policy, max_tiles, with_tiles, read)
 
     return _make(
-        question, tokenizer, policy, images, history, system_message, prefix, load
+        question,
+        tokenizer,
+        policy,
+        images,
+        history,
+        system_message,
+        prefix,
+        load,
+        letters=letters,
     )
 
 
@@ -168,6 +179,8 @@ def _make(
     system_message: str | None,
     prefix: str | Sequence[int],
     load: Callable[[], tuple[np.ndarray, list[int]]],
+    *,
+    letters: bool = False,
 ) -> Prompt:
     """Check the texts, then `load` tiles and their number for each image, tokenise."""
     chat = template.get_template(policy.template)
@@ -181,7 +194,15 @@ def _make(
         texts["system_message"] = system_message
     if isinstance(prefix, str):
         texts["prefix"] = prefix
-    check_text(texts, tokenizer)
+    check_text(texts, tokenizer, letters=letters)
+    if letters:
+
+        def cut(text: str) -> str:
+            return template.as_letters(text, tokenizer)
+
+        question, history = cut(question), [(cut(q), cut(a)) for q, a in history]
+        system_message = None if system_message is None else cut(system_message)
+        prefix = cut(prefix) if isinstance(prefix, str) else prefix
     if len(images) == 1 and not history:
         question = template.add_placeholder(question)
     turns = [text for pair in history for text in pair]
@@ -210,18 +231,21 @@ def _make(
     return made
 
 
-def check_text(texts: dict[str, str], tokenizer: ChatTokenizer) -> None:
+def check_text(
+    texts: dict[str, str], tokenizer: ChatTokenizer, *, letters: bool = False
+) -> None:
     """Raise BadRecord where a text holds chat markers, or is no Unicode.
 
     Args:
       texts: by the name of their field, for the message.
+      letters: markers are let through.
     """
     for field, text in texts.items():
         for reason, found in (
             ("smuggled_token", template.find_image_token(text)),
             ("chat_marker", template.find_chat_marker(text, tokenizer)),
         ):
-            if found:
+            if found and not letters:
                 at = max(0, text.index(found) - 20)
                 raise ledger.BadRecord(
                     reason, f"{field} holds {found!r}: ...{short(text[at:])}; remove it"
