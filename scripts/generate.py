@@ -85,6 +85,9 @@ _ADAPTERS = flags.DEFINE_enum(
     "adapters", "merged", answerer.ADAPTERS, "Of a LoRA run: in the weights or beside"
 )
 
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", runtime.PROGRAMS, "Where compiled programs are kept, or none"
+)
 _ENDPOINT = flags.DEFINE_string(
     "endpoint", "", "URL of an OpenAI-compatible server that answers instead"
 )
@@ -115,6 +118,7 @@ def ask_endpoint() -> endpoint.Endpoint:
 
 def ask_model(lines: answering.Lines, sampling: requests.Sampling) -> requests.Answerer:
     """The model on this process's devices."""
+    runtime.programs_cache(_COMPILE_CACHE.value)
     model = answerer.load(
         _MODEL.value,
         dtype=_DTYPE.value,

@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from mpo_jax.utils import cli, progress
+from mpo_jax.utils import cli, progress, runtime
 
 MODEL = flags.DEFINE_string(
     "model", None, "Directory, work directory or hub id.", required=True
@@ -46,10 +46,13 @@ SLOTS = flags.DEFINE_integer(
     "slots", 0, "Answers at a time; 0 is what the memory holds.", lower_bound=0
 )
 TENSOR = flags.DEFINE_integer(
-    "tensor", 1, "Devices that share each layer.", lower_bound=1
+    "tensor", 0, "Devices that share one copy; 0 is as few as it fits on.", 0
 )
 ADAPTERS = flags.DEFINE_enum(
     "adapters", "merged", ["merged", "beside"], "Where those of a checkpoint go."
+)
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", runtime.PROGRAMS, "Where compiled programs are kept, or none."
 )
 MAX_REQUESTS = flags.DEFINE_integer(
     "max_requests", 256, "Waiting or answered at a time.", lower_bound=1
@@ -102,10 +105,12 @@ def main(argv: list[str]) -> None:
 
 
 def load():
-    """The model of the flags, ready to answer (``generate.load.Loaded``)."""
-    from mpo_jax.generate import load
+    """The model of the flags, ready to answer (``run.answerer.Loaded``)."""
+    from mpo_jax.run import answerer
 
-    loaded = load.load_engine(
+    runtime.initialise()
+    runtime.programs_cache(COMPILE_CACHE.value)
+    loaded = answerer.load_engine(
         MODEL.value,
         dtype=DTYPE.value,
         max_prompt_tokens=MAX_PROMPT_TOKENS.value,
@@ -116,7 +121,7 @@ def load():
         max_tiles=MAX_TILES.value,
         adapters=ADAPTERS.value,
     )
-    progress.stdout_console().print(loaded.describe(), markup=False)
+    progress.stdout_console().print(loaded.words(), markup=False, soft_wrap=True)
     return loaded
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mpo_jax import sharding
 from mpo_jax.convert import files, hub
+from mpo_jax.generate import cache as cache_lib
 from mpo_jax.generate import capacity, prompts, requests
 from mpo_jax.generate import engine as engine_lib
 from mpo_jax.generate import local as local_lib
@@ -122,10 +123,20 @@ class Loaded:
     def policy(self) -> prompt_lib.PromptPolicy:
         return self.model.policy
 
-    def describe(self) -> dict[str, Any]:
-        """The model's, and the geometry."""
-        geometry = dataclasses.asdict(self.engine.geometry)
-        return {**self.model.describe(), "geometry": geometry}
+    def words(self) -> str:
+        """What is there, for people."""
+        return words(self.model, self.engine.geometry)
+
+
+def words(model: Model, geometry: cache_lib.Geometry) -> str:
+    """A geometry for people."""
+    cfg, dtype = model.speaker.model.cfg, model.speaker.compute.dtype
+    size = capacity.bytes_of(cfg, geometry, dtype) / capacity.GIB
+    return (
+        f"{geometry.groups} prompts with {geometry.slots} answers each at a time, "
+        f"prompts of up to {geometry.buckets[-1] + 1} tokens, answers of up to "
+        f"{geometry.answer_tokens}; keys and values take {size:.2f} GiB"
+    )
 
 
 def locate(source: str) -> tuple[hub.Source, tokenizer_lib.ChatTokenizer]:

@@ -122,13 +122,7 @@ def local_answerer(
     needed, _ = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
     needed = needed or [capacity.rung(1)]  # then there is nothing but a ledger
     found = model.local_for([rung + 1 for rung in needed], sampling, slots=slots)
-    geometry, made = found.engine.geometry, model.speaker
-    size = capacity.bytes_of(made.model.cfg, geometry, made.compute.dtype)
-    progress.console().print(
-        f"{geometry.groups} prompts with {geometry.slots} answers each at a time, "
-        f"prompts of up to {needed[-1] + 1} tokens, answers of up to "
-        f"{sampling.max_new_tokens}; keys and values take {size / capacity.GIB:.2f} GiB"
-    )
+    progress.console().print(answerer_lib.words(model, found.engine.geometry))
     return found
 
 

@@ -717,9 +717,6 @@ def test_who_is_asked_stands_in_the_manifest(pair):
         "engine": "vllm",
         "engine_version": "0.33.0",
         "check_parity": True,
-        "concurrency": 16,
-        "retries": 5,
-        "timeout_s": 600.0,
     }
 
 

@@ -28,10 +28,10 @@ class Loaded:
         self.engine = echo_engine.EchoEngine(self.tokenizer)
         self.policy, self.name = serve_parts.policy(), "echo"
 
-    def describe(self):
+    def words(self):
         return "described"
 
-sys.modules["mpo_jax.generate.load"] = types.SimpleNamespace(load_engine=Loaded)
+sys.modules["mpo_jax.run.answerer"] = types.SimpleNamespace(load_engine=Loaded)
 sys.argv[0] = "scripts/serve.py"
 runpy.run_path("scripts/serve.py", run_name="__main__")
 """
