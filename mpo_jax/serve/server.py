@@ -89,7 +89,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def _done(number: int, frame: FrameType | None) -> None:
-    _LOG.info("ended by %s", signal.Signals(number).name)
+    _LOG.warning("ended by %s", signal.Signals(number).name)
 
 
 def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
