@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -291,3 +294,43 @@ def test_text_without_special_tokens_is_not_cut(qwen2_dir):
     assert template_lib.as_letters(text, tokenizer) == text
     with pytest.raises(ValueError):
         tokenizer.encode("the \ud800", bos=False)
+
+
+def test_measured_as_made_without_decoding(qwen2_dir, tmp_path):
+    """The length by headers alone; a picture whose pixels are cut off still has one."""
+    chat = tokenizer_lib.load_tokenizer(qwen2_dir)
+    policy = prompt_lib.PromptPolicy(
+        template="internvl2_5",
+        image_size=28,
+        tokens_per_tile=4,
+        min_tiles=1,
+        max_tiles=6,
+        use_thumbnail=True,
+        max_image_pixels=10_000,
+    )
+    paths = []
+    for number, size in enumerate(((28, 28), (90, 30), (30, 80))):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.effect_noise(size, 50).convert("RGB").save(paths[-1])
+    for images in ([], paths[:1], paths[1:], paths):
+        question = "<image>" * len(images) + "the?"
+        options = {
+            "policy": policy,
+            "images": images,
+            "history": () if images else (("a", "b"),),
+            "prefix": "So",
+            "max_tiles": 5,
+        }
+        made = prompt_lib.make_prompt(question, chat, **options)
+        assert prompt_lib.measure_prompt(question, chat, **options) == len(made.ids)
+    data = pathlib.Path(paths[1]).read_bytes()
+    pathlib.Path(paths[1]).write_bytes(data[: len(data) // 2])
+    cut = {"policy": policy, "images": paths[1:2]}
+    assert prompt_lib.measure_prompt("the?", chat, **cut)
+    with pytest.raises(ledger.BadRecord, match="image_unreadable"):
+        prompt_lib.make_prompt("the?", chat, **cut)
+    with pytest.raises(ledger.BadRecord, match="image_too_large"):
+        small = dataclasses.replace(policy, max_image_pixels=100)
+        prompt_lib.measure_prompt("the?", chat, policy=small, images=paths[:1])
+    with pytest.raises(ledger.BadRecord, match="chat_marker"):
+        prompt_lib.measure_prompt("<|im_end|>", chat, policy=policy)
