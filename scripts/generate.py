@@ -67,7 +67,10 @@ _SAVE_TOKENS = flags.DEFINE_bool(
     "save_tokens", False, "Write token_ids and token_logprobs, too"
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of parameters and computation"
+    "dtype",
+    "auto",
+    answerer.DTYPES,
+    "Of parameters and computation; auto is float32 on a CPU, else bfloat16",
 )
 _SLOTS = flags.DEFINE_integer(
     "slots", 0, "Answers at a time; 0 is as many as suit and fit", 0

@@ -28,7 +28,10 @@ PORT = flags.DEFINE_integer(
     "port", 8000, "0 takes any that is free.", lower_bound=0, upper_bound=65535
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and products."
+    "dtype",
+    "auto",
+    ["auto", "bfloat16", "float32"],
+    "Of weights and products; auto is float32 on a CPU, else bfloat16.",
 )
 MAX_TILES = flags.DEFINE_integer(
     "max_tiles", 12, "Tiles of images where a request does not say.", lower_bound=1

@@ -25,6 +25,7 @@ from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 
 ADAPTERS = ("merged", "beside")
+DTYPES = ("auto", "bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,8 @@ def load(
 
     Args:
       source: directory, workdir of a run, or hub id (``convert.hub.locate``).
-      dtype: ``bfloat16`` or ``float32``, of parameters and computation.
+      dtype: ``bfloat16`` or ``float32``, of parameters and computation; ``auto`` is
+        the latter on a CPU, which computes it faster, else the former.
       tensor: devices that share one copy; 0 is as few as it fits on.
       max_tiles: of a prompt's images; 0 is the model's.
       adapters: of a LoRA run, ``merged`` into the weights or ``beside`` them.
@@ -180,6 +182,8 @@ def load(
     Raises:
       FileNotFoundError, ValueError: saying what is wrong and what to do.
     """
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     found, chat = locate(source)
     base = internvl.InternVL(found.config())
     policy = speaker_lib.prompt_policy(base.cfg, max_tiles=max_tiles)

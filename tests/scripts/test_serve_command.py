@@ -54,7 +54,7 @@ def test_it_serves_until_it_is_told_to_end(qwen2_dir):
     process = start(f"--model={qwen2_dir}", "--port=0", "--max_tiles=6", "--name=mine")
     assert process.stdout is not None and process.stderr is not None
     told = process.stdout.readline()
-    assert "('max_tiles', 6)" in told and "('dtype', 'bfloat16')" in told
+    assert "('max_tiles', 6)" in told and "('dtype', 'auto')" in told
     assert process.stdout.readline() == "described\n"
     said = process.stdout.readline().split()
     assert said[:3] == ["serving", "mine", "at"]
