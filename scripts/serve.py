@@ -37,7 +37,7 @@ MAX_TILES = flags.DEFINE_integer(
     "max_tiles", 12, "Tiles of images where a request does not say.", lower_bound=1
 )
 MAX_PROMPT_TOKENS = flags.DEFINE_integer(
-    "max_prompt_tokens", 8192, "Longest prompt, its images included.", lower_bound=1
+    "max_prompt_tokens", 0, "Longest; 0 is what tiles take and 2,048 of text.", 0
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 4096, "Longest answer; longer ones are cut.", lower_bound=1
