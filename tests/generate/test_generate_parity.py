@@ -244,6 +244,21 @@ def test_longrope_is_read_anew_where_it_outgrows_its_length(tmp_path):
         )
         said = asked.ask(asker, stopped)["stop", 0]
         assert said.ids == expected[8][: place + 1] and said.reason == "stop"
+    # Cancelled before, while it waits to be read anew, and after.
+    beside = given[2]
+    for steps in range(1, 4):
+        gone = asked.request("gone", ids, tiles, max_new_tokens=NEW, n=4)
+        asker.add(gone)
+        asker.add(beside)
+        for _ in range(steps):
+            asker.step()
+        asker.cancel("gone")
+        said: asked.Everything = {}
+        while asker.busy:
+            asked.take(said, asker.step())
+        assert {key for key, _ in said} <= {beside.key}
+        again = asked.ask(asker, gone)
+        assert again["gone", 3].ids == expected[8]
     asker.close()
 
 
