@@ -153,7 +153,10 @@ class Parts:
         return number
 
     def remove(self) -> None:
-        """Remove the folder, after the merge."""
+        """Remove the folder, after the merge; what says whose parts they are last."""
+        for part in self.folder.iterdir():
+            if part.name != JOB:
+                part.unlink()
         shutil.rmtree(self.folder)
 
 
