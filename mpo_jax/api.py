@@ -254,6 +254,8 @@ class InternVL:
             raise ValueError(f"{len(asked)} questions, but images of {len(pictures)}")
         if images is None:
             pictures = [None] * len(asked)
+        if not asked:
+            return []
         names, read = _named(pictures)
         given = [
             requests.Question(
@@ -316,11 +318,7 @@ class InternVL:
     ) -> dict[str | int, list[requests.Answer]]:
         """All answers by question, in the order of samples."""
         how = requests.Sampling(n=n, **sampling)
-        chat = self._speaker.tokenizer
-        if chat is None:
-            raise ValueError(
-                f"{self.files} has no tokenizer; ask with token ids: generate_ids"
-            )
+        chat = self._speaker.tokenizer = self._tokenizer
         policy = speaker.prompt_policy(self.cfg, max_tiles=max_tiles)
         lengths = [
             prompts.length_of(question, tokenizer=chat, policy=policy, read=read)
@@ -411,11 +409,17 @@ class InternVL:
         return made.engine(weights, geometry, tile_dtype=dtype)
 
     @functools.cached_property
-    def _speaker(self) -> speaker.Speaker:
+    def _tokenizer(self) -> tokenizer_lib.ChatTokenizer:
+        """Loaded when a text is asked; ids need none."""
         place = self.settings.tokenizer or self.files
-        chat = None
-        if place is not None and files.special_token_id(place, IMG_CONTEXT) is not None:
-            chat = tokenizer_lib.load_tokenizer(place)
+        if place is None or files.special_token_id(place, IMG_CONTEXT) is None:
+            raise ValueError(
+                f"{self.files} has no tokenizer; ask with token ids: generate_ids"
+            )
+        return tokenizer_lib.load_tokenizer(place)
+
+    @functools.cached_property
+    def _speaker(self) -> speaker.Speaker:
         leaf = jax.tree.leaves(self.params)[0]
         mesh = getattr(leaf.sharding, "mesh", None)
         if not isinstance(mesh, jax.sharding.Mesh):
@@ -424,7 +428,6 @@ class InternVL:
             self.model,
             mesh=mesh,
             compute=self.compute,
-            tokenizer=chat,
             image_token=self.img_context_token_id,
         )
 
@@ -483,7 +486,8 @@ class InternVL:
 def _named(images: Sequence[Any]) -> tuple[list[tuple[str, ...]], Any]:
     """Names of every question's images, and what reads them.
 
-    Paths are their own names; PIL images are handed over as PNG, which loses nothing.
+    Paths are their own names; PIL images are handed over as PNG, which loses nothing
+    that is looked at.
     """
     held: dict[str, bytes] = {}
 
@@ -491,7 +495,7 @@ def _named(images: Sequence[Any]) -> tuple[list[tuple[str, ...]], Any]:
         if not isinstance(image, Image.Image):
             return str(image)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        image.convert("RGB").save(buffer, "PNG")  # as a file's is converted
         made = f"image {len(held)} of this call"
         held[made] = buffer.getvalue()
         return made
