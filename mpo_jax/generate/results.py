@@ -163,12 +163,17 @@ class Writer:
 
     def __enter__(self) -> Writer:
         _cut_torn_line(self._path)
-        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        self._file: IO[bytes] = open(self._path, "ab")  # noqa: SIM115
         return self
 
     def write(self, line: str) -> None:
-        """Add a line; it survives a kill of this process from now on."""
+        """Add a line; it survives a kill of this process from now on.
+
+        Raises:
+          OSError: it could not be written in full.
+        """
         self._file.write(line.encode("utf-8"))
+        self._file.flush()  # all of it or an error, unlike a write past the buffer
         self._lines += 1
         if not self._lines % _SYNC_LINES:  # and one of the machine, from then on
             os.fsync(self._file.fileno())
