@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
@@ -133,3 +134,18 @@ def test_a_removal_that_is_cut_short_keeps_the_job(parts, monkeypatch):
     assert [path.name for path in parts.folder.iterdir()] == [results.JOB]
     parts.remove()
     assert not parts.folder.exists()
+
+
+def test_a_full_disk_is_an_error_and_not_a_line_less(parts):
+    """A system may write a part of what it is given and say so by a number alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError), parts.writer(0) as writer:
+        writer.write(line(1, 0))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(line(1, 0)) + 10, hard))
+            writer.write(line(1, 1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    write(parts, 0, line(3, 0))
+    parts.load()
+    assert parts.has(1, 0) and parts.has(3, 0)
