@@ -28,6 +28,15 @@ NEW = 22
 GOLDENS = ("internlm2", "qwen2", "llama", "phi3")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Torch's threads wait for each other longer than such small products take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def prompt(ours: api.InternVL, tiles: int, head: int, tail: int, seed: int):
     """Random text around the image tokens of some normalised tiles."""
     rng = np.random.default_rng(seed)
@@ -188,13 +197,8 @@ def test_goldens(shared, name):
     check_side_by_side(verify.torch_model(directory, token), ours)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=[] if case == "qwen3" else pytest.mark.slow)
-        for case in torch_models.CASES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", torch_models.CASES)
 def test_transformers_own_models(tmp_path, case):
     """Longrope's answers outgrow its original length of 16 tokens in their midst.
 

@@ -164,7 +164,7 @@ wild = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(wild, max_size=6))
 @example([b'{"id": "\\ud800", "question": "q"}'])
 def test_any_file_is_read_to_its_end(tmp_path_factory, content):

@@ -79,7 +79,7 @@ CASES = (
 
 def test_draws_follow_the_exact_softmax():
     """Chi-square; every case draws beside the others, from numbers of its own."""
-    draws = 8_000
+    draws = 4_000
     lead = (len(CASES), draws)
 
     def column(name: str, default, width: int = 0):

@@ -120,7 +120,7 @@ def test_killed_at_random_moments_it_ends_as_if_left_alone(place):
     time.sleep(luck.uniform(0.2, 4.0))
     process.kill()
     process.communicate()
-    for lines in (luck.randint(1, 8), luck.randint(1, 8), luck.randint(1, 8)):
+    for lines in (luck.randint(1, 12), luck.randint(1, 12)):
         process = place.start("killed")
         done = place.kill_at("killed", [process], lines)
         assert not (place.folder / "killed.jsonl").exists()
@@ -142,19 +142,12 @@ def test_what_is_finished_and_what_is_another_run(place):
     assert process.returncode == 1
     assert "answers of another run: sampling.temperature was 1.0, now 0.5" in output
     assert "Traceback" not in output
-    process = place.start("half")
-    place.kill_at("half", [process], 1)
-    process = place.start("half", "--seed=6")
-    output = speaking.output_of(process)
-    assert process.returncode == 1 and "sampling.seed was 5, now 6" in output
 
 
 def test_two_processes_write_the_file_of_one(place):
     outputs = place.finish(place.start_two("two"))
     assert place.files("two") == place.whole
     assert "48 answers: " in outputs[0] and "48 answers: " not in outputs[1]
-    outputs = place.finish(place.start_two("two"))
-    assert "Every question is answered" in outputs[0]
 
 
 def test_killed_and_resumed_with_another_number_of_processes(place):
