@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import pathlib
@@ -324,13 +325,13 @@ class InternVL:
             prompts.length_of(question, tokenizer=chat, policy=policy, read=read)
             for question in questions
         ]
-        engine = self._engine(lengths, how, jnp.uint8)
-        answerer = local.Local(engine, tokenizer=chat, policy=policy, read=read)
         found: dict[str | int, list[requests.Answer]] = {q.id: [] for q in questions}
-        for result in answerer.answers(questions, how):
-            if isinstance(result, requests.Failure):
-                raise ledger.BadRecord(result.reason, result.detail)
-            found[result.id].append(result)
+        with contextlib.closing(self._engine(lengths, how, jnp.uint8)) as engine:
+            answerer = local.Local(engine, tokenizer=chat, policy=policy, read=read)
+            for result in answerer.answers(questions, how):
+                if isinstance(result, requests.Failure):
+                    raise ledger.BadRecord(result.reason, result.detail)
+                found[result.id].append(result)
         for answers in found.values():
             answers.sort(key=lambda answer: answer.sample)
         return found
@@ -383,8 +384,9 @@ class InternVL:
             stop_ids=tuple(int(i) for i in stop_ids),
         )
         request = requests.Request(0, ids.astype(np.int64), pixels, len(ids), how)
-        engine = self._engine([len(ids)], how, pixels.dtype, one=True)
-        found = speaker.answer(engine, request)
+        made = self._engine([len(ids)], how, pixels.dtype, one=True)
+        with contextlib.closing(made) as engine:
+            found = speaker.answer(engine, request)
         return [found[sample] for sample in range(n)]
 
     def _engine(
