@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 
 import jax
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mpo_jax import api, ledger
 from mpo_jax.generate import prompts, requests, speaker
+from mpo_jax.utils import profiling
 
 NEW = {"max_new_tokens": 8}
 
@@ -164,6 +166,28 @@ def test_what_cannot_be_asked_is_named(model, place, tmp_path):
         model.generate("how many? " * 400, **NEW)
     # A failure of one leaves the model as it was.
     assert model.generate("two", **NEW)
+
+
+def test_a_call_leaves_nothing_behind_that_listens(model, monkeypatch):
+    """Each makes an engine, which counts compilations while it lives."""
+    listening = collections.Counter()
+    begin, end = profiling.Compiles.__init__, profiling.Compiles.close
+
+    def opened(self):
+        listening["now"] += 1
+        begin(self)
+
+    def closed(self):
+        listening["now"] -= 1
+        end(self)
+
+    monkeypatch.setattr(profiling.Compiles, "__init__", opened)
+    monkeypatch.setattr(profiling.Compiles, "close", closed)
+    model.generate("two", **NEW)
+    model.generate_ids([3, 4, 5], **NEW)
+    with pytest.raises(ledger.BadRecord, match="vocabulary"):
+        model.generate_ids([-1], **NEW)
+    assert listening == {"now": 0}
 
 
 def test_without_a_tokenizer_only_ids_are_answered(model):

@@ -412,7 +412,7 @@ def test_any_mesh_gives_the_same_greedy_tokens(programs, sizes, order):
         )
 
 
-def test_a_geometry_that_does_not_fit_is_named(programs):
+def test_geometries(programs):
     _, weights = programs
     mesh = sharding.make_mesh(data=4, fsdp=1, tensor=2)
     compute = network.Compute(dtype=jnp.float32, remat="none")
@@ -420,6 +420,10 @@ def test_a_geometry_that_does_not_fit_is_named(programs):
         programs_lib.Programs(MODEL, weights, SIZES, mesh=mesh, compute=compute)
     with pytest.raises(ValueError, match="prompt_tokens=50: no multiple of 16"):
         asked.geometry(prompt_tokens=50)
+    found = asked.geometry(groups=8, prefill_tokens=100)
+    assert (found.rows(16, 1), found.rows(16, 4), found.rows(64, 1)) == (6, 2, 1)
+    assert asked.geometry(prefill_tokens=1).rows(64, 1) == 1
+    assert [found.bucket(n) for n in (1, 16, 17, 64)] == [16, 16, 64, 64]
     for buckets in ((16, 16), (64, 16), (16, 80)):
         with pytest.raises(ValueError, match="buckets=.* do not rise"):
             asked.geometry(buckets=buckets)
