@@ -208,6 +208,14 @@ def test_tied_tokens_stay_together():
     assert np.flatnonzero(found).tolist() == [0, 1, 2, 3]
 
 
+def test_a_share_of_all_keeps_what_no_sum_shows():
+    """Beside a slot that cuts, one that does not keeps tokens too rare for float32."""
+    weights = np.full((1, 2, V), 1e-9, np.float32)
+    weights[..., 3] = 1.0
+    found = sampling.kept_top_p(weights, np.array([[1.0, 0.9]], np.float32))
+    assert (np.asarray(found) > 0).sum(-1).tolist() == [[V, 1]]
+
+
 @jax.jit
 def picked(weights, number):
     return sampling.pick(weights[None, None], number[None, None])[0, 0]
