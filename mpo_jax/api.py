@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import pathlib
@@ -254,6 +255,8 @@ class InternVL:
             raise ValueError(f"{len(asked)} questions, but images of {len(pictures)}")
         if images is None:
             pictures = [None] * len(asked)
+        if not asked:
+            return []
         names, read = _named(pictures)
         given = [
             requests.Question(
@@ -316,23 +319,19 @@ class InternVL:
     ) -> dict[str | int, list[requests.Answer]]:
         """All answers by question, in the order of samples."""
         how = requests.Sampling(n=n, **sampling)
-        chat = self._speaker.tokenizer
-        if chat is None:
-            raise ValueError(
-                f"{self.files} has no tokenizer; ask with token ids: generate_ids"
-            )
+        chat = self._speaker.tokenizer = self._tokenizer
         policy = speaker.prompt_policy(self.cfg, max_tiles=max_tiles)
         lengths = [
             prompts.length_of(question, tokenizer=chat, policy=policy, read=read)
             for question in questions
         ]
-        engine = self._engine(lengths, how, jnp.uint8)
-        answerer = local.Local(engine, tokenizer=chat, policy=policy, read=read)
         found: dict[str | int, list[requests.Answer]] = {q.id: [] for q in questions}
-        for result in answerer.answers(questions, how):
-            if isinstance(result, requests.Failure):
-                raise ledger.BadRecord(result.reason, result.detail)
-            found[result.id].append(result)
+        with contextlib.closing(self._engine(lengths, how, jnp.uint8)) as engine:
+            answerer = local.Local(engine, tokenizer=chat, policy=policy, read=read)
+            for result in answerer.answers(questions, how):
+                if isinstance(result, requests.Failure):
+                    raise ledger.BadRecord(result.reason, result.detail)
+                found[result.id].append(result)
         for answers in found.values():
             answers.sort(key=lambda answer: answer.sample)
         return found
@@ -385,8 +384,9 @@ class InternVL:
             stop_ids=tuple(int(i) for i in stop_ids),
         )
         request = requests.Request(0, ids.astype(np.int64), pixels, len(ids), how)
-        engine = self._engine([len(ids)], how, pixels.dtype, one=True)
-        found = speaker.answer(engine, request)
+        made = self._engine([len(ids)], how, pixels.dtype, one=True)
+        with contextlib.closing(made) as engine:
+            found = speaker.answer(engine, request)
         return [found[sample] for sample in range(n)]
 
     def _engine(
@@ -411,11 +411,17 @@ class InternVL:
         return made.engine(weights, geometry, tile_dtype=dtype)
 
     @functools.cached_property
-    def _speaker(self) -> speaker.Speaker:
+    def _tokenizer(self) -> tokenizer_lib.ChatTokenizer:
+        """Loaded when a text is asked; ids need none."""
         place = self.settings.tokenizer or self.files
-        chat = None
-        if place is not None and files.special_token_id(place, IMG_CONTEXT) is not None:
-            chat = tokenizer_lib.load_tokenizer(place)
+        if place is None or files.special_token_id(place, IMG_CONTEXT) is None:
+            raise ValueError(
+                f"{self.files} has no tokenizer; ask with token ids: generate_ids"
+            )
+        return tokenizer_lib.load_tokenizer(place)
+
+    @functools.cached_property
+    def _speaker(self) -> speaker.Speaker:
         leaf = jax.tree.leaves(self.params)[0]
         mesh = getattr(leaf.sharding, "mesh", None)
         if not isinstance(mesh, jax.sharding.Mesh):
@@ -424,7 +430,6 @@ class InternVL:
             self.model,
             mesh=mesh,
             compute=self.compute,
-            tokenizer=chat,
             image_token=self.img_context_token_id,
         )
 
@@ -483,7 +488,8 @@ class InternVL:
 def _named(images: Sequence[Any]) -> tuple[list[tuple[str, ...]], Any]:
     """Names of every question's images, and what reads them.
 
-    Paths are their own names; PIL images are handed over as PNG, which loses nothing.
+    Paths are their own names; PIL images are handed over as PNG, which loses nothing
+    that is looked at.
     """
     held: dict[str, bytes] = {}
 
@@ -491,7 +497,7 @@ def _named(images: Sequence[Any]) -> tuple[list[tuple[str, ...]], Any]:
         if not isinstance(image, Image.Image):
             return str(image)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        image.convert("RGB").save(buffer, "PNG")  # as a file's is converted
         made = f"image {len(held)} of this call"
         held[made] = buffer.getvalue()
         return made

@@ -223,3 +223,57 @@ def test_what_is_no_model(tmp_path):
         api.InternVL.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no directory and no model id"):
         api.InternVL.from_pretrained(tmp_path / "absent")
+
+
+def test_generate_ids_go_on_with_a_prompt(model, batch):
+    """Greedy, step by step as the logits have it, through images."""
+    ids, _, tiles = batch
+    (found,) = model.generate_ids(ids[:1], tiles[:2], max_new_tokens=5)
+    text = np.concatenate([ids[0], np.zeros(5, np.int64)])[None]
+    for place in range(11, 16):
+        logits = model.logits(text, None, tiles[:2])
+        text[0, place] = int(jnp.argmax(logits[0, place - 1]))
+    assert text[0, 11:].tolist() == found
+    floats = (tiles[:2] / 255.0 - np.array(vit.MEAN)) / np.array(vit.STD)
+    assert model.generate_ids(ids[0], floats, max_new_tokens=5) == [found]
+    stopped = model.generate_ids(
+        ids[0], tiles[:2], max_new_tokens=5, stop_ids=[found[1]]
+    )
+    assert stopped == [found[: found.index(found[1]) + 1]]
+    three = model.generate_ids(ids[0], tiles[:2], max_new_tokens=5, n=3)
+    assert three == [found] * 3
+    drawn = model.generate_ids(
+        ids[0], tiles[:2], max_new_tokens=5, n=40, temperature=2.0, seed=1
+    )
+    assert len(drawn) == 40 and len({tuple(one) for one in drawn}) > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": [[1, 2], [3, 4]]}, r"int64 \(2, 2\), must be integers \[s\]"),
+        ({"input_ids": [1.5]}, "must be integers"),
+        ({"input_ids": []}, "must be integers"),
+        ({"input_ids": [1, 40]}, r"\[1, 40\], the vocabulary has 40"),
+        ({"input_ids": [1, 2**40]}, "the vocabulary has 40"),
+        (
+            {"input_ids": [TOKEN] * 4 + [1]},
+            "4 image tokens, 0 tiles of 4 tokens need 0",
+        ),
+        ({"tiles": np.zeros((1, 28, 28, 3), np.uint8)}, "0 image tokens, 1 tiles"),
+        ({"tiles": np.zeros((1, 3, 28, 28), np.uint8)}, r"must be \[n, 28, 28, 3\]"),
+        ({"input_ids": [1] * 64}, "64 tokens, the longest is 63"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0.0}, "top_p=0 admits no token"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"n": 0}, "n=0"),
+        ({"stop_ids": range(17)}, "stop_ids: 17 of them, at most 16"),
+        ({"stop_ids": [-1]}, "stop_ids=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808"),
+    ],
+)
+def test_wrong_arguments_of_generate_ids_are_named(model, change, message):
+    given = {"input_ids": [1, 2], "max_new_tokens": 2, **change}
+    with pytest.raises(ValueError, match=message):
+        model.generate_ids(given.pop("input_ids"), **given)

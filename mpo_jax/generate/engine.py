@@ -183,6 +183,12 @@ class Engine:
                 f"{self.max_prompt_tokens}; lower max_tiles, shorten the text or raise "
                 "max_prompt_tokens",
             )
+        wanted = request.wanted
+        if not wanted or min(wanted) < 0 or len(set(wanted)) < len(wanted):
+            raise ledger.BadRecord(
+                "bad_field",
+                f"samples={ledger.short(wanted)}: must be numbers from 0, each once",
+            )
         vocab = cfg.language.vocab_size
         if not 0 <= ids.min() <= ids.max() < vocab:
             raise ledger.BadRecord(

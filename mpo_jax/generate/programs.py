@@ -19,8 +19,8 @@ from mpo_jax.generate import requests, sampler
 from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 
-STOPS = requests.MAX_STOP_IDS + 1
-"""Stop tokens of a slot: those of a request and the template's."""
+STOPS = requests.MAX_STOP_IDS
+"""Room for the stop tokens of a slot."""
 
 
 def placed(tree: Any, axes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -125,7 +125,16 @@ def _id(record: Mapping[str, Any]) -> str | int:
         raise _bad("id", value, "a text or an integer")
     if len(str(value)) > MAX_ID or value == "":
         raise _bad("id", value, f"of 1 to {MAX_ID} characters")
+    _check_unicode("id", str(value))
     return value
+
+
+def _check_unicode(name: str, text: str) -> None:
+    """Refuse lone surrogates, which no file and no path can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _bad(name, text, "Unicode text") from error
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -144,6 +153,8 @@ def _images(record: Mapping[str, Any], base: pathlib.Path) -> tuple[str, ...]:
         raise _bad("image", value, "a path or a list of paths")
     if len(paths) > MAX_IMAGES:
         raise _bad("image", value, f"at most {MAX_IMAGES} paths")
+    for path in paths:
+        _check_unicode("image", path)
     return tuple(str(base / path) for path in paths)
 
 

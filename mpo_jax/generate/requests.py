@@ -20,7 +20,7 @@ LENGTH = "length"
 """Finish reason: `max_new_tokens`, or no room is left in the model or the engine."""
 
 MAX_STOP_IDS = 16
-"""Stop tokens of a request at most."""
+"""Stop tokens of a request at most, the template's among them."""
 MAX_STOPS = 16
 """Stop strings of a request at most."""
 MAX_STOP_CHARACTERS = 256
@@ -193,7 +193,8 @@ class Request:
       ids: int32 ``[p]``, at least one token; the last is no image token.
       tiles: uint8 or normalised float ``[m, S, S, 3]``.
       answer_start: position of the answer's first token, ``p`` without a prefix.
-      samples: numbers of the answers that are wanted; None is all ``sampling.n``.
+      samples: numbers of the answers that are wanted, each once; None is all
+        ``sampling.n``.
     """
 
     key: Hashable

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from mpo_jax import ledger
+from mpo_jax import fields, ledger
 from mpo_jax.generate import requests
 from mpo_jax.utils import atomic
 
@@ -27,7 +27,7 @@ Key = tuple[str | int, int]
 
 def line_of(answer: requests.Answer, *, save_tokens: bool) -> str:
     """An answer as a line of the output."""
-    fields: dict[str, Any] = {
+    line: dict[str, Any] = {
         "id": answer.id,
         "sample": answer.sample,
         "text": answer.text,
@@ -38,9 +38,9 @@ def line_of(answer: requests.Answer, *, save_tokens: bool) -> str:
     }
     if save_tokens:
         ids, logps = answer.token_ids, answer.token_logprobs
-        fields["token_ids"] = None if ids is None else list(ids)
-        fields["token_logprobs"] = None if logps is None else list(logps)
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+        line["token_ids"] = None if ids is None else list(ids)
+        line["token_logprobs"] = None if logps is None else list(logps)
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +83,7 @@ class Parts:
             write_json(file, job)
             return
         stored = json.loads(file.read_text(encoding="utf-8"))
-        asked = json.loads(json.dumps(job))
-        differing = [
-            f"{name} was {ledger.short(stored.get(name))}, now "
-            f"{ledger.short(asked.get(name))}"
-            for name in sorted(stored.keys() | asked.keys())
-            if stored.get(name) != asked.get(name)
-        ]
+        differing = differences(stored, job)
         if differing:
             raise ValueError(
                 f"{self.folder} holds answers of another run: {'; '.join(differing)}. "
@@ -153,7 +147,10 @@ class Parts:
         return number
 
     def remove(self) -> None:
-        """Remove the folder, after the merge."""
+        """Remove the folder, after the merge; what says whose parts they are last."""
+        for part in self.folder.iterdir():
+            if part.name != JOB:
+                part.unlink()
         shutil.rmtree(self.folder)
 
 
@@ -166,12 +163,17 @@ class Writer:
 
     def __enter__(self) -> Writer:
         _cut_torn_line(self._path)
-        self._file: IO[bytes] = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        self._file: IO[bytes] = open(self._path, "ab")  # noqa: SIM115
         return self
 
     def write(self, line: str) -> None:
-        """Add a line; it survives a kill of this process from now on."""
+        """Add a line; it survives a kill of this process from now on.
+
+        Raises:
+          OSError: it could not be written in full.
+        """
         self._file.write(line.encode("utf-8"))
+        self._file.flush()  # all of it or an error, unlike a write past the buffer
         self._lines += 1
         if not self._lines % _SYNC_LINES:  # and one of the machine, from then on
             os.fsync(self._file.fileno())
@@ -179,6 +181,17 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def differences(stored: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
+    """What a job has otherwise than a stored one, by dotted names; empty if nothing."""
+    asked = json.loads(json.dumps(job))
+    was, now = fields.flat(stored), fields.flat(asked)
+    return [
+        f"{name} was {ledger.short(was.get(name))}, now {ledger.short(now.get(name))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
 
 
 def _cut_torn_line(path: pathlib.Path) -> None:

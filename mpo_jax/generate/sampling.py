@@ -19,6 +19,8 @@ from mpo_jax import types
 
 _BLOCK = 512
 _NEVER = float("-inf")
+_COLDEST = 1e-30
+"""Lower temperatures are greedy like this one, and their inverse would overflow."""
 
 
 @types.pytree
@@ -130,8 +132,10 @@ def _sampled(
     logits: Float[Array, "G n V"], rules: Rules, count: Int[Array, "G n"]
 ) -> Int[Array, "G n"]:
     warm = jnp.where(rules.temperature > 0, rules.temperature, 1.0)
-    scaled = logits / warm[..., None]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    warm = jnp.maximum(warm, _COLDEST)
+    # Divided after the difference: before it, large quotients would round apart.
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(below / warm[..., None])
     vocab = logits.shape[-1]
     weights = jax.lax.cond(
         jnp.any((rules.top_k > 0) & (rules.top_k < vocab)),
@@ -210,26 +214,33 @@ def pick(
 ) -> Int[Array, "G n"]:
     """The token in whose share of all weights `number` falls."""
     parts = _by_blocks(weights, fill=0.0)
-    ends = jnp.cumsum(jnp.sum(parts, axis=-1), axis=-1)
+    sums = jnp.sum(parts, axis=-1)
+    ends = jnp.cumsum(sums, axis=-1)
     target = number * ends[..., -1]
-    block = _first_above(ends, target)
+    block = _first_above(ends, sums, target)
     before = jnp.where(
         block > 0,
         jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[..., None], -1)[..., 0],
         0.0,
     )
     inside = jnp.take_along_axis(parts, block[..., None, None], axis=-2)[..., 0, :]
-    place = _first_above(jnp.cumsum(inside, axis=-1), target - before)
+    place = _first_above(jnp.cumsum(inside, axis=-1), inside, target - before)
     return (block * _BLOCK + place).astype(jnp.int32)
 
 
-def _first_above(ends: Float[Array, "G n S"], target: Float[Array, "G n"]) -> jax.Array:
-    """First index whose running sum exceeds `target`, else the last that adds to it.
+def _first_above(
+    ends: Float[Array, "G n S"],
+    parts: Float[Array, "G n S"],
+    target: Float[Array, "G n"],
+) -> jax.Array:
+    """First part above 0 whose running sum exceeds `target`, else the last above 0.
 
-    Rounding may leave `target` at or above the last sum.
+    Running sums are rounded, each in an order of its own: one may grow where nothing
+    was added, and the last may lie at `target` or below.
     """
-    above = ends > target[..., None]
-    last = jnp.argmax(ends, axis=-1)  # the first with the final sum
+    there = parts > 0
+    above = there & (ends > target[..., None])
+    last = parts.shape[-1] - 1 - jnp.argmax(there[..., ::-1], axis=-1)
     return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
 
 

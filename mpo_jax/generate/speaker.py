@@ -53,7 +53,7 @@ class Speaker:
 
     Attributes:
       model, mesh, compute: what the programs are compiled for.
-      tokenizer: None where only token ids are asked.
+      tokenizer: None where only token ids are asked; may be set later.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class TextStream:
         """
         self._decode, self._stop = decode, tuple(stop)
         self._stop_ids = frozenset(stop_ids)
-        self._settled = list(prefix)[-_CONTEXT:]
+        self._settled = self._context(list(prefix))
         self._new: list[int] = []
         self._held = ""
         self.stopped = False
@@ -72,8 +72,18 @@ class TextStream:
         before = self._decode(self._settled)
         self._settled = [*self._settled, *taken]
         self._held += self._decode(self._settled)[len(before) :]
-        self._settled = self._settled[-_CONTEXT:]
+        self._settled = self._context(self._settled)
         return self._release()
+
+    def _context(self, tokens: list[int]) -> list[int]:
+        """Some of the last tokens, from the beginning of a character on.
+
+        Cut within one, some decoders would break the characters behind it, too.
+        """
+        text, size = self._decode(tokens), _CONTEXT
+        while size < len(tokens) and not text.endswith(self._decode(tokens[-size:])):
+            size += 1
+        return tokens[-size:]
 
     def _whole_characters(self) -> int:
         """How many of the new tokens end in a whole character, or never will."""

@@ -263,4 +263,5 @@ def load_engine(
         group_slots=samples,
     )
     engine = model.speaker.engine(model.weights, geometry)
+    engine.max_prompt_tokens = longest  # programs are compiled for rounder lengths
     return Loaded(model, engine, pathlib.PurePath(source.rstrip("/")).name)

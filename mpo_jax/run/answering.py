@@ -100,7 +100,7 @@ def buckets(
                 )
             except ledger.BadRecord:
                 continue  # named when its turn comes
-            if length - 1 <= ladder[-1]:
+            if length <= limit:
                 used[ladder.index(capacity.rung(max(length - 1, 1)))] = 1
     used = runtime.largest(used)
     return [rung for rung, is_used in zip(ladder, used, strict=True) if is_used], number
@@ -122,6 +122,9 @@ def local_answerer(
     needed, _ = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
     needed = needed or [capacity.rung(1)]  # then there is nothing but a ledger
     found = model.local_for([rung + 1 for rung in needed], sampling, slots=slots)
+    if max_prompt_tokens:  # programs are compiled for rounder lengths
+        engine = found.engine
+        engine.max_prompt_tokens = min(engine.max_prompt_tokens, max_prompt_tokens)
     progress.console().print(answerer_lib.words(model, found.engine.geometry))
     return found
 
@@ -176,22 +179,23 @@ def _begin(parts: results.Parts, job: dict[str, Any]) -> bool:
     """
     beside = parts.output.with_name(parts.output.name + ".run.json")
     if parts.output.exists() and not parts.folder.exists():
-        stored = {}
-        if beside.exists():
-            stored = json.loads(beside.read_text(encoding="utf-8"))
-        if {name: stored.get(name) for name in job} != _as_json(job):
+        if not beside.exists():
             raise ValueError(
-                f"{parts.output} exists and holds answers of another run; name another "
-                "--output or move it away"
+                f"{parts.output} exists, and no {beside.name} says what it is of; name "
+                "another --output or move it away"
+            )
+        stored = json.loads(beside.read_text(encoding="utf-8"))
+        stored = {name: stored[name] for name in job if name in stored}
+        differing = results.differences(stored, job)
+        if differing:
+            raise ValueError(
+                f"{parts.output} exists and holds answers of another run: "
+                f"{'; '.join(differing)}. Name another --output or move it away"
             )
         progress.console().print(f"Every question is answered in {parts.output}.")
         return True
     parts.begin(job)
     return False
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _answer(
