@@ -59,7 +59,8 @@ class Shapes:
     ):
         cfg, shards = model.cfg, sharding.data_shards(mesh)
         self.shards = shards
-        cache = cache_lib.shapes(cfg.language, geometry, dtype)
+        kept = cache_lib.kept_as(dtype, mesh.devices.flat[0].platform)
+        cache = cache_lib.shapes(cfg.language, geometry, kept)
         self.cache = cache_lib.placed(cache, mesh)
         self.slots = by_rows(sampler.slots_shapes(geometry, STOPS), mesh)
         self.prompts = {
