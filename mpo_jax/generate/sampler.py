@@ -277,7 +277,10 @@ def _seen(cache: cache_lib.Cache, slots: Slots, vocab: int) -> Bool[Array, "G n 
 
     per_slot = jax.vmap(one, (None, None, 0, 0))
     return jax.vmap(per_slot)(
-        cache.prompt_ids, slots.prompt_lengths, cache.answer_ids, slots.length
+        cache.prompt_ids,
+        slots.prompt_lengths,
+        _together(cache.answer_ids),
+        _together(slots.length),
     )
 
 
