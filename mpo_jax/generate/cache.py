@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout as layout_lib
 
 from mpo_jax import sharding, types
 from mpo_jax.models.config import LanguageConfig
@@ -204,8 +205,10 @@ def append(
             token = jax.lax.dynamic_slice(new, (0, group, slot, 0, 0), sizes)
             token = token.reshape(layers, 1, heads, 1, 1, width)
             to = (0, group, 0, slot, places[group, slot], 0)
-            return jax.lax.dynamic_update_slice(cached, token, to)
+            cached = jax.lax.dynamic_update_slice(cached, token, to)
+            return layout_lib.with_layout_constraint(cached, in_order)
 
+        in_order = layout_lib.Layout(tuple(range(cached.ndim)))
         return jax.lax.fori_loop(0, places.size, one, cached)
 
     # Slot by slot, in place and where the slot lies: as one scatter, a TPU turned the
