@@ -328,12 +328,12 @@ def _program(
     transform, schedule = optimizer.build(cfg.optim, cfg.optim.max_steps or _STEPS)
     abstract = state.abstract_run(cfg, model, transform=transform, mesh=mesh)
     batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
-    params = _per_device(abstract.params)
+    params = per_device(abstract.params)
     if case.step == "reference":
         batch = dataclasses.replace(batch, ref_logps=None)
         built = step.build_logps_step(model.without_adapters, cfg.model, shape, mesh)
         weights = adapted.without_adapters(abstract.params)
-        memory = programs.Memory(params=_per_device(weights), batch=_per_device(batch))
+        memory = programs.Memory(params=per_device(weights), batch=per_device(batch))
         return built, (weights, batch), memory
     built = step.build_train_step(
         model,
@@ -352,10 +352,10 @@ def _program(
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(mesh))
     memory = programs.Memory(
-        params=params + _per_device(online),
-        optimiser=_per_device(abstract) - params,
-        batch=_per_device(batch),
-        host=_per_device(abstract, kind=state.HOST),
+        params=params + per_device(online),
+        optimiser=per_device(abstract) - params,
+        batch=per_device(batch),
+        host=per_device(abstract, kind=state.HOST),
     )
     return built, (abstract, batch, key, online), memory
 
@@ -396,7 +396,7 @@ def abstract_batch(case: programs.Case, *, image_size: int, mesh: Any) -> Any:
     )
 
 
-def _per_device(tree: Any, *, kind: str = "device") -> int:
+def per_device(tree: Any, *, kind: str = "device") -> int:
     """Bytes per device of what lies in this kind of memory."""
     import jax
 
