@@ -7,6 +7,8 @@
       --compare=v5e:4x8,v5p:2x4x4,v6e:4x8
   python scripts/plan.py --compare=configs
   python scripts/plan.py --cases=docs/planning_cases.txt --table=docs/planning_results
+  python scripts/plan.py --config=configs/internvl2_8b_mpo.py --step=generate \
+      --compare=v5e:2x4,v6e:2x4,v5p:2x2x1 --prompt_tokens=2048 --max_new_tokens=1024
 
 The true step of every case is compiled with the TPU compiler (`pip install -e
 '.[plan]'`, Linux on x86), minutes each, some GB of host memory; no weight is loaded and
@@ -14,16 +16,23 @@ no network used. Printed: memory of a chip against what the compiler grants,
 collectives, FLOPs, a lower bound of the step's time and an estimate (not measured on
 TPU); docs/planning.md says how to read it. Exit status 2: something does not fit, and
 the remedies are printed.
+
+With `--step=generate` the programs that answer questions (scripts/generate.py,
+scripts/serve.py) take the place of the step: for each of `--samples`, answers to a
+prompt, the mesh, the slots that fit, memory of every program, collectives of a decode
+step and a bound on tokens a second. Of the config only the model counts.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
+from typing import TypeVar
 
 import jax
 import rich.console
@@ -31,8 +40,18 @@ from absl import flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.plan import estimate, planner, programs, report
+from mpo_jax.plan import (
+    estimate,
+    generation,
+    generation_report,
+    planner,
+    programs,
+    report,
+)
 from mpo_jax.utils import cli, plan_plot, progress, slices
+
+_Job = TypeVar("_Job")
+_Outcome = TypeVar("_Outcome")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -49,7 +68,10 @@ _SHAPE = flags.DEFINE_enum(
     "shape", "both", ["short", "long", "both"], "Row shapes to compile"
 )
 _STEP = flags.DEFINE_enum(
-    "step", "train", ["train", "reference", "both"], "Programs to compile"
+    "step",
+    "train",
+    ["train", "reference", "both", "generate"],
+    "Programs to compile; both are train and reference",
 )
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Slices, or config files, or 'configs' for all with a topology"
@@ -86,18 +108,56 @@ _FILL = flags.DEFINE_list(
     ["0.944", "0.73", "0.79", "0.937"],
     "Mean fill of the prompt, chosen, rejected and tile budgets",
 )
+_PROMPT = flags.DEFINE_integer(
+    "prompt_tokens",
+    2048,
+    "generate: longest prompt, image tokens included",
+    lower_bound=1,
+)
+_ANSWER = flags.DEFINE_integer(
+    "max_new_tokens", 1024, "generate: longest answer", lower_bound=1
+)
+_SAMPLES = flags.DEFINE_list(
+    "samples", ["32", "1"], "generate: answers to a prompt; each number is a plan"
+)
+_SLOTS = flags.DEFINE_integer(
+    "slots",
+    0,
+    "generate: answers at a time of a host; 0 is as many as suit and fit",
+    lower_bound=0,
+)
+_TENSOR = flags.DEFINE_integer(
+    "tensor",
+    0,
+    "generate: devices that share one copy of the model; 0 is as few as it fits on",
+    lower_bound=0,
+)
+_OF_GENERATION = ("prompt_tokens", "max_new_tokens", "samples", "slots", "tensor")
+_OF_STEPS = (
+    *("rows_per_chip", "shape", "search", "quick", "remats", "most_rows"),
+    *("pair_prompt", "fill"),
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
     jax.config.update("jax_platforms", "cpu")  # the slice is not there; do not look
+    generates = _STEP.value == "generate"
+    _refuse(_OF_STEPS if generates else _OF_GENERATION)
     console = progress.console()
-    workload = _workload()
     requests = _requests()
     kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
+    if generates:
+        _generate(requests, kept, console)
+        return
+    workload = _workload()
     outcomes = (_search if _SEARCH.value else _compile_all)(requests, workload, kept)
     _print(outcomes, requests, workload, console)
-    _write(outcomes, workload)
+    _write(
+        planner.to_json(outcomes, workload),
+        report.markdown(outcomes),
+        [_bar(outcome) for outcome in outcomes],
+    )
     if _SEARCH.value:
         found = planner.best(outcomes)
         if found is None:
@@ -108,6 +168,78 @@ def main(argv: list[str]) -> None:
         )
     elif not all(outcome.fits for outcome in outcomes):
         sys.exit(2)
+
+
+def _refuse(names: Sequence[str]) -> None:
+    """Raise ValueError where a flag is given that would do nothing."""
+    given = [f"--{name}" for name in names if flags.FLAGS[name].present]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} do nothing with --step={_STEP.value}; leave them out"
+        )
+
+
+def _generate(
+    requests: Sequence[planner.Request],
+    kept: pathlib.Path | None,
+    console: rich.console.Console,
+) -> None:
+    """Plan generation for every request and number of answers."""
+    work = [
+        (request.name, planner.generation_case(request, _asked(samples)))
+        for request in requests
+        for samples in _SAMPLES.value
+    ]
+
+    def plan(job: tuple[str, generation.Case]) -> generation.Outcome:
+        return planner.plan_generation(*job, kept=kept)
+
+    outcomes = _all(plan, work)
+    for table in (
+        generation_report.memory,
+        generation_report.traffic,
+        generation_report.speed,
+    ):
+        console.print(table(outcomes))
+    console.print(generation_report.NOTE)
+    for outcome in outcomes:
+        if text := generation_report.words(outcome):
+            console.print(text, markup=False)
+    raw = [outcome.to_dict() for outcome in outcomes]
+    _write(
+        json.dumps({"outcomes": raw}, indent=1),
+        generation_report.markdown(outcomes),
+        generation_report.bars(outcomes),
+    )
+    if not all(outcome.fits for outcome in outcomes):
+        sys.exit(2)
+
+
+def _asked(samples: str) -> planner.Asked:
+    if not samples.isdecimal() or not int(samples):
+        raise ValueError(f"--samples={samples}: positive numbers are expected")
+    return planner.Asked(
+        prompt_tokens=_PROMPT.value,
+        answer_tokens=_ANSWER.value,
+        samples=int(samples),
+        slots=_SLOTS.value,
+        tensor=_TENSOR.value,
+    )
+
+
+def _all(plan: Callable[[_Job], _Outcome], work: Sequence[_Job]) -> list[_Outcome]:
+    """Plan everything, several at once."""
+    with progress.bar() as bar:
+        task = bar.add_task("Compiling", total=len(work))
+
+        def one(job: _Job) -> _Outcome:
+            outcome = plan(job)
+            bar.advance(task)
+            return outcome
+
+        # Threads only wait: every compilation is a process of its own.
+        with futures.ThreadPoolExecutor(_JOBS.value) as pool:
+            return list(pool.map(one, work))
 
 
 def _search(
@@ -148,20 +280,12 @@ def _compile_all(
         for request in requests
         for case, shards in planner.cases(request, workload)
     ]
-    with progress.bar() as bar:
-        task = bar.add_task("Compiling", total=len(work))
 
-        def one(job: tuple[str, programs.Case, int]) -> planner.Outcome:
-            name, case, shards = job
-            outcome = planner.plan(
-                name, case, shards=shards, workload=workload, kept=kept
-            )
-            bar.advance(task)
-            return outcome
+    def plan(job: tuple[str, programs.Case, int]) -> planner.Outcome:
+        name, case, shards = job
+        return planner.plan(name, case, shards=shards, workload=workload, kept=kept)
 
-        # Threads only wait: every compilation is a process of its own.
-        with futures.ThreadPoolExecutor(_JOBS.value) as pool:
-            return list(pool.map(one, work))
+    return _all(plan, work)
 
 
 def _print(
@@ -275,16 +399,14 @@ def load(name: str) -> config_lib.RunConfig:
     return module.get_config(argument) if argument else module.get_config()
 
 
-def _write(outcomes: list[planner.Outcome], workload: estimate.Workload) -> None:
+def _write(text: str, table: str, bars: list[plan_plot.Bar]) -> None:
+    """Write the files that flags name: `text` is JSON, `table` Markdown."""
     prefix = _TABLE.value
     for path in [_JSON.value, f"{prefix}.json" if prefix else ""]:
         if path:
-            text = planner.to_json(outcomes, workload)
             pathlib.Path(path).write_text(text, encoding="utf-8")
     if prefix:
-        table = report.markdown(outcomes)
         pathlib.Path(f"{prefix}.md").write_text(table, encoding="utf-8")
-        bars = [_bar(outcome) for outcome in outcomes]
         plan_plot.draw(bars, f"{prefix}.png", note=estimate.NOT_MEASURED)
 
 

@@ -3,10 +3,11 @@
 Slots for answers stand in groups; a group answers one prompt at a time, whose keys and
 values it holds once for all its slots::
 
-    prompts  [L, G, K, P, H]      answers  [L, G, n, K, R, H]
+    prompts  [L, G, K, P, H]      answers  [L, G, K, n, R, H]
 
-Heads come before positions: a head's keys then lie together, and padding of the last
-two axes to a TPU's tiles costs nothing. The last token of a prompt is in no prompt
+Heads come before slots and positions, in the order in which attention multiplies: a
+TPU would otherwise turn the whole cache around; and padding of the last two axes to its
+tiles costs nothing. The last token of a prompt is in no prompt
 cache: it is the first that a slot is fed, as a response in training begins with it.
 """
 
@@ -17,12 +18,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout as layout_lib
 
 from mpo_jax import sharding, types
 from mpo_jax.models.config import LanguageConfig
+from mpo_jax.nn import cached_attention
 
 PROMPTS = ("layers", "act_batch", "act_kv", None, None)
-ANSWERS = ("layers", "act_batch", None, "act_kv", None, None)
+ANSWERS = ("layers", "act_batch", "act_kv", None, None, None)
+TOKENS = ("layers", "act_batch", None, "act_kv", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Cache:
     """Keys and values, and the tokens they are of; on devices.
 
     Attributes:
-      prompt_keys, prompt_values: ``[L, G, K, P, H]``.
-      answer_keys, answer_values: ``[L, G, n, K, R, H]``.
+      prompt_keys, prompt_values: ``[L, G, K, P, H]``, see :func:`kept_as`.
+      answer_keys, answer_values: ``[L, G, K, n, R, H]``.
       prompt_ids: int32 ``[G, P]``.
       answer_ids: int32 ``[G, n, R]``, tokens that slots were fed.
     """
@@ -94,12 +98,21 @@ class Cache:
     answer_ids: Any
 
 
+def kept_as(dtype: Any, platform: str) -> Any:
+    """Dtype of cached keys and values: on a CPU 16 bits are kept as integers.
+
+    XLA there widens a whole array of bfloat16 to float32 to change a part of it.
+    """
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.uint16) if platform == "cpu" and dtype.itemsize == 2 else dtype
+
+
 def shapes(cfg: LanguageConfig, geometry: Geometry, dtype: Any) -> Cache:
     """``ShapeDtypeStruct`` of every array."""
     layers, heads = cfg.num_hidden_layers, cfg.num_key_value_heads
     groups, slots, width = geometry.groups, geometry.slots, cfg.head_dim
     prompt = (layers, groups, heads, geometry.prompt_tokens, width)
-    answer = (layers, groups, slots, heads, geometry.answer_tokens, width)
+    answer = (layers, groups, heads, slots, geometry.answer_tokens, width)
     struct = jax.ShapeDtypeStruct
     return Cache(
         prompt_keys=struct(prompt, dtype),
@@ -155,6 +168,7 @@ def insert_prompts(
         return cached
 
     def put(cached: jax.Array, new: jax.Array, axes: Any) -> jax.Array:
+        new = cached_attention.same_bits(new, cached.dtype)
         return sharding.per_shard(
             local, (cached, new, groups), (axes, axes, ("act_batch",))
         )
@@ -182,16 +196,32 @@ def append(
       places: int32 ``[G, n]``, position in the slot.
     """
 
-    def one(cached: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
-        at = (*(0,) * (cached.ndim - 2), place, 0)
-        return jax.lax.dynamic_update_slice(cached, new[..., None, :], at)
+    def local(cached: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+        layers, _, slots, heads, width = new.shape
 
-    put = jax.vmap(jax.vmap(one, (1, 1, 0), 1), (1, 1, 0), 1)
+        def one(number: jax.Array, cached: jax.Array) -> jax.Array:
+            group, slot = number // slots, number % slots
+            sizes = (layers, 1, 1, heads, width)
+            token = jax.lax.dynamic_slice(new, (0, group, slot, 0, 0), sizes)
+            token = token.reshape(layers, 1, heads, 1, 1, width)
+            to = (0, group, 0, slot, places[group, slot], 0)
+            cached = jax.lax.dynamic_update_slice(cached, token, to)
+            return layout_lib.with_layout_constraint(cached, in_order)
+
+        in_order = layout_lib.Layout(tuple(range(cached.ndim)))
+        return jax.lax.fori_loop(0, places.size, one, cached)
+
+    # Slot by slot, in place and where the slot lies: as one scatter, a TPU turned the
+    # whole cache to bring the slots to the front, and spread them over ``tensor``.
+    def put(cached: jax.Array, new: jax.Array) -> jax.Array:
+        axes = (ANSWERS, TOKENS, ("act_batch", None))
+        new = cached_attention.same_bits(new, cached.dtype)
+        return sharding.per_shard(local, (cached, new, places), axes)
+
+    fed = put(cache.answer_ids[None, :, None, :, :, None], ids[None, :, :, None, None])
     return dataclasses.replace(
         cache,
-        answer_keys=put(cache.answer_keys, keys, places),
-        answer_values=put(cache.answer_values, values, places),
-        answer_ids=put(cache.answer_ids[None, ..., None], ids[None, ..., None], places)[
-            0, ..., 0
-        ],
+        answer_keys=put(cache.answer_keys, keys),
+        answer_values=put(cache.answer_values, values),
+        answer_ids=fed[0, :, 0, :, :, 0],
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mpo_jax import sharding
 from mpo_jax.generate import cache as cache_lib
 from mpo_jax.models.config import InternVLConfig
 from mpo_jax.nn import params as params_lib
@@ -191,6 +192,39 @@ def tensor_shards(
     return best
 
 
+def make_mesh(
+    cfg: InternVLConfig,
+    weights: int,
+    *,
+    devices: Sequence[Any],
+    tensor: int = 0,
+    device_memory: int = 0,
+) -> jax.sharding.Mesh:
+    """Copies of a model over ``data``, each over as many devices as it needs.
+
+    Args:
+      weights: bytes of the parameters.
+      devices: of one process.
+      tensor: devices that share one copy; 0 chooses (:func:`tensor_shards`).
+      device_memory: bytes of a device; 0 asks it.
+
+    Raises:
+      ValueError: `tensor` does not divide the devices.
+    """
+    shards = tensor or tensor_shards(
+        cfg,
+        weights,
+        device_memory=device_memory or memory_of(devices[0]),
+        devices=len(devices),
+    )
+    if len(devices) % shards:
+        raise ValueError(
+            f"tensor={shards} does not divide the {len(devices)} devices of this "
+            "process; give a divisor, or 0"
+        )
+    return sharding.make_mesh(data=-1, fsdp=1, tensor=shards, devices=devices)
+
+
 def free_memory(
     cfg: InternVLConfig,
     weights: params_lib.Params,
@@ -233,14 +267,18 @@ def _on_one_device(x: Any) -> int:
 def _temporaries(
     cfg: InternVLConfig, mesh: jax.sharding.Mesh, how: Habits, dtype: Any
 ) -> int:
-    """Bytes of the largest temporaries of a device, on the high side."""
+    """Bytes of a device beside weights and cache, on the high side."""
     lang, size = cfg.language, jnp.dtype(dtype).itemsize
     tensor = mesh.shape["tensor"]
     wide = lang.intermediate_size // tensor + 4 * lang.hidden_size
     prefill = how.prefill_tokens * wide * (size + 4)
-    kept = 2 * how.prefill_tokens * token_bytes(cfg, dtype)
+    divided = tensor if lang.num_key_value_heads % tensor == 0 else 1
+    kept = 2 * how.prefill_tokens * token_bytes(cfg, dtype) // divided
     vision = cfg.vision
     patches = (cfg.image_size // vision.patch_size) ** 2 + 1
     tower = how.tiles * patches * (vision.intermediate_size + 8 * vision.hidden_size)
     logits = how.slots * lang.vocab_size * 4 * 6
-    return max(prefill + kept, tower * (size + 4), logits) + GIB // 4
+    # Features of the tiles of a prefill, all shards' on every device.
+    tokens = how.prefill_tokens + how.tiles * cfg.tokens_per_tile
+    features = sharding.data_shards(mesh) * tokens * lang.hidden_size * size
+    return max(prefill + kept, tower * (size + 4), logits) + features + GIB // 4

@@ -59,7 +59,8 @@ class Shapes:
     ):
         cfg, shards = model.cfg, sharding.data_shards(mesh)
         self.shards = shards
-        cache = cache_lib.shapes(cfg.language, geometry, dtype)
+        kept = cache_lib.kept_as(dtype, mesh.devices.flat[0].platform)
+        cache = cache_lib.shapes(cfg.language, geometry, kept)
         self.cache = cache_lib.placed(cache, mesh)
         self.slots = by_rows(sampler.slots_shapes(geometry, STOPS), mesh)
         self.prompts = {
@@ -82,6 +83,79 @@ class Shapes:
         self.start = everywhere(struct((), jnp.int32), mesh)
 
 
+class Lowering:
+    """The programs of a geometry, traced for its mesh; none is compiled yet.
+
+    The mesh may be that of a slice that is not there (``plan/``).
+
+    Attributes:
+      model, geometry, mesh: what they are for.
+      shapes: of their arguments.
+      options: of the compiler.
+    """
+
+    def __init__(
+        self,
+        model: internvl.InternVL,
+        weights: params_lib.Params,
+        geometry: cache_lib.Geometry,
+        *,
+        mesh: jax.sharding.Mesh,
+        compute: network.Compute,
+        tile_dtype: Any = jnp.uint8,
+    ):
+        """
+        Args:
+          weights: arrays or ``ShapeDtypeStruct``, with their shardings on `mesh`.
+          tile_dtype: uint8, or that of normalised tiles.
+
+        Raises:
+          ValueError: the geometry does not fit mesh or model.
+        """
+        _check(model, geometry, shards=sharding.data_shards(mesh))
+        self.model, self.geometry, self.mesh = model, geometry, mesh
+        self.shapes = Shapes(
+            model, geometry, mesh=mesh, dtype=compute.dtype, tile_dtype=tile_dtype
+        )
+        self.options: dict[str, str | bool] = dict(sharding.compiler_options(mesh))
+        self._compute = compute
+        self._weights = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            weights,
+        )
+        self._whole = sharding.replicated(mesh)
+        self._kept = jax.tree.map(lambda x: x.sharding, self.shapes.cache)
+
+    def encode(self) -> jax.stages.Lowered:
+        """Of ``sampler.encode``."""
+        found = self.shapes
+        args = (found.features, found.tiles, found.start)
+        return self._lower(sampler.encode, *args, out=self._whole)
+
+    def prefill(self, bucket: int) -> jax.stages.Lowered:
+        """Of ``sampler.prefill``."""
+        found = self.shapes
+        args = (found.cache, found.features, found.prompts[bucket])
+        return self._lower(sampler.prefill, *args, out=self._kept)
+
+    def decode(self) -> jax.stages.Lowered:
+        """Of ``sampler.decode``."""
+        found, whole = self.shapes, self._whole
+        decode = functools.partial(_decode, self.geometry)
+        out = (self._kept, whole, whole, whole)
+        return self._lower(decode, found.cache, found.slots, out=out)
+
+    def _lower(self, fn: Any, *args: Any, out: Any) -> jax.stages.Lowered:
+        """The first argument after the weights is given up for the result."""
+        jitted = jax.jit(
+            functools.partial(fn, self.model, self._compute),
+            donate_argnums=(1,),
+            out_shardings=out,
+        )
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(self._weights, *args)
+
+
 class Programs:
     """Compiled functions; :mod:`sampler` says what each does.
 
@@ -102,64 +176,27 @@ class Programs:
         compute: network.Compute,
         tile_dtype: Any = jnp.uint8,
     ):
-        """Compile everything.
-
-        Args:
-          weights: arrays or ``ShapeDtypeStruct``, with their shardings on `mesh`.
-          tile_dtype: uint8, or that of normalised tiles.
-
-        Raises:
-          ValueError: the geometry does not fit mesh or model.
-        """
-        _check(model, geometry, shards=sharding.data_shards(mesh))
-        self.model, self.geometry = model, geometry
-        found = Shapes(
-            model, geometry, mesh=mesh, dtype=compute.dtype, tile_dtype=tile_dtype
-        )
-        self.shapes, self.mesh = found, mesh
-        struct = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        """Compile everything; arguments and errors as :class:`Lowering`'s."""
+        lowering = Lowering(
+            model,
             weights,
+            geometry,
+            mesh=mesh,
+            compute=compute,
+            tile_dtype=tile_dtype,
         )
-        options: dict[str, str | bool] = dict(sharding.compiler_options(mesh))
-        whole = sharding.replicated(mesh)
-        kept = jax.tree.map(lambda x: x.sharding, found.cache)
+        self.model, self.geometry, self.mesh = model, geometry, mesh
+        self.shapes = lowering.shapes
 
-        def compile_(fn: Any, *args: Any, donate: int, out: Any) -> Any:
-            jitted = jax.jit(
-                functools.partial(fn, model, compute),
-                donate_argnums=(donate,),
-                out_shardings=out,
-            )
+        def compiled(lowered: jax.stages.Lowered) -> Any:
             with jax.set_mesh(mesh):
-                return jitted.lower(struct, *args).compile(options)
+                return lowered.compile(lowering.options)
 
-        self.encode = compile_(
-            sampler.encode,
-            found.features,
-            found.tiles,
-            found.start,
-            donate=1,
-            out=whole,
-        )
+        self.encode = compiled(lowering.encode())
         self.prefill = {
-            bucket: compile_(
-                sampler.prefill,
-                found.cache,
-                found.features,
-                prompts,
-                donate=1,
-                out=kept,
-            )
-            for bucket, prompts in found.prompts.items()
+            bucket: compiled(lowering.prefill(bucket)) for bucket in geometry.buckets
         }
-        self.decode = compile_(
-            functools.partial(_decode, geometry),
-            found.cache,
-            found.slots,
-            donate=1,
-            out=(kept, whole, whole, whole),
-        )
+        self.decode = compiled(lowering.decode())
 
     def new_cache(self) -> tuple[cache_lib.Cache, Any]:
         """An empty cache and buffer of features.

@@ -190,6 +190,7 @@ def decode(
 
     def body(state: Any) -> Any:
         number, cache, slots, tokens, logps = state
+        slots = jax.tree.map(_together, slots)
         cache, logits = _forward(model, compute, geometry, weights, cache, slots)
         seen = functools.partial(_seen, cache, slots, logits.shape[-1])
         new = jax.lax.cond(
@@ -197,8 +198,9 @@ def decode(
             lambda: sampling.draw(logits, slots.rules, slots.count, seen()),
             lambda: sampling.draw(logits, slots.rules, slots.count),
         )
+        new, chosen = _together(new), _together(sampling.logps_of(logits, new))
         tokens = tokens.at[number].set(new)
-        logps = logps.at[number].set(sampling.logps_of(logits, new))
+        logps = logps.at[number].set(chosen)
         return number + 1, cache, _after(slots, new), tokens, logps
 
     nothing = (jnp.zeros((steps, *lead), jnp.int32), jnp.zeros((steps, *lead)))
@@ -243,6 +245,7 @@ def _forward(
         per_layer=jnp.arange(model.cfg.language.num_hidden_layers),
     )
     cache = cache_lib.append(cache, keys, values, slots.token, slots.length)
+    hidden = _together(hidden)
     logits = jnp.einsum(
         "gnd,dv->gnv",
         hidden,
@@ -252,6 +255,14 @@ def _forward(
     )
     # Sums over the vocabulary and draws are of whole rows: those are dealt out.
     return cache, sharding.constrain(logits, "act_batch", "act_slots", None)
+
+
+def _together(x: Array) -> Array:
+    """All slots of a group on one device: they are dealt out for their draws alone.
+
+    The partitioner would else deal them out in every layer, and gather them again.
+    """
+    return sharding.constrain(x, "act_batch", *(None,) * (x.ndim - 1))
 
 
 def _seen(cache: cache_lib.Cache, slots: Slots, vocab: int) -> Bool[Array, "G n V"]:
@@ -266,7 +277,10 @@ def _seen(cache: cache_lib.Cache, slots: Slots, vocab: int) -> Bool[Array, "G n 
 
     per_slot = jax.vmap(one, (None, None, 0, 0))
     return jax.vmap(per_slot)(
-        cache.prompt_ids, slots.prompt_lengths, cache.answer_ids, slots.length
+        cache.prompt_ids,
+        slots.prompt_lengths,
+        _together(cache.answer_ids),
+        _together(slots.length),
     )
 
 

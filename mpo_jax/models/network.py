@@ -178,7 +178,9 @@ class Network(nnx.Module):
         x = projector.pixel_shuffle(
             x, factor=self.cfg.shuffle, version=self.cfg.ps_version
         )
-        return self.projector(x)
+        # The compiler for v5p aborts where it draws the shuffle into the projector, at
+        # 8 or 16 tiles a device.
+        return self.projector(jax.lax.optimization_barrier(x))
 
     def packed_features(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mpo_jax import sharding
 from mpo_jax.nn import products
@@ -31,8 +31,8 @@ def attend(
     key: Float[Array, "G n K H"],
     value: Float[Array, "G n K H"],
     *,
-    prompts: tuple[Float[Array, "L G K P H"], Float[Array, "L G K P H"]],
-    answers: tuple[Float[Array, "L G n K R H"], Float[Array, "L G n K R H"]],
+    prompts: tuple[Shaped[Array, "L G K P H"], Shaped[Array, "L G K P H"]],
+    answers: tuple[Shaped[Array, "L G K n R H"], Shaped[Array, "L G K n R H"]],
     prompt_lengths: Int[Array, " G"],
     answer_lengths: Int[Array, "G n"],
     layer: Int[Array, ""],
@@ -42,7 +42,7 @@ def attend(
 
     Args:
       query, key, value: of the new tokens, heads as in ``attention``.
-      prompts, answers: cached keys and values of all layers.
+      prompts, answers: cached keys and values of all layers, or their bits.
       prompt_lengths, answer_lengths: how many positions are filled.
       layer: which layer is read.
       blocks: positions read at a time, of prompts and answers; divide ``P`` and ``R``.
@@ -58,6 +58,7 @@ def attend(
         layer,
         length=jnp.max(prompt_lengths),
         block=blocks[0],
+        dtype=key.dtype,
         step=functools.partial(_prompt_block, grouped, prompt_lengths),
     )
     state = _over_blocks(
@@ -66,11 +67,17 @@ def attend(
         layer,
         length=jnp.max(answer_lengths),
         block=blocks[1],
+        dtype=key.dtype,
         step=functools.partial(_answer_block, grouped, answer_lengths),
     )
     _, total, out = state
     out = (out / total[..., None]).astype(query.dtype)
     return out.transpose(0, 2, 1, 3, 4).reshape(query.shape)
+
+
+def same_bits(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` as another dtype of the same width reads it."""
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _scores(spec: str, query: jax.Array, key: jax.Array) -> jax.Array:
@@ -102,6 +109,7 @@ def _over_blocks(
     *,
     length: jax.Array,
     block: int,
+    dtype: Any,
     step: Any,
 ) -> Running:
     """Take the first `length` positions of a cache into the state, block by block."""
@@ -113,7 +121,8 @@ def _over_blocks(
             # One slice of both axes: a layer by itself would be copied whole.
             sizes = (1, *whole.shape[1:-2], block, whole.shape[-1])
             at = (layer, *(0,) * (whole.ndim - 3), start, 0)
-            return jax.lax.dynamic_slice(whole, at, sizes)[0]
+            found = jax.lax.dynamic_slice(whole, at, sizes)[0]
+            return same_bits(found, dtype)
 
         positions = start + jnp.arange(block)
         return step(read(cache[0]), read(cache[1]), positions, state)
@@ -145,15 +154,15 @@ def _prompt_block(
 def _answer_block(
     query: Float[Array, "G K n q H"],
     lengths: Int[Array, "G n"],
-    key: Float[Array, "G n K S H"],
-    value: Float[Array, "G n K S H"],
+    key: Float[Array, "G K n S H"],
+    value: Float[Array, "G K n S H"],
     positions: Int[Array, " S"],
     state: Running,
 ) -> Running:
     """Every answer's own."""
-    scores = _scores("gknqh,gnksh->gknqs", query, key)
+    scores = _scores("gknqh,gknsh->gknqs", query, key)
     seen = positions[None, None, :] < lengths[:, :, None]
-    weigh = functools.partial(_weighted, "gknqs,gnksh->gknqh", value=value)
+    weigh = functools.partial(_weighted, "gknqs,gknsh->gknqh", value=value)
     return _join(state, scores, seen[:, None, :, None], weigh)
 
 

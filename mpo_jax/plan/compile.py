@@ -4,8 +4,7 @@ The functions are those of training (``run/train.py``): abstract state, the step
 ``train/step.py``, the mesh of ``sharding``; only arrays are replaced by their shapes.
 So what is measured is the program that a run would execute. Nothing is allocated.
 
-Each case runs in a process of its own: the compiler may abort, its options must stand
-before JAX starts, and some GB of host memory come back. That process is this module's
+Each case runs in a process of its own (``plan/child.py``), which is this module's
 command line; :func:`run` starts it.
 """
 
@@ -21,30 +20,16 @@ import math
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mpo_jax import config as config_lib
-from mpo_jax.plan import programs
+from mpo_jax.plan import child, programs
 from mpo_jax.utils import slices
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_TRACEBACK_FILTERING": "off",  # the last line of an error is its message
-    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the compiler's lock file guards no device here
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "none",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
-# The text of an executable cannot be had for v5p, v6e and tpu7x (asynchronous
-# collectives of the SparseCore do not pass jaxlib's verifier); the compiler's own dump
-# can, and costs some MB of disk.
-_DUMP = "--xla_dump_to={} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
+_STEP = "jit_step"  # what the compiler calls the program
 # Schedules only matter for their first values, which are constants of the program.
 _STEPS = 1000
 
@@ -54,6 +39,7 @@ _SOURCES = (
     *("sharding.py", "types.py", "train/step.py", "train/state.py"),
     *("train/optimizer.py", "nn/*.py", "models/*.py", "losses/*.py"),
     *(
+        "plan/child.py",
         "plan/compile.py",
         "plan/programs.py",
         "plan/hlo.py",
@@ -63,13 +49,17 @@ _SOURCES = (
 )
 
 
-def fingerprint(case: programs.Case) -> str:
-    """Of everything a result depends on: case, our code, compiler."""
+def fingerprint(case: str, sources: Sequence[str]) -> str:
+    """Of everything a result depends on: case, our code, compiler.
+
+    Args:
+      sources: patterns of files, relative to the package.
+    """
     package_root = pathlib.Path(__file__).parents[1]
-    digest = hashlib.sha256(case.to_json().encode())
+    digest = hashlib.sha256(case.encode())
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         digest.update(importlib.metadata.version(package).encode())
-    for pattern in _SOURCES:
+    for pattern in sources:
         for file in sorted(package_root.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -90,16 +80,21 @@ def run(
     """
     if kept is None:
         return _run(case, timeout=timeout)
-    file = kept / f"{fingerprint(case)}.json"
+    file = kept / f"{fingerprint(case.to_json(), _SOURCES)}.json"
     if file.is_file():
         return programs.compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
     found = _run(case, timeout=timeout)
     if found.status != programs.FAILED:
-        kept.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-        temporary.rename(file)
+        keep(file, dataclasses.asdict(found))
     return found
+
+
+def keep(file: pathlib.Path, result: dict[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(file)
 
 
 def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
@@ -108,62 +103,27 @@ def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
     Raises:
       ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
     """
-    root = str(pathlib.Path(__file__).parents[2])
     with tempfile.TemporaryDirectory(prefix="mpo_plan_") as place:
         directory = pathlib.Path(place)
-        (directory / "case.json").write_text(case.to_json(), encoding="utf-8")
-        environment = {
-            **os.environ,
-            **ENVIRONMENT,
-            "XLA_FLAGS": _DUMP.format(directory / "dump"),
-            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-        }
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # has no use here
-        command = [sys.executable, "-m", __name__, str(directory)]
+        dump = directory / "dump"
         start = time.monotonic()
-        log = directory / "log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
-            )
-            try:
-                while process.poll() is None:
-                    if time.monotonic() - start > timeout:
-                        return programs.Compiled(
-                            programs.FAILED, f"no result after {timeout:.0f} s"
-                        )
-                    if case.quick and assigned(directory / "dump"):
-                        break
-                    time.sleep(0.2)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+        words = child.run(
+            __name__,
+            case.to_json(),
+            directory,
+            dumped=_STEP,
+            timeout=timeout,
+            enough=lambda: case.quick and assigned(dump),
+        )
         seconds = time.monotonic() - start
-        result = directory / "result.json"
-        if result.is_file():
-            raw = json.loads(result.read_text(encoding="utf-8"))
-            if "error" in raw:
-                raise ValueError(raw["error"])
+        raw = child.result(directory)
+        if raw is not None:
             return programs.compiled_from_dict(raw)
         known = directory / "held.json"
-        if case.quick and known.is_file() and assigned(directory / "dump"):
+        if case.quick and known.is_file() and assigned(dump):
             memory = programs.Memory(**json.loads(known.read_text(encoding="utf-8")))
-            return _from_report(directory / "dump", case, memory, seconds)
-        words = _last_words(
-            process.returncode, log.read_text(encoding="utf-8", errors="replace")
-        )
+            return _from_report(dump, case, memory, seconds)
     return programs.Compiled(programs.FAILED, words, seconds)
-
-
-def _last_words(status: int, log: str) -> str:
-    """Why a process died: the failed check of the compiler, else its last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if "Check failed" in line:
-            return f"the compiler aborted: {line[line.index('Check failed') :][:300]}"
-    last = lines[-1][:300] if lines else "no output"
-    return f"process ended with status {status}: {last}"
 
 
 def mesh_shape(
@@ -208,15 +168,10 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
     from jax.experimental import topologies
 
     from mpo_jax import sharding
-    from mpo_jax.models import adapted, family, internvl
+    from mpo_jax.models import adapted, internvl
 
     cfg, sold = case.cfg, slices.lookup(case.topology)
-    model_cfg = family.lookup(cfg.model.path)
-    if model_cfg is None:
-        raise ValueError(
-            f"model.path={cfg.model.path!r} is neither a directory with a config.json "
-            "nor a released model that models/family.py lists"
-        )
+    model_cfg = architecture(cfg)
     model = internvl.InternVL(model_cfg, adapted.of(cfg.model, model_cfg))
     sizes = mesh_shape(cfg, case.topology, case.slices)
     options = dict(sold.aot_options)
@@ -235,12 +190,42 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return _not_compiled(str(error), memory, time.monotonic() - start)
+            return not_compiled(str(error), memory, time.monotonic() - start)
     seconds = time.monotonic() - start
+    memory = measured(compiled, memory, granted=granted(mesh))
+    return read(dump, memory, seconds)
+
+
+def architecture(cfg: config_lib.RunConfig) -> Any:
+    """``InternVLConfig`` of a run.
+
+    Raises:
+      ValueError: if the model is not known.
+    """
+    from mpo_jax.models import family
+
+    found = family.lookup(cfg.model.path)
+    if found is None:
+        raise ValueError(
+            f"model.path={cfg.model.path!r} is neither a directory with a config.json "
+            "nor a released model that models/family.py lists"
+        )
+    return found
+
+
+def measured(
+    compiled: Any, memory: programs.Memory, *, granted: int
+) -> programs.Memory:
+    """What a compiled program takes beside its arguments, and in sum.
+
+    Args:
+      compiled: ``jax.stages.Compiled``.
+      memory: of its arguments.
+    """
     analysis = compiled.memory_analysis()
     assert analysis is not None
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    memory = dataclasses.replace(
+    return dataclasses.replace(
         memory,
         host=memory.host + analysis.host_temp_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
@@ -249,14 +234,13 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
         + analysis.temp_size_in_bytes
         + analysis.generated_code_size_in_bytes
         + max(results, 0),
-        granted=granted(mesh),
+        granted=granted,
     )
-    return _read(dump, memory, seconds)
 
 
 def assigned(dump: pathlib.Path) -> bool:
     """Has the compiler assigned memory, and written that down?"""
-    done = list(dump.glob("*jit_step*.after_optimizations_after_buffer_*.txt"))
+    done = list(dump.glob(f"*{_STEP}*.after_optimizations_after_buffer_*.txt"))
     return bool(done) and time.time() - done[0].stat().st_mtime > 1.0
 
 
@@ -264,27 +248,20 @@ def _from_report(
     dump: pathlib.Path, case: programs.Case, memory: programs.Memory, seconds: float
 ) -> programs.Compiled:
     """Result from the compiler's report on memory, where it was stopped after that."""
-    (report,) = dump.glob("*jit_step*-memory-usage-report.txt")
+    (report,) = dump.glob(f"*{_STEP}*-memory-usage-report.txt")
     total = re.search(r"Total bytes: (\d+)", report.read_text(encoding="utf-8"))
     if total is None:
         raise ValueError(f"the compiler's report has no total: {report}")
     needed = int(total.group(1))
     arguments = memory.params + memory.optimiser + memory.batch
     memory = dataclasses.replace(memory, temporaries=needed - arguments, needed=needed)
-    return _read(dump, memory, seconds)
+    return read(dump, memory, seconds)
 
 
-def write(directory: pathlib.Path, result: programs.Compiled | dict[str, str]) -> None:
-    """Leave a result for :func:`run`, whole or not at all."""
-    raw = result if isinstance(result, dict) else dataclasses.asdict(result)
-    temporary = directory / "result.tmp"
-    temporary.write_text(json.dumps(raw), encoding="utf-8")
-    temporary.rename(directory / "result.json")
-
-
-def _not_compiled(
+def not_compiled(
     message: str, memory: programs.Memory, seconds: float
 ) -> programs.Compiled:
+    """Result of a program that the compiler has refused."""
     if "RESOURCE_EXHAUSTED" not in message:
         return programs.Compiled(programs.FAILED, message[:500], seconds, memory)
     needed, available = out_of_memory(message)
@@ -351,12 +328,12 @@ def _program(
     transform, schedule = optimizer.build(cfg.optim, cfg.optim.max_steps or _STEPS)
     abstract = state.abstract_run(cfg, model, transform=transform, mesh=mesh)
     batch = abstract_batch(case, image_size=model.cfg.image_size, mesh=mesh)
-    params = _per_device(abstract.params)
+    params = per_device(abstract.params)
     if case.step == "reference":
         batch = dataclasses.replace(batch, ref_logps=None)
         built = step.build_logps_step(model.without_adapters, cfg.model, shape, mesh)
         weights = adapted.without_adapters(abstract.params)
-        memory = programs.Memory(params=_per_device(weights), batch=_per_device(batch))
+        memory = programs.Memory(params=per_device(weights), batch=per_device(batch))
         return built, (weights, batch), memory
     built = step.build_train_step(
         model,
@@ -375,10 +352,10 @@ def _program(
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=sharding.replicated(mesh))
     memory = programs.Memory(
-        params=params + _per_device(online),
-        optimiser=_per_device(abstract) - params,
-        batch=_per_device(batch),
-        host=_per_device(abstract, kind=state.HOST),
+        params=params + per_device(online),
+        optimiser=per_device(abstract) - params,
+        batch=per_device(batch),
+        host=per_device(abstract, kind=state.HOST),
     )
     return built, (abstract, batch, key, online), memory
 
@@ -419,7 +396,7 @@ def abstract_batch(case: programs.Case, *, image_size: int, mesh: Any) -> Any:
     )
 
 
-def _per_device(tree: Any, *, kind: str = "device") -> int:
+def per_device(tree: Any, *, kind: str = "device") -> int:
     """Bytes per device of what lies in this kind of memory."""
     import jax
 
@@ -430,13 +407,13 @@ def _per_device(tree: Any, *, kind: str = "device") -> int:
     )
 
 
-def _read(
-    dump: pathlib.Path, memory: programs.Memory, seconds: float
+def read(
+    dump: pathlib.Path, memory: programs.Memory, seconds: float, module: str = _STEP
 ) -> programs.Compiled:
     """Sum up the scheduled program that the compiler has dumped."""
     from mpo_jax.plan import hlo, schedule
 
-    text = scheduled(dump).read_text(encoding="utf-8", errors="replace")
+    text = scheduled(dump, module).read_text(encoding="utf-8", errors="replace")
     found = schedule.totals(hlo.parse(text))
     return programs.Compiled(
         status=programs.FITS,
@@ -455,14 +432,14 @@ def _read(
     )
 
 
-def scheduled(dump: pathlib.Path) -> pathlib.Path:
+def scheduled(dump: pathlib.Path, module: str = _STEP) -> pathlib.Path:
     """File of the scheduled module: after code generation, which notes the cycles.
 
     Raises:
       ValueError: if the compiler has written none.
     """
     for stage in ("after_codegen", "after_optimizations"):
-        found = sorted(dump.glob(f"*jit_step*.{stage}.txt"))
+        found = sorted(dump.glob(f"*{module}*.{stage}.txt"))
         if found:
             return max(found, key=lambda path: path.stat().st_size)
     raise ValueError(f"the compiler has written no scheduled program to {dump}")
@@ -477,9 +454,10 @@ def main() -> None:
         (directory / "case.json").read_text(encoding="utf-8")
     )
     try:
-        write(directory, compile_here(case, directory / "dump"))
+        found = compile_here(case, directory / "dump")
+        child.write(directory, dataclasses.asdict(found))
     except (ValueError, FileNotFoundError) as error:
-        write(directory, {"error": str(error)})
+        child.write(directory, {"error": str(error)})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,13 @@ from mpo_jax.losses import mixture
 from mpo_jax.models import adapted, family, internvl
 from mpo_jax.models import flops as flops_lib
 from mpo_jax.models.config import InternVLConfig
-from mpo_jax.plan import advice, estimate, programs
+from mpo_jax.plan import (
+    advice,
+    compile_generation,
+    estimate,
+    generation,
+    programs,
+)
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.train import optimizer, state
 from mpo_jax.train import step as step_lib
@@ -169,10 +175,7 @@ def cases(
     """
     cfg = request.cfg
     cfg.validate()
-    topology = request.topology or cfg.topology
-    if not topology:
-        raise ValueError(f"{request.name}: config.topology is empty; give --topology")
-    slices.lookup(topology)
+    topology = _topology(request)
     sizes = compile_lib.mesh_shape(cfg, topology, request.slices)
     shards = sizes["data"] * sizes["fsdp"]
     for name in request.shapes:
@@ -198,6 +201,19 @@ def cases(
                 ),
                 shards,
             )
+
+
+def _topology(request: Request) -> str:
+    """The slice of a request.
+
+    Raises:
+      ValueError: if there is none, or an unknown one.
+    """
+    topology = request.topology or request.cfg.topology
+    if not topology:
+        raise ValueError(f"{request.name}: config.topology is empty; give --topology")
+    slices.lookup(topology)
+    return topology
 
 
 def has_reference(cfg: config_lib.RunConfig) -> bool:
@@ -321,6 +337,45 @@ def comparison(
         flops_lib.packed_pair(model, *lengths, **options),
         flops_lib.duplicated_pair(model, *lengths, **options),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What generation is planned for; see ``generation.Case``."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    samples: int
+    slots: int = 0
+    tensor: int = 0
+
+
+def generation_case(request: Request, asked: Asked) -> generation.Case:
+    """The case of a request.
+
+    Raises:
+      ValueError: if it names no slice, or an unknown one.
+    """
+    return generation.Case(
+        request.cfg,
+        _topology(request),
+        request.slices,
+        **dataclasses.asdict(asked),
+    )
+
+
+def plan_generation(
+    name: str, case: generation.Case, *, kept: pathlib.Path | None = None
+) -> generation.Outcome:
+    """Compile the programs of a case, or take their results from `kept`; conclude.
+
+    Raises:
+      ValueError: if the case itself is wrong.
+    """
+    planned = compile_generation.run(case, kept=kept)
+    model = family.lookup(case.cfg.model.path)
+    assert model is not None  # the compiling process has found it
+    return generation.conclude(name, case, planned, model)
 
 
 def search(

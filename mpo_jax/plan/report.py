@@ -11,15 +11,22 @@ from mpo_jax.plan import estimate, programs
 from mpo_jax.plan.planner import Held, Outcome
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Bytes in GiB; a dash where there is nothing."""
     return f"{size / programs.GIB:.2f}" if size else "–"
 
 
-def _table(title: str, *columns: str) -> rich.table.Table:
-    table = rich.table.Table(title=title, title_justify="left")
+def table(title: str, *columns: str) -> rich.table.Table:
+    """An empty table; the first column names what a row is of."""
+    made = rich.table.Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
+        made.add_column(column, justify="left" if number == 0 else "right")
+    return made
+
+
+def verdict(status: str) -> str:
+    """Status of a program, coloured."""
+    return f"[{'green' if status == programs.FITS else 'red'}]{status}[/]"
 
 
 def label(outcome: Outcome) -> str:
@@ -31,46 +38,45 @@ def label(outcome: Outcome) -> str:
 
 def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
     """GiB per device (a chip; of tpu7x a core)."""
-    table = _table(
+    made = table(
         "Memory per device, GiB (one device is one chip; of tpu7x half a chip)",
         *("program", "rows/chip", "parameters", "optimiser", "batch", "temporaries"),
         *("code", "needed", "granted", "result"),
     )
     for outcome in outcomes:
         parts, compiled = outcome.compiled.memory, outcome.compiled
-        colour = {programs.FITS: "green"}.get(compiled.status, "red")
-        table.add_row(
+        made.add_row(
             label(outcome),
             f"{outcome.rows_per_chip:g}",
-            *(_gib(x) for x in (parts.params, parts.optimiser, parts.batch)),
-            *(_gib(x) for x in (parts.temporaries, parts.code)),
-            *(_gib(x) for x in (parts.needed, parts.granted)),
-            f"[{colour}]{compiled.status}[/]",
+            *(gib(x) for x in (parts.params, parts.optimiser, parts.batch)),
+            *(gib(x) for x in (parts.temporaries, parts.code)),
+            *(gib(x) for x in (parts.needed, parts.granted)),
+            verdict(compiled.status),
         )
-    return table
+    return made
 
 
 def traffic(outcomes: Sequence[Outcome]) -> rich.table.Table:
     """Collectives of one device and step."""
-    table = _table(
+    made = table(
         "Collectives of one device in one step",
         *("program", "kind", "executions", "GiB sent", "of it between slices"),
     )
     for outcome in outcomes:
         for kind, traffic in outcome.compiled.collectives.items():
-            table.add_row(
+            made.add_row(
                 label(outcome),
                 kind,
                 f"{traffic['count']:,.0f}",
-                _gib(traffic["bytes"]),
-                _gib(traffic["across_slices"]),
+                gib(traffic["bytes"]),
+                gib(traffic["across_slices"]),
             )
-    return table
+    return made
 
 
 def speed(outcomes: Sequence[Outcome]) -> rich.table.Table:
     """FLOPs, times and MFU; times are estimates."""
-    table = _table(
+    made = table(
         f"Speed: lower bound, and estimate ({estimate.NOT_MEASURED}; ±25 % or worse)",
         *("program", "pairs", "useful PFLOP", "full rows", "scheduled"),
         *("bound s", "of it", "estimate s", "pairs/s", "MFU", "MFU ≤"),
@@ -84,7 +90,7 @@ def speed(outcomes: Sequence[Outcome]) -> rich.table.Table:
             "HBM": found.memory,
             "links": found.links,
         }
-        table.add_row(
+        made.add_row(
             label(outcome),
             f"{found.pairs:.0f}",
             *(f"{x / 1e15:.3g}" for x in (found.useful, found.budget, found.scheduled)),
@@ -95,7 +101,7 @@ def speed(outcomes: Sequence[Outcome]) -> rich.table.Table:
             f"{found.mfu:.0%}" if found.seconds else "–",
             f"{found.mfu_bound:.0%}",
         )
-    return table
+    return made
 
 
 SPEED_NOTE = (
@@ -107,28 +113,28 @@ SPEED_NOTE = (
 
 def trained(held: Mapping[str, Held]) -> rich.table.Table:
     """What each config trains, and what its state takes over all devices."""
-    table = _table(
+    made = table(
         "Trained, and state over all devices in GiB",
         *("config", "parameters", "trained", "vision", "projector", "language"),
         *("weights", "moments", "reference"),
     )
     for name, state in held.items():
         ours = [part[2] for part in state.parts]
-        table.add_row(
+        made.add_row(
             name,
             f"{sum(part[1] for part in state.parts):,}",
             f"{sum(ours):,}",
             *(f"{number:,}" for number in ours),
-            *(_gib(x) for x in (state.params, state.optimiser, state.reference)),
+            *(gib(x) for x in (state.params, state.optimiser, state.reference)),
         )
-    return table
+    return made
 
 
 def layout(
     name: str, packed: flops_lib.Comparison, usual: flops_lib.Comparison
 ) -> rich.table.Table:
     """A mean pair here and as two sequences, policy and reference together."""
-    table = _table(
+    made = table(
         f"One pair of {name}: encoded once, against two full sequences",
         *("per pair and epoch", "here", "duplicated", "ratio"),
     )
@@ -142,8 +148,8 @@ def layout(
     )
     for what, here, there, form in rows:
         ratio = f"{there / here:.2f}×" if here else "–"
-        table.add_row(what, format(here, form), format(there, form), ratio)
-    return table
+        made.add_row(what, format(here, form), format(there, form), ratio)
+    return made
 
 
 def words(outcome: Outcome) -> str:
@@ -157,8 +163,8 @@ def words(outcome: Outcome) -> str:
         )
     if compiled.status == programs.TOO_LARGE:
         lines.append(
-            f"{label(outcome)} needs {_gib(compiled.memory.needed)} GiB of "
-            f"{_gib(compiled.memory.granted)} GiB per device. Any of:"
+            f"{label(outcome)} needs {gib(compiled.memory.needed)} GiB of "
+            f"{gib(compiled.memory.granted)} GiB per device. Any of:"
         )
     elif compiled.status == programs.FAILED:
         lines.append(f"{label(outcome)}: {compiled.message}")
@@ -182,7 +188,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             times[1] = f"{found.seconds:.2g}"
             times[2] = f"{found.pairs_per_second:.2g}"
             times[3] = f"{found.mfu:.0%}"
-        fits = f"{_gib(parts.needed)} of {_gib(parts.granted)}"
+        fits = f"{gib(parts.needed)} of {gib(parts.granted)}"
         if not outcome.fits:
             fits = f"**{outcome.compiled.status}**: {fits}"
         rows = f"{outcome.rows_per_chip:g}"

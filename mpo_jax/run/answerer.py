@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -188,8 +187,12 @@ def load(
     base = internvl.InternVL(found.config())
     policy = speaker_lib.prompt_policy(base.cfg, max_tiles=max_tiles)
     model = hub.run_model(found, base) if adapters == "beside" else base
-    devices = jax.local_devices()
-    mesh = _mesh(model, dtype, tensor, devices)
+    mesh = capacity.make_mesh(
+        model.cfg,
+        params_lib.count(model.shapes) * jnp.dtype(dtype).itemsize,
+        devices=jax.local_devices(),
+        tensor=tensor,
+    )
     places = sharding.shardings(base.shapes, base.axes, mesh)
     if model is base:
         weights = hub.load_params(found, base, dtype=dtype, shardings=places)
@@ -203,25 +206,6 @@ def load(
         tokenizer=chat,
     )
     return Model(found, speaker, weights, chat, policy)
-
-
-def _mesh(
-    model: internvl.InternVL, dtype: str, tensor: int, devices: Sequence[Any]
-) -> jax.sharding.Mesh:
-    """Copies over ``data``, each over as many devices as it needs."""
-    size = params_lib.count(model.shapes) * jnp.dtype(dtype).itemsize
-    shards = tensor or capacity.tensor_shards(
-        model.cfg,
-        size,
-        device_memory=capacity.memory_of(devices[0]),
-        devices=len(devices),
-    )
-    if len(devices) % shards:
-        raise ValueError(
-            f"tensor={shards} does not divide the {len(devices)} devices of this "
-            "process; give a divisor, or 0"
-        )
-    return sharding.make_mesh(data=-1, fsdp=1, tensor=shards, devices=devices)
 
 
 def load_engine(

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from mpo_jax.plan import compile as compile_lib
+from mpo_jax.plan import child
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +69,8 @@ totals(two, split, array(two, P(("data", "fsdp")), 8, 1024))
 
 @pytest.fixture(scope="module")
 def results() -> list:
-    environment = {**os.environ, **compile_lib.ENVIRONMENT, "XLA_FLAGS": ""}
-    root = str(pathlib.Path(compile_lib.__file__).parents[2])
+    environment = {**os.environ, **child.ENVIRONMENT, "XLA_FLAGS": ""}
+    root = str(pathlib.Path(child.__file__).parents[2])
     environment["PYTHONPATH"] = root
     finished = subprocess.run(
         [sys.executable, "-c", SCRIPT],

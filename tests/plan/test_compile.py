@@ -9,8 +9,8 @@ import pathlib
 import pytest
 
 from mpo_jax import config, recipes
+from mpo_jax.plan import child, programs
 from mpo_jax.plan import compile as compile_lib
-from mpo_jax.plan import programs
 
 
 def released(**mesh: int) -> config.RunConfig:
@@ -113,7 +113,7 @@ def test_an_abort_of_the_compiler_is_a_result(monkeypatch, stderr, message):
         def poll(self):
             return self.returncode
 
-    monkeypatch.setattr(compile_lib.subprocess, "Popen", Dead)
+    monkeypatch.setattr(child.subprocess, "Popen", Dead)
     case = programs.Case(released(), "v5e:2x2", 1, "short", "train", 4)
     result = compile_lib.run(case)
     assert result.status == programs.FAILED
@@ -157,6 +157,6 @@ def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path
 
 def test_kept_results_depend_on_all_code_that_reads_a_program():
     package = pathlib.Path(compile_lib.__file__).parents[1]
-    for module in ("hlo", "loops", "schedule", "compile"):
+    for module in ("hlo", "loops", "schedule", "compile", "child"):
         assert (package / "plan" / f"{module}.py").is_file()
         assert f"plan/{module}.py" in compile_lib._SOURCES
