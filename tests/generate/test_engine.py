@@ -128,6 +128,10 @@ def test_neighbours_that_go_away(make, alone):
             asked.take(found, one.step())
         for key in ("top", "penalty", "greedy"):
             one.cancel(key)
+        ours = {
+            place for place, said in one._answers.items() if said.request is SUBJECT
+        }
+        assert {tuple(p) for p in np.argwhere(one._slots.active).tolist()} <= ours
         found = {place: said for place, said in found.items() if place[0] == "subject"}
         while one.busy:
             asked.take(found, one.step())
