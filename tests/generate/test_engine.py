@@ -50,6 +50,7 @@ def make(programs):
     yield new
     for one in made:
         assert one.stats["compilations"] == 0
+        assert one.busy or not one._slots.active.any()  # nobody decodes for nobody
         one.close()
 
 
