@@ -37,7 +37,7 @@ import sys
 
 from absl import flags
 
-from mpo_jax.generate import requests
+from mpo_jax.generate import endpoint, requests, speaker
 from mpo_jax.run import answerer, answering
 from mpo_jax.utils import cli, runtime
 
@@ -67,7 +67,10 @@ _SAVE_TOKENS = flags.DEFINE_bool(
     "save_tokens", False, "Write token_ids and token_logprobs, too"
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of parameters and computation"
+    "dtype",
+    "auto",
+    answerer.DTYPES,
+    "Of parameters and computation; auto is float32 on a CPU, else bfloat16",
 )
 _SLOTS = flags.DEFINE_integer(
     "slots", 0, "Answers at a time; 0 is as many as suit and fit", 0
@@ -85,6 +88,55 @@ _ADAPTERS = flags.DEFINE_enum(
     "adapters", "merged", answerer.ADAPTERS, "Of a LoRA run: in the weights or beside"
 )
 
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", runtime.PROGRAMS, "Where compiled programs are kept, or none"
+)
+_ENDPOINT = flags.DEFINE_string(
+    "endpoint", "", "URL of an OpenAI-compatible server that answers instead"
+)
+_ENDPOINT_MODEL = flags.DEFINE_string(
+    "endpoint_model", "", "Its name for the model, where it has several"
+)
+_CONCURRENCY = flags.DEFINE_integer(
+    "concurrency", 16, "Requests to the endpoint at a time", 1
+)
+_PARITY = flags.DEFINE_bool(
+    "check_parity", True, "Refuse an endpoint that reads other prompt tokens than ours"
+)
+
+
+def ask_endpoint() -> endpoint.Endpoint:
+    """The server, with the prompts of the model that it is said to serve."""
+    found, tokenizer = answerer.locate(_MODEL.value)
+    policy = speaker.prompt_policy(found.config(), max_tiles=_MAX_TILES.value)
+    return endpoint.Endpoint(
+        _ENDPOINT.value,
+        tokenizer=tokenizer,
+        policy=policy,
+        model=_ENDPOINT_MODEL.value or None,
+        concurrency=_CONCURRENCY.value,
+        check_parity=_PARITY.value,
+    )
+
+
+def ask_model(lines: answering.Lines, sampling: requests.Sampling) -> requests.Answerer:
+    """The model on this process's devices."""
+    runtime.programs_cache(_COMPILE_CACHE.value)
+    model = answerer.load(
+        _MODEL.value,
+        dtype=_DTYPE.value,
+        tensor=_TENSOR.value,
+        max_tiles=_MAX_TILES.value,
+        adapters=_ADAPTERS.value,
+    )
+    return answering.local_answerer(
+        model,
+        lines,
+        sampling,
+        slots=_SLOTS.value,
+        max_prompt_tokens=_MAX_PROMPT.value,
+    )
+
 
 def main(argv: list[str]) -> None:
     del argv
@@ -101,20 +153,7 @@ def main(argv: list[str]) -> None:
     )
     runtime.initialise()
     lines = answering.Lines(os.path.expanduser(_INPUT.value), _ROOT.value)
-    model = answerer.load(
-        _MODEL.value,
-        dtype=_DTYPE.value,
-        tensor=_TENSOR.value,
-        max_tiles=_MAX_TILES.value,
-        adapters=_ADAPTERS.value,
-    )
-    found = answering.local_answerer(
-        model,
-        lines,
-        sampling,
-        slots=_SLOTS.value,
-        max_prompt_tokens=_MAX_PROMPT.value,
-    )
+    found = ask_endpoint() if _ENDPOINT.value else ask_model(lines, sampling)
     complete = answering.answer_file(
         found, lines, _OUTPUT.value, sampling, save_tokens=_SAVE_TOKENS.value
     )

@@ -4,8 +4,9 @@
 
 It draws its own preference data (charts, shapes to count, geometry; MMPR layout on
 disk), trains a tokenizer and a tiny InternVL from scratch by SFT, caches the reference
-log-probs, runs MPO, and compares held-out pairs before and after. Killed at any moment,
-the same command goes on where it stopped. It calls what scripts/train.py calls.
+log-probs, runs MPO, compares held-out pairs before and after, and asks both models the
+held-out questions. Killed at any moment, the same command goes on where it stopped. It
+calls what scripts/train.py and scripts/generate.py call.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import rich.table
 from absl import flags
 
 from mpo_jax import recipes
-from mpo_jax.demo import dataset, tiny_model
-from mpo_jax.run import train
+from mpo_jax.demo import answers, dataset, tiny_model
+from mpo_jax.generate import requests
+from mpo_jax.run import answerer, train
 from mpo_jax.utils import cli, plots, progress, runtime
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes")
@@ -39,6 +41,19 @@ ROWS = (
     ("loss/sft", "SFT term", "nats per token"),
     ("loss", "MPO loss", "0.8·DPO + 0.2·BCO + SFT"),
 )
+
+
+def ask(model: pathlib.Path, asked: list[answers.Item]) -> dict[int | str, str]:
+    """A model's greedy answers to the held-out questions."""
+    loaded = answerer.load(str(model), dtype="float32")
+    how = requests.Sampling(max_new_tokens=96)
+    found = loaded.local([item.question for item in asked], how)
+    said = {}
+    for result in found.answers([item.question for item in asked], how):
+        if isinstance(result, requests.Failure):
+            raise ValueError(f"question {result.id}: {result.detail}")
+        said[result.id] = result.text
+    return said
 
 
 def main(argv: list[str]) -> None:
@@ -90,7 +105,25 @@ def main(argv: list[str]) -> None:
         {name: after[name] for name in names},
         root / "before_after.png",
     )
+
+    console.rule("5  The held-out questions, answered before and after MPO")
+    asked = answers.items(written["eval_meta"])
+    said = {
+        "before MPO": ask(root / "sft", asked),
+        "after MPO": ask(root / "mpo", asked),
+    }
+    shares = {name: answers.accuracy(asked, found) for name, found in said.items()}
+    report.write_text(
+        json.dumps({"before": before, "after": after, "answers": shares}, indent=2),
+        encoding="utf-8",
+    )
+    answers.write_page(root / "answers.html", asked, said)
+    table = rich.table.Table("greedy answers", *said)
+    for name in ("right", "unparsable"):
+        table.add_row(name, *(f"{found[name]:.1%}" for found in shares.values()))
+    console.print(table)
     console.print(
+        f"Drawings and answers: {root}/answers.html\n"
         f"Model in HF layout: {root}/mpo/hf · curves: {root}/mpo/plots · numbers: "
         f"{report} · {time.perf_counter() - start:.0f} s in all."
     )

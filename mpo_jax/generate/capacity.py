@@ -43,7 +43,10 @@ class Habits:
 
 CPU = Habits(32, 256, 64, 16, 2048, 1)
 """Blocks that stay in a core's cache; tiles one by one, as none of them is padding."""
-ACCELERATOR = Habits(64, 512, 256, 16, 8192, 8)
+TPU = Habits(64, 512, 256, 16, 8192, 8)
+GPU = Habits(128, 1024, 256, 16, 8192, 8)
+"""A step of a small model takes as long as its launches: fewer blocks, more slots
+(docs/benchmarks.md)."""
 MOST_SLOTS = 8
 """Answers to one prompt at a time, where there are many prompts: the slots of a group
 are free for the next one when its last answer has ended."""
@@ -51,7 +54,7 @@ are free for the next one when its last answer has ended."""
 
 def habits(platform: str) -> Habits:
     """Of a platform by its JAX name."""
-    return CPU if platform == "cpu" else ACCELERATOR
+    return {"cpu": CPU, "tpu": TPU}.get(platform, GPU)
 
 
 def rung(tokens: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpo_jax import ledger
+from mpo_jax.generate import engine as engine_lib
 from mpo_jax.generate import prompts, requests
 from mpo_jax.inputs import images as images_lib
 from mpo_jax.inputs import prompt as prompt_lib
@@ -38,7 +39,7 @@ class Local:
 
     def __init__(
         self,
-        engine: requests.Engine,
+        engine: engine_lib.Engine,
         *,
         tokenizer: ChatTokenizer,
         policy: prompt_lib.PromptPolicy,

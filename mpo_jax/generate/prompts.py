@@ -36,12 +36,13 @@ def request_of(
     tokenizer: ChatTokenizer,
     policy: prompt_lib.PromptPolicy,
     max_tiles: int | None = None,
+    letters: bool = False,
     read: Callable[[str], bytes] = images_lib.read_file,
 ) -> requests.Request:
     """Make a question's prompt; the template's stop token is added to `sampling`'s.
 
     Args:
-      max_tiles, read: see ``inputs.prompt.make_prompt``.
+      max_tiles, letters, read: see ``inputs.prompt.make_prompt``.
 
     Raises:
       BadRecord: with a reason of ``ledger.REASONS``.
@@ -56,6 +57,7 @@ def request_of(
         system_message=question.system,
         prefix=question.prefix,
         max_tiles=max_tiles,
+        letters=letters,
         read=read,
     )
     ends = (stop_id(tokenizer, policy), *sampling.stop_ids)

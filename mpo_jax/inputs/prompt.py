@@ -89,6 +89,7 @@ def make_prompt(
     prefix: str | Sequence[int] = "",
     max_tiles: int | None = None,
     with_tiles: bool = True,
+    letters: bool = False,
     read: Callable[[str], bytes] = images_lib.read_file,
 ) -> Prompt:
     """Check and tokenise a question, and cut its images into tiles.
@@ -109,6 +110,8 @@ def make_prompt(
       max_tiles: this prompt's own limit; None is the policy's.
       with_tiles: False leaves `tiles` empty (``[0, S, S, 3]``); images are decoded
         all the same, so that both ways refuse the same prompts.
+      letters: chat and image tokens in a text are its letters, no tokens; without it
+        such texts are refused, as in training data.
       read: gives the bytes of an image by its path.
 
     Returns:
@@ -118,13 +121,20 @@ def make_prompt(
       BadRecord: with a reason of ``ledger.REASONS``.
       OSError: the file system failed, see ``images.read_file``.
     """
-    most = _tiles_of_each(len(images), policy, max_tiles)
 
     def load() -> tuple[np.ndarray, list[int]]:
-        return _load_tiles(images, policy, most, with_tiles, read)
+        return _load_tiles(images, policy, max_tiles, with_tiles, read)
 
     return _make(
-        question, tokenizer, policy, images, history, system_message, prefix, load
+        question,
+        tokenizer,
+        policy,
+        images,
+        history,
+        system_message,
+        prefix,
+        load,
+        letters=letters,
     )
 
 
@@ -145,18 +155,14 @@ def measure_prompt(
     Raises:
       BadRecord, OSError: as :func:`make_prompt`, but for pictures whose header is fine.
     """
-    most = _tiles_of_each(len(images), policy, max_tiles)
+    how = tiling(policy, len(images), max_tiles)
+    most = policy.max_image_pixels
 
     def load() -> tuple[np.ndarray, list[int]]:
-        return _no_tiles(policy), [
-            images_lib.tile_count(
-                *images_lib.image_size(
-                    path, max_pixels=policy.max_image_pixels, read=read
-                ),
-                **_cut(policy, most),
-            )
-            for path in images
+        sizes = [
+            images_lib.image_size(path, max_pixels=most, read=read) for path in images
         ]
+        return _no_tiles(policy), [images_lib.tile_count(*s, **how) for s in sizes]
 
     made = _make(
         question, tokenizer, policy, images, history, system_message, prefix, load
@@ -173,6 +179,8 @@ def _make(
     system_message: str | None,
     prefix: str | Sequence[int],
     load: Callable[[], tuple[np.ndarray, list[int]]],
+    *,
+    letters: bool = False,
 ) -> Prompt:
     """Check the texts, then `load` tiles and their number for each image, tokenise."""
     chat = template.get_template(policy.template)
@@ -186,7 +194,15 @@ def _make(
         texts["system_message"] = system_message
     if isinstance(prefix, str):
         texts["prefix"] = prefix
-    check_text(texts, tokenizer)
+    check_text(texts, tokenizer, letters=letters)
+    if letters:
+
+        def cut(text: str) -> str:
+            return template.as_letters(text, tokenizer)
+
+        question, history = cut(question), [(cut(q), cut(a)) for q, a in history]
+        system_message = None if system_message is None else cut(system_message)
+        prefix = cut(prefix) if isinstance(prefix, str) else prefix
     if len(images) == 1 and not history:
         question = template.add_placeholder(question)
     turns = [text for pair in history for text in pair]
@@ -215,18 +231,21 @@ def _make(
     return made
 
 
-def check_text(texts: dict[str, str], tokenizer: ChatTokenizer) -> None:
+def check_text(
+    texts: dict[str, str], tokenizer: ChatTokenizer, *, letters: bool = False
+) -> None:
     """Raise BadRecord where a text holds chat markers, or is no Unicode.
 
     Args:
       texts: by the name of their field, for the message.
+      letters: markers are let through.
     """
     for field, text in texts.items():
         for reason, found in (
             ("smuggled_token", template.find_image_token(text)),
             ("chat_marker", template.find_chat_marker(text, tokenizer)),
         ):
-            if found:
+            if found and not letters:
                 at = max(0, text.index(found) - 20)
                 raise ledger.BadRecord(
                     reason, f"{field} holds {found!r}: ...{short(text[at:])}; remove it"
@@ -259,14 +278,15 @@ def _check_placeholders(
     )
 
 
-def _tiles_of_each(images: int, policy: PromptPolicy, max_tiles: int | None) -> int:
-    """Most tiles of an image: all of a prompt share its limit."""
+def tiling(policy: PromptPolicy, images: int, max_tiles: int | None) -> dict[str, Any]:
+    """How each of a prompt's images is cut: arguments of ``images.tile_count``.
+
+    Args:
+      images: how many there are; they share the limit.
+      max_tiles: the prompt's own limit; None is the policy's.
+    """
     limit = policy.max_tiles if max_tiles is None else max_tiles
-    return max(1, limit // max(1, images))
-
-
-def _cut(policy: PromptPolicy, most: int) -> dict[str, Any]:
-    """How an image of at most `most` tiles is cut."""
+    most = max(1, limit // max(1, images))
     return {
         "min_num": min(policy.min_tiles, most),
         "max_num": most,
@@ -283,13 +303,13 @@ def _no_tiles(policy: PromptPolicy, number: int = 0) -> np.ndarray:
 def _load_tiles(
     paths: Sequence[str],
     policy: PromptPolicy,
-    most: int,
+    max_tiles: int | None,
     with_tiles: bool,
     read: Callable[[str], bytes],
 ) -> tuple[np.ndarray, list[int]]:
     """Tiles of all images (uint8 ``[m, S, S, 3]``) and the number for each image."""
     counts: list[int] = []
-    how = _cut(policy, most)
+    how = tiling(policy, len(paths), max_tiles)
     opened = []
     for path in paths:
         image = images_lib.open_image(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -173,6 +174,20 @@ def find_chat_marker(text: str, tokenizer: ChatTokenizer) -> str | None:
     model's tokens are letters to this one, which should not learn them either.
     """
     return next((marker for marker in _markers(tokenizer) if marker in text), None)
+
+
+def as_letters(text: str, tokenizer: ChatTokenizer) -> str:
+    """`text` with ``tokenizer.CUT`` in every image token and chat marker.
+
+    Encoded, it is the same text and holds none of these tokens: their letters are
+    tokenised like any others. Those for grounding stay tokens, as in records.
+    (Llama's older tokenizers put a space before each part of a text, so at a cut too.)
+    """
+    names = (*tokenizer_lib.IMAGE_TOKENS, *_markers(tokenizer))
+    # A marker of one character cannot be cut. One that begins inside another must be.
+    pattern = "|".join(re.escape(name) for name in names if len(name) > 1)
+    starts = f"(?=(?:{pattern}))(.)"
+    return re.sub(starts, rf"\1{tokenizer_lib.CUT}", text, flags=re.DOTALL)
 
 
 @functools.lru_cache(maxsize=8)

@@ -36,6 +36,10 @@ ADDED_TOKENS = IMAGE_TOKENS + (
 )
 """Tokens that upstream adds to a bare language model's tokenizer, in this order."""
 
+CUT = "\udfff\ud800"
+"""Stands in a text where it is tokenised in two parts, so that no token spans them:
+surrogates the wrong way round, which Unicode text cannot hold."""
+
 
 class ChatTokenizer:
     """Text to token ids and back, with the ids that a chat with images needs.
@@ -94,7 +98,7 @@ class ChatTokenizer:
         """Ids of `text`; the strings of special tokens in it become those tokens.
 
         Args:
-          text: any text; it is never truncated.
+          text: any text; it is never truncated. At every :data:`CUT` a new part begins.
           bos: put the begin-of-sequence token first.
           start: False where `text` goes on after a special token; Llama's tokenizer
             puts a space before a text, but not there.
@@ -103,8 +107,12 @@ class ChatTokenizer:
           ValueError: `bos` without such a token, or text with a lone surrogate
             (a ``UnicodeEncodeError``, which is a ``ValueError``).
         """
-        text.encode("utf-8")  # one error for both back ends
-        ids = self._backend.encode(text, start)
+        first, *rest = text.split(CUT)
+        for part in (first, *rest):
+            part.encode("utf-8")  # one error for both back ends
+        ids = self._backend.encode(first, start)
+        for part in rest:
+            ids += self._backend.encode(part, False)
         if not bos:
             return ids
         if self.bos_id is None:

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from mpo_jax import sharding
 from mpo_jax.convert import files, hub
-from mpo_jax.generate import capacity
+from mpo_jax.generate import cache as cache_lib
+from mpo_jax.generate import capacity, prompts, requests
 from mpo_jax.generate import engine as engine_lib
+from mpo_jax.generate import local as local_lib
 from mpo_jax.generate import speaker as speaker_lib
 from mpo_jax.inputs import prompt as prompt_lib
 from mpo_jax.inputs import template
@@ -23,6 +25,7 @@ from mpo_jax.models import internvl, network
 from mpo_jax.nn import params as params_lib
 
 ADAPTERS = ("merged", "beside")
+DTYPES = ("auto", "bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,51 @@ class Model:
     weights: params_lib.Params
     tokenizer: tokenizer_lib.ChatTokenizer
     policy: prompt_lib.PromptPolicy
+
+    def local(
+        self,
+        questions: Sequence[requests.Question],
+        sampling: requests.Sampling,
+        *,
+        slots: int = 0,
+    ) -> local_lib.Local:
+        """The model ready for some questions, which are measured first.
+
+        Raises:
+          BadRecord: one of them cannot be asked.
+          ValueError: nothing fits in memory.
+        """
+        lengths = [
+            prompts.length_of(question, tokenizer=self.tokenizer, policy=self.policy)
+            for question in questions
+        ]
+        return self.local_for(lengths, sampling, slots=slots)
+
+    def local_for(
+        self,
+        lengths: Sequence[int],
+        sampling: requests.Sampling,
+        *,
+        slots: int = 0,
+    ) -> local_lib.Local:
+        """The model ready for prompts of these lengths.
+
+        Raises:
+          ValueError: nothing fits in memory; names what to lower.
+        """
+        geometry = self.speaker.geometry(
+            self.weights,
+            prompts=lengths,
+            answer_tokens=sampling.max_new_tokens,
+            samples=sampling.n,
+            slots=slots,
+        )
+        return local_lib.Local(
+            self.speaker.engine(self.weights, geometry),
+            tokenizer=self.tokenizer,
+            policy=self.policy,
+            described=self.describe(),
+        )
 
     def describe(self) -> dict[str, Any]:
         """What answers depend on, as JSON values."""
@@ -76,10 +124,20 @@ class Loaded:
     def policy(self) -> prompt_lib.PromptPolicy:
         return self.model.policy
 
-    def describe(self) -> dict[str, Any]:
-        """The model's, and the geometry."""
-        geometry = dataclasses.asdict(self.engine.geometry)
-        return {**self.model.describe(), "geometry": geometry}
+    def words(self) -> str:
+        """What is there, for people."""
+        return words(self.model, self.engine.geometry)
+
+
+def words(model: Model, geometry: cache_lib.Geometry) -> str:
+    """A geometry for people."""
+    cfg, dtype = model.speaker.model.cfg, model.speaker.compute.dtype
+    size = capacity.bytes_of(cfg, geometry, dtype) / capacity.GIB
+    return (
+        f"{geometry.groups} prompts with {geometry.slots} answers each at a time, "
+        f"prompts of up to {geometry.buckets[-1] + 1} tokens, answers of up to "
+        f"{geometry.answer_tokens}; keys and values take {size:.2f} GiB"
+    )
 
 
 def locate(source: str) -> tuple[hub.Source, tokenizer_lib.ChatTokenizer]:
@@ -115,7 +173,8 @@ def load(
 
     Args:
       source: directory, workdir of a run, or hub id (``convert.hub.locate``).
-      dtype: ``bfloat16`` or ``float32``, of parameters and computation.
+      dtype: ``bfloat16`` or ``float32``, of parameters and computation; ``auto`` is
+        the latter on a CPU, which computes it faster, else the former.
       tensor: devices that share one copy; 0 is as few as it fits on.
       max_tiles: of a prompt's images; 0 is the model's.
       adapters: of a LoRA run, ``merged`` into the weights or ``beside`` them.
@@ -123,6 +182,8 @@ def load(
     Raises:
       FileNotFoundError, ValueError: saying what is wrong and what to do.
     """
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     found, chat = locate(source)
     base = internvl.InternVL(found.config())
     policy = speaker_lib.prompt_policy(base.cfg, max_tiles=max_tiles)

@@ -121,29 +121,12 @@ def local_answerer(
     """
     needed, _ = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
     needed = needed or [capacity.rung(1)]  # then there is nothing but a ledger
-    geometry = model.speaker.geometry(
-        model.weights,
-        prompts=[rung + 1 for rung in needed],
-        answer_tokens=sampling.max_new_tokens,
-        samples=sampling.n,
-        slots=slots,
-    )
-    made = model.speaker
-    size = capacity.bytes_of(made.model.cfg, geometry, made.compute.dtype)
-    progress.console().print(
-        f"{geometry.groups} prompts with {geometry.slots} answers each at a time, "
-        f"prompts of up to {needed[-1] + 1} tokens, answers of up to "
-        f"{sampling.max_new_tokens}; keys and values take {size / capacity.GIB:.2f} GiB"
-    )
-    engine = model.speaker.engine(model.weights, geometry)
+    found = model.local_for([rung + 1 for rung in needed], sampling, slots=slots)
     if max_prompt_tokens:  # programs are compiled for rounder lengths
+        engine = found.engine
         engine.max_prompt_tokens = min(engine.max_prompt_tokens, max_prompt_tokens)
-    return local.Local(
-        engine,
-        tokenizer=model.tokenizer,
-        policy=model.policy,
-        described=model.describe(),
-    )
+    progress.console().print(answerer_lib.words(model, found.engine.geometry))
+    return found
 
 
 def answer_file(

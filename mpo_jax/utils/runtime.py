@@ -116,6 +116,17 @@ def largest(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values)).max(axis=0)
 
 
+PROGRAMS = "~/.cache/mpo_jax/programs"
+"""Where commands without a work directory keep compiled programs."""
+
+
+def programs_cache(directory: str) -> None:
+    """:func:`compilation_cache` as a flag names it: a directory, or ``none``."""
+    compilation_cache(
+        None if directory == "none" else os.path.expanduser(directory or PROGRAMS)
+    )
+
+
 def compilation_cache(directory: str | pathlib.Path | None) -> None:
     """Keep compiled programs on disk, so that a restart does not compile again.
 
