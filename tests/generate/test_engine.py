@@ -280,6 +280,21 @@ def test_stop_strings_cut_text_and_tokens(make, length):
             assert said.logps == plain.logps[: place + length]
 
 
+def test_text_joins_a_given_beginning(programs):
+    """As sentencepiece has it: a space between two tokens, none before the first."""
+
+    def spaced(tokens) -> str:
+        return " ".join(letters([token]) for token in tokens)
+
+    one = engine_lib.Engine(*programs, decode=spaced, image_token=packed.IMG)
+    plain = ask_for("joined", 8)
+    said = asked.ask(one, plain)["joined", 0]
+    assert said.text == spaced(said.ids)
+    begun = asked.ask(one, dataclasses.replace(plain, answer_start=6))["joined", 0]
+    assert begun.ids == said.ids and begun.text == " " + said.text
+    one.close()
+
+
 def test_a_beginning_of_a_stop_string_is_told_at_the_end(make):
     one = make()
     plain = asked.ask(one, ask_for("end", 8, max_new_tokens=10))["end", 0]
