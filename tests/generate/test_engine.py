@@ -75,6 +75,7 @@ def ask_for(key, length=9, *, images=0, **how):
 SUBJECT = ask_for("subject", 12, images=2, n=3, temperature=1.0, seed=7)
 NEIGHBOURS = (
     ask_for("greedy", 5),
+    ask_for("pictured", 10, images=3, n=2),  # read together with the subject
     ask_for("penalty", 20, repetition_penalty=1.5, max_new_tokens=30),
     ask_for("top", 40, images=1, temperature=2.0, top_k=5, top_p=0.8, n=3, seed=2),
     ask_for("one", 1, temperature=0.7, n=2, max_new_tokens=1),
@@ -122,7 +123,7 @@ def test_neighbours_that_go_away(make, alone):
     """Cancelled while they wait, while they speak, and when they have a prompt only."""
     for steps in range(3):
         one = make()
-        for request in (NEIGHBOURS[2], NEIGHBOURS[1], SUBJECT, NEIGHBOURS[0]):
+        for request in (NEIGHBOURS[3], NEIGHBOURS[2], SUBJECT, NEIGHBOURS[0]):
             one.add(request)
         found: asked.Everything = {}
         for _ in range(steps):
@@ -378,6 +379,39 @@ def test_an_image_token_that_the_model_says_is_text(programs):
     logps = np.asarray(jax.nn.log_softmax(logits[0, 5:-1]))
     expected = logps[np.arange(20), said.ids]
     np.testing.assert_allclose(said.logps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_draws_follow_the_rule_of_seed_sample_and_token(programs):
+    """From the forward pass and ``jax.random`` alone, seeds of 64 bits included."""
+    one = engine_lib.Engine(*programs, decode=letters, image_token=packed.IMG)
+    seeds = (3, 2**40 + 3, -5)
+    prompt = ids(8, 1)
+    given = [
+        asked.request(
+            s, prompt, tiles(0), n=2, temperature=1.3, seed=s, max_new_tokens=9
+        )
+        for s in seeds
+    ]
+    found = asked.ask(one, *given)
+    one.close()
+    whole = np.stack([np.concatenate([prompt, said.ids]) for said in found.values()])
+    compute = network.Compute(dtype=jnp.float32, remat="none")
+    none = jnp.full(whole.shape, -1)
+    forward = jax.jit(
+        functools.partial(MODEL.bind(programs[1]).logits, compute=compute)
+    )
+    logits = forward(jnp.asarray(whole), jnp.ones_like(none), none, None)
+    shares = np.asarray(jax.nn.softmax(logits / 1.3), np.float64)[:, 7:-1]
+    for (seed, sample), of_answer, said in zip(
+        found, shares, found.values(), strict=True
+    ):
+        with jax.enable_x64(True):
+            key = jax.random.key(seed)
+        for token, share in enumerate(of_answer):
+            folded = jax.random.fold_in(jax.random.fold_in(key, sample), token)
+            number = float(jax.random.uniform(folded, dtype=jnp.float32))
+            expected = np.searchsorted(np.cumsum(share), number * share.sum(), "right")
+            assert said.ids[token] == expected, (seed, sample, token)
 
 
 @pytest.mark.slow
