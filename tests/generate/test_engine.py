@@ -270,6 +270,7 @@ def test_stop_strings_cut_text_and_tokens(make, length):
         text = whole["text", 0].text
         stop = text[start : start + length]
         found = asked.ask(one, ask_for("text", 8, stop=("~~~", stop), **how))
+        assert not one._slots.active.any()
         for k in range(2):
             plain, said = whole["text", k], found["text", k]
             place = plain.text.find(stop)
