@@ -246,6 +246,13 @@ def test_generate_ids_go_on_with_a_prompt(model, batch):
         ids[0], tiles[:2], max_new_tokens=5, n=40, temperature=2.0, seed=1
     )
     assert len(drawn) == 40 and len({tuple(one) for one in drawn}) > 20
+    again, other = (
+        model.generate_ids(
+            ids[0], some, max_new_tokens=5, n=40, temperature=2.0, seed=1
+        )
+        for some in (floats, floats[::-1])
+    )
+    assert again == drawn != other
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def model(place):
     return api.InternVL.from_pretrained(place[0] / "model")
 
 
-def by_ids(model: api.InternVL, question: requests.Question, **how) -> list[str]:
+def by_ids(
+    model: api.InternVL, question: requests.Question, ends=(), **how
+) -> list[str]:
     """The same through prompt and token ids."""
     chat = model._tokenizer
     made = prompts.request_of(
@@ -44,10 +46,10 @@ def by_ids(model: api.InternVL, question: requests.Question, **how) -> list[str]
     found = model.generate_ids(
         made.ids,
         made.tiles if len(made.tiles) else None,
-        stop_ids=made.sampling.stop_ids,
+        stop_ids=(*made.sampling.stop_ids, *ends),
         **{**NEW, **how},
     )
-    return [chat.decode(ids).strip() for ids in found]
+    return [chat.decode(ids[:-1] if ids[-1] in ends else ids).strip() for ids in found]
 
 
 def test_one_question_and_several(model, place):
@@ -75,6 +77,16 @@ def test_several_answers(model):
     assert found != model.generate("two", **{**how, "seed": 5})
     both = model.generate(["two", "one"], **how)
     assert [len(answers) for answers in both] == [3, 3] and both[0] == found
+
+
+def test_answers_stand_by_their_numbers_whichever_ends_first(model):
+    how = {"n": 12, "temperature": 2.0, "max_new_tokens": 30}
+    ends = tuple(range(40, 55))
+    found = model.generate("two", seed=4, stop_ids=ends, **how)
+    question = requests.Question(0, "two")
+    seed = requests.seed_of(question, 4)
+    assert found == by_ids(model, question, seed=seed, ends=ends, **how)
+    assert len({len(answer) for answer in found}) > 3
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16", "F", "HSV"])

@@ -159,8 +159,7 @@ def answer_file(
     parts.load()
     left_out, failed = _answer(answerer, lines, parts, sampling, save_tokens)
     process = jax.process_index()
-    entries = [*lines.bad, *left_out]
-    entries.sort(key=lambda entry: entry.line)
+    entries = [*lines.bad, *left_out]  # put in order when all are merged
     results.write_ledger(parts.folder / f"ledger-{process:05d}.jsonl", entries)
     failures = parts.folder / f"failed-{process:05d}"
     failures.write_text(str(failed), encoding="utf-8")

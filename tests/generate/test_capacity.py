@@ -156,8 +156,13 @@ def test_what_weights_leave_free():
         )
     # Heads that do not divide lie on every device whole.
     odd = packed.tiny_config(num_attention_heads=3, num_key_value_heads=3, head_dim=8)
-    alone = capacity.free_memory(odd, weights, mesh, HOW, **options)
-    assert alone < free
+    alone, more = (
+        capacity.free_memory(
+            odd, weights, mesh, HOW, dtype=jnp.float32, device_memory=2**31 + extra
+        )
+        for extra in (0, 1000)
+    )
+    assert more - alone == 1000
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def make(programs):
     yield new
     for one in made:
         assert one.stats["compilations"] == 0
+        assert one.busy or not one._slots.active.any()  # nobody decodes for nobody
         one.close()
 
 
@@ -74,6 +75,7 @@ def ask_for(key, length=9, *, images=0, **how):
 SUBJECT = ask_for("subject", 12, images=2, n=3, temperature=1.0, seed=7)
 NEIGHBOURS = (
     ask_for("greedy", 5),
+    ask_for("pictured", 10, images=3, n=2),  # read together with the subject
     ask_for("penalty", 20, repetition_penalty=1.5, max_new_tokens=30),
     ask_for("top", 40, images=1, temperature=2.0, top_k=5, top_p=0.8, n=3, seed=2),
     ask_for("one", 1, temperature=0.7, n=2, max_new_tokens=1),
@@ -121,13 +123,17 @@ def test_neighbours_that_go_away(make, alone):
     """Cancelled while they wait, while they speak, and when they have a prompt only."""
     for steps in range(3):
         one = make()
-        for request in (NEIGHBOURS[2], NEIGHBOURS[1], SUBJECT, NEIGHBOURS[0]):
+        for request in (NEIGHBOURS[3], NEIGHBOURS[2], SUBJECT, NEIGHBOURS[0]):
             one.add(request)
         found: asked.Everything = {}
         for _ in range(steps):
             asked.take(found, one.step())
         for key in ("top", "penalty", "greedy"):
             one.cancel(key)
+        ours = {
+            place for place, said in one._answers.items() if said.request is SUBJECT
+        }
+        assert {tuple(p) for p in np.argwhere(one._slots.active).tolist()} <= ours
         found = {place: said for place, said in found.items() if place[0] == "subject"}
         while one.busy:
             asked.take(found, one.step())
@@ -264,6 +270,7 @@ def test_stop_strings_cut_text_and_tokens(make, length):
         text = whole["text", 0].text
         stop = text[start : start + length]
         found = asked.ask(one, ask_for("text", 8, stop=("~~~", stop), **how))
+        assert not one._slots.active.any()
         for k in range(2):
             plain, said = whole["text", k], found["text", k]
             place = plain.text.find(stop)
@@ -273,6 +280,21 @@ def test_stop_strings_cut_text_and_tokens(make, length):
             assert said.text == plain.text[:place] and said.reason == "stop"
             assert said.ids == plain.ids[: place + length]
             assert said.logps == plain.logps[: place + length]
+
+
+def test_text_joins_a_given_beginning(programs):
+    """As sentencepiece has it: a space between two tokens, none before the first."""
+
+    def spaced(tokens) -> str:
+        return " ".join(letters([token]) for token in tokens)
+
+    one = engine_lib.Engine(*programs, decode=spaced, image_token=packed.IMG)
+    plain = ask_for("joined", 8)
+    said = asked.ask(one, plain)["joined", 0]
+    assert said.text == spaced(said.ids)
+    begun = asked.ask(one, dataclasses.replace(plain, answer_start=6))["joined", 0]
+    assert begun.ids == said.ids and begun.text == " " + said.text
+    one.close()
 
 
 def test_a_beginning_of_a_stop_string_is_told_at_the_end(make):
@@ -358,6 +380,39 @@ def test_an_image_token_that_the_model_says_is_text(programs):
     logps = np.asarray(jax.nn.log_softmax(logits[0, 5:-1]))
     expected = logps[np.arange(20), said.ids]
     np.testing.assert_allclose(said.logps, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_draws_follow_the_rule_of_seed_sample_and_token(programs):
+    """From the forward pass and ``jax.random`` alone, seeds of 64 bits included."""
+    one = engine_lib.Engine(*programs, decode=letters, image_token=packed.IMG)
+    seeds = (3, 2**40 + 3, -5)
+    prompt = ids(8, 1)
+    given = [
+        asked.request(
+            s, prompt, tiles(0), n=2, temperature=1.3, seed=s, max_new_tokens=9
+        )
+        for s in seeds
+    ]
+    found = asked.ask(one, *given)
+    one.close()
+    whole = np.stack([np.concatenate([prompt, said.ids]) for said in found.values()])
+    compute = network.Compute(dtype=jnp.float32, remat="none")
+    none = jnp.full(whole.shape, -1)
+    forward = jax.jit(
+        functools.partial(MODEL.bind(programs[1]).logits, compute=compute)
+    )
+    logits = forward(jnp.asarray(whole), jnp.ones_like(none), none, None)
+    shares = np.asarray(jax.nn.softmax(logits / 1.3), np.float64)[:, 7:-1]
+    for (seed, sample), of_answer, said in zip(
+        found, shares, found.values(), strict=True
+    ):
+        with jax.enable_x64(True):
+            key = jax.random.key(seed)
+        for token, share in enumerate(of_answer):
+            folded = jax.random.fold_in(jax.random.fold_in(key, sample), token)
+            number = float(jax.random.uniform(folded, dtype=jnp.float32))
+            expected = np.searchsorted(np.cumsum(share), number * share.sum(), "right")
+            assert said.ids[token] == expected, (seed, sample, token)
 
 
 @pytest.mark.slow

@@ -264,6 +264,12 @@ def test_longrope_is_read_anew_where_it_outgrows_its_length(tmp_path):
         again = asked.ask(asker, gone)
         assert again["gone", 3].ids == expected[8]
     asker.close()
+    # The first token after a prompt around that length, to the bits that tell.
+    for length in (15, 16, 17):
+        ids, _ = prompt(ours, 0, length, 0, length)
+        logps = jax.nn.log_softmax(ours.logits(ids[None])[0, -1])
+        said = found[length, 0]
+        assert said.logps[0] == pytest.approx(float(logps[said.ids[0]]), abs=1e-5)
 
 
 def test_log_probs_are_those_of_a_training_step(tmp_path):

@@ -93,6 +93,20 @@ def test_updates_become_answers(chat):
     assert seeds == {requests.seed_of(question, 4) for question in questions}
 
 
+def test_questions_are_taken_as_they_are_needed(chat):
+    """A file of millions, whose images are large, is never read ahead by much."""
+    taken = []
+
+    def many():
+        for number in range(200):
+            taken.append(number)
+            yield requests.Question(number, "q")
+
+    made = local.Local(Echo(), tokenizer=chat, policy=POLICY)
+    next(made.answers(many(), requests.Sampling()))
+    assert len(taken) <= 2 * local.THREADS + 2 + 2 + 2
+
+
 def test_a_continuation_keeps_its_spaces(chat):
     questions = [
         requests.Question("a", "q", prefix="the"),

@@ -86,6 +86,8 @@ def test_a_line_that_is_too_long_is_one_entry(tmp_path, monkeypatch):
         assert [number for number, _ in found] == [1, 2, 3, 4, 5]
         assert [getattr(f, "id", None) for _, f in found] == [1, 2, None, 4, None]
         assert "more than 60 bytes" in found[2][1].detail
+    ((_, found),) = read(tmp_path / "in.jsonl", lines(exact).rstrip())
+    assert found.id == 2
 
 
 GOOD = {"id": 1, "question": "q"}

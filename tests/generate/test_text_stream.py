@@ -220,3 +220,13 @@ def test_broken_bytes_count_as_text_in_the_end(chats):
     assert len(said + stream.finish()) == 30
     stream = text_lib.TextStream(chat.decode)
     assert stream.push([first]) == ("", 1) and stream.finish() == "\ufffd"
+
+
+def test_a_stop_string_of_broken_bytes_is_found_at_the_end(chats):
+    chat = chats["qwen2"]
+    ids = [*chat.encode("an", bos=False), chat.encode("😀", bos=False)[0]]
+    out, number, stopped = streamed(chat, ids, [1], stop=["n\ufffd"])
+    assert ("".join(out), number) == ("a", 3) and stopped
+    stream = text_lib.TextStream(chat.decode, stop=["n\ufffd"])
+    assert stream.push(ids) == ("a", 3)
+    assert stream.finish() == "" and stream.stopped
