@@ -32,7 +32,7 @@ def inputs(heads: int, kv_heads: int, dtype=np.float32):
         made(groups, slots, kv_heads, WIDTH),
     )
     prompts = [made(LAYERS, groups, kv_heads, PROMPT, WIDTH) for _ in range(2)]
-    answers = [made(LAYERS, groups, slots, kv_heads, ANSWER, WIDTH) for _ in range(2)]
+    answers = [made(LAYERS, groups, kv_heads, slots, ANSWER, WIDTH) for _ in range(2)]
     return new, tuple(prompts), tuple(answers)
 
 
@@ -56,7 +56,7 @@ def expected(new, prompts, answers, *, layer: int = 1) -> np.ndarray:
     def whole(part: int, own: np.ndarray) -> np.ndarray:
         prompt = np.asarray(prompts[part][layer], np.float32)[:, None]
         prompt = np.broadcast_to(prompt, (groups, slots, *prompt.shape[2:]))
-        answer = np.asarray(answers[part][layer], np.float32)
+        answer = np.asarray(answers[part][layer], np.float32).swapaxes(1, 2)
         cached = np.concatenate([prompt, answer], axis=3).swapaxes(2, 3)
         every = np.concatenate([cached, own[:, :, None]], axis=2)
         return every.reshape(groups * slots, *every.shape[2:])
@@ -100,7 +100,7 @@ def test_what_lies_beyond_the_lengths_changes_no_bit():
 
     others = (
         tuple(spoilt(x, beyond_prompt[None, :, None, :, None]) for x in prompts),
-        tuple(spoilt(x, beyond_answer[None, :, :, None, :, None]) for x in answers),
+        tuple(spoilt(x, beyond_answer[None, :, None, :, :, None]) for x in answers),
     )
     compiled = jax.jit(run)
     found = compiled(new, *others)
@@ -174,7 +174,7 @@ def test_sharded(sizes, kv_heads):
         [("act_batch", None, "act_heads", None)]
         + [("act_batch", None, None, None)] * 2,
         [("layers", "act_batch", "act_kv", None, None)] * 2,
-        [("layers", "act_batch", None, "act_kv", None, None)] * 2,
+        [("layers", "act_batch", "act_kv", None, None, None)] * 2,
     )
 
     def place(x, axes):
