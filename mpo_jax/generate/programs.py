@@ -7,6 +7,7 @@ is an error, so that nothing can be compiled while requests wait.
 from __future__ import annotations
 
 import functools
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from mpo_jax.nn import params as params_lib
 
 STOPS = requests.MAX_STOP_IDS
 """Room for the stop tokens of a slot."""
+
+_COMPILING = 4
+"""Programs that are compiled at a time; each takes some memory of the host."""
 
 
 def placed(tree: Any, axes: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -192,11 +196,16 @@ class Programs:
             with jax.set_mesh(mesh):
                 return lowered.compile(lowering.options)
 
-        self.encode = compiled(lowering.encode())
-        self.prefill = {
-            bucket: compiled(lowering.prefill(bucket)) for bucket in geometry.buckets
-        }
-        self.decode = compiled(lowering.decode())
+        # The compiler lets other threads run, so programs come side by side.
+        with futures.ThreadPoolExecutor(_COMPILING) as pool:
+            encode = pool.submit(compiled, lowering.encode())
+            decode = pool.submit(compiled, lowering.decode())
+            prefill = {
+                bucket: pool.submit(compiled, lowering.prefill(bucket))
+                for bucket in geometry.buckets
+            }
+            self.encode, self.decode = encode.result(), decode.result()
+            self.prefill = {bucket: done.result() for bucket, done in prefill.items()}
 
     def new_cache(self) -> tuple[cache_lib.Cache, Any]:
         """An empty cache and buffer of features.
