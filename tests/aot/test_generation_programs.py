@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 # answers: their cache is larger than anything else. One answer to a prompt is a program
 # of its own, as arrays with an axis of one are laid out in other ways.
 ASKED = {"prompt_tokens": 300, "answer_tokens": 1000, "slots": 64}
+KV_HEADS = 8
 KINDS = [(name, n) for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2") for n in (8, 1)]
 
 
@@ -29,10 +30,12 @@ KINDS = [(name, n) for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2") for n in (8, 
 def planned(tmp_path_factory):
     path = pathlib.Path(small_model(tmp_path_factory.mktemp("model")))
     raw = json.loads((path / "config.json").read_text("utf-8"))
-    raw["llm_config"]["num_key_value_heads"] = 2  # one for each of two devices
+    # As many heads as a true model: the compiler lays out one by itself in other ways.
+    raw["llm_config"] |= {
+        **{"hidden_size": 2048, "num_attention_heads": 16},
+        "num_key_value_heads": KV_HEADS,
+    }
     (path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("JAX_OPTIMIZATION_LEVEL", "O0")  # half the compile time
     cases = {
         (name, n): generation.Case(
             recipe(str(path)), name, 1, samples=n, tensor=2, **ASKED
@@ -41,7 +44,6 @@ def planned(tmp_path_factory):
     }
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         found = list(pool.map(compile_generation.run, cases.values()))
-    patch.undo()
     return dict(zip(cases, found, strict=True))
 
 
@@ -56,10 +58,10 @@ def test_all_programs_compile_for_the_chosen_mesh(planned, name, n):
     assert found.prompt_room >= 299 and found.answer_room >= 1000
     chip = estimate.CHIPS[sold.generation].hbm * sold.chips / sold.devices
     assert 0.93 * chip < found.granted <= 1.01 * chip
-    # Keys and values of both caches, and ids; two key heads on two devices.
+    # Keys and values of both caches, and ids; half of the key heads on a device.
     room = found.groups // found.data
     room *= found.prompt_room + found.slots * found.answer_room
-    assert found.cache == room * (LAYERS * 128 * 2 * 2 + 4)
+    assert found.cache == room * (LAYERS * KV_HEADS // 2 * 128 * 2 * 2 + 4)
 
 
 @pytest.mark.parametrize("program", ["decode", "prefill"])
@@ -71,11 +73,12 @@ def test_caches_stay_where_they_are(planned, name, n, program):
     alone = memory.needed - memory.temporaries - memory.code
     held = found.weights + found.cache + found.features
     assert held <= alone < held + found.cache // 8
-    # ... nor a copy of the keys or the values of all answers, in whatever order.
+    # ... nor a copy of the keys or the values of all answers (half of their cache), in
+    # whatever order. Weights of the queries are copied once, and scratch memory counts.
     if program == "decode":
         answers = found.slots * found.answer_room
         share = answers / (answers + found.prompt_room)
-        assert memory.temporaries < 0.4 * share * found.cache
+        assert memory.temporaries < 0.3 * share * found.cache
 
 
 @pytest.mark.parametrize(("name", "n"), KINDS)
@@ -85,7 +88,7 @@ def test_no_collective_is_as_large_as_a_cache(planned, name, n):
     assert sum(sent.values()) < planned[name, n].cache / 8
     # Two sums a layer, and a few of single numbers: none is in a loop over blocks.
     counts = {kind: found["count"] for kind, found in decode.collectives.items()}
-    assert 2 * LAYERS <= sum(counts.values()) < 2 * LAYERS + 40
+    assert 2 * LAYERS <= sum(counts.values()) < 2 * LAYERS + 30
     assert not set(counts) & {"all-to-all", "collective-permute"}
 
 
