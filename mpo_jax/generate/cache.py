@@ -196,23 +196,8 @@ def append(
       places: int32 ``[G, n]``, position in the slot.
     """
 
-    def local(cached: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
-        layers, _, slots, heads, width = new.shape
+    local = _all_at_once if sharding.platform() in ("gpu", "cuda") else _one_by_one
 
-        def one(number: jax.Array, cached: jax.Array) -> jax.Array:
-            group, slot = number // slots, number % slots
-            sizes = (layers, 1, 1, heads, width)
-            token = jax.lax.dynamic_slice(new, (0, group, slot, 0, 0), sizes)
-            token = token.reshape(layers, 1, heads, 1, 1, width)
-            to = (0, group, 0, slot, places[group, slot], 0)
-            cached = jax.lax.dynamic_update_slice(cached, token, to)
-            return layout_lib.with_layout_constraint(cached, in_order)
-
-        in_order = layout_lib.Layout(tuple(range(cached.ndim)))
-        return jax.lax.fori_loop(0, places.size, one, cached)
-
-    # Slot by slot, in place and where the slot lies: as one scatter, a TPU turned the
-    # whole cache to bring the slots to the front, and spread them over ``tensor``.
     def put(cached: jax.Array, new: jax.Array) -> jax.Array:
         axes = (ANSWERS, TOKENS, ("act_batch", None))
         new = cached_attention.same_bits(new, cached.dtype)
@@ -225,3 +210,34 @@ def append(
         answer_values=put(cache.answer_values, values),
         answer_ids=fed[0, :, 0, :, :, 0],
     )
+
+
+def _one_by_one(cached: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+    """A device's tokens into ``[L, G, K, n, R, H]``, slot by slot and in place.
+
+    As one scatter, a TPU turned the whole cache to bring the slots to the front, and
+    spread them over ``tensor``; a CPU copied it.
+    """
+    layers, _, slots, heads, width = new.shape
+    in_order = layout_lib.Layout(tuple(range(cached.ndim)))
+
+    def one(number: jax.Array, cached: jax.Array) -> jax.Array:
+        group, slot = number // slots, number % slots
+        token = jax.lax.dynamic_slice(
+            new, (0, group, slot, 0, 0), (layers, 1, 1, heads, width)
+        )
+        token = token.reshape(layers, 1, heads, 1, 1, width)
+        to = (0, group, 0, slot, places[group, slot], 0)
+        cached = jax.lax.dynamic_update_slice(cached, token, to)
+        return layout_lib.with_layout_constraint(cached, in_order)
+
+    return jax.lax.fori_loop(0, places.size, one, cached)
+
+
+def _all_at_once(cached: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+    """The same as one scatter: on a GPU a launch, where every slot would be several."""
+
+    def one(cached: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(cached, new[..., None, :], (0, 0, place, 0))
+
+    return jax.vmap(jax.vmap(one, (2, 1, 0), 2), (1, 1, 0), 1)(cached, new, places)

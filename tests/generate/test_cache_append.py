@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpo_jax import sharding
 from mpo_jax.generate import cache as cache_lib
 from mpo_jax.nn import cached_attention
 
@@ -38,9 +39,15 @@ def tokens(dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_every_token_lands_in_its_slot_and_nothing_else_changes(dtype):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_every_token_lands_in_its_slot_and_nothing_else_changes(
+    dtype, platform, monkeypatch
+):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
     before, (keys, values, ids, places) = filled(dtype), tokens(dtype)
-    after = jax.jit(cache_lib.append)(before, keys, values, ids, places)
+    after = jax.jit(lambda *args: cache_lib.append(*args))(
+        before, keys, values, ids, places
+    )
     for old, new, found in (
         (before.answer_keys, keys, after.answer_keys),
         (before.answer_values, values, after.answer_values),
