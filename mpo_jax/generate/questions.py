@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpo_jax import fields, ledger
 from mpo_jax.generate import requests
+from mpo_jax.mmpr import image_paths
 
 READ = ("id", "question", "image", "prefix", "system", "history", "seed")
 MAX_LINE_BYTES = 4_000_000
@@ -32,13 +34,15 @@ def read(
 
     Args:
       path: of the file.
-      root: what relative image paths are below; "" is the file's own folder.
+      root: what image paths are below; "" joins relative ones to the file's own folder
+        and takes any absolute one.
 
     Yields:
       Line number from 1, and the question, or why it is left out.
     """
     path = pathlib.Path(path)
-    base = pathlib.Path(root) if str(root) else path.parent
+    folder = os.path.abspath(str(root) or path.parent)
+    base = Base(folder, anywhere=not str(root))
     seen: dict[str | int, int] = {}
     with open(path, "rb") as file:
         for number, line in enumerate(_lines(file), 1):
@@ -75,7 +79,19 @@ def _lines(file: Any) -> Iterator[bytes | None]:
         yield None
 
 
-def parse(line: bytes | None, base: pathlib.Path) -> requests.Question:
+class Base(NamedTuple):
+    """What image paths are below.
+
+    Attributes:
+      folder: absolute; relative paths are joined to it.
+      anywhere: other places are fine too, as no folder was named.
+    """
+
+    folder: str
+    anywhere: bool
+
+
+def parse(line: bytes | None, base: Base) -> requests.Question:
     """A question of one line.
 
     Raises:
@@ -144,7 +160,7 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _images(record: Mapping[str, Any], base: pathlib.Path) -> tuple[str, ...]:
+def _images(record: Mapping[str, Any], base: Base) -> tuple[str, ...]:
     value = record.get("image")
     if value is None or value == "" or value == []:
         return ()
@@ -153,9 +169,27 @@ def _images(record: Mapping[str, Any], base: pathlib.Path) -> tuple[str, ...]:
         raise _bad("image", value, "a path or a list of paths")
     if len(paths) > MAX_IMAGES:
         raise _bad("image", value, f"at most {MAX_IMAGES} paths")
-    for path in paths:
-        _check_unicode("image", path)
-    return tuple(str(base / path) for path in paths)
+    return tuple(_below(path, base) for path in paths)
+
+
+def _below(name: str, base: Base) -> str:
+    """A path below the folder, where one was named; as training data are read."""
+    problem = image_paths.no_path(name)
+    if problem is not None:
+        raise ledger.BadRecord("bad_field", f"image {problem}")
+    if "://" in name:
+        detail = (
+            f"image {ledger.short(name, 300)} is a URL; fetch it, and give the path"
+        )
+        raise ledger.BadRecord("bad_field", detail)
+    path = os.path.normpath(os.path.join(base.folder, name))
+    if not base.anywhere and os.path.commonpath([path, base.folder]) != base.folder:
+        raise ledger.BadRecord(
+            "image_missing",
+            f"image {ledger.short(name, 300)} does not lie below --root={base.folder}; "
+            "name a root that holds it, or none",
+        )
+    return path
 
 
 def _prefix(record: Mapping[str, Any]) -> str | tuple[int, ...]:

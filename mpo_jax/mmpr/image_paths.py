@@ -71,7 +71,7 @@ def _has_dict(value: Any) -> bool:
 
 
 def _below_root(name: str, source: meta.Source) -> str:
-    problem = _no_path(name)
+    problem = no_path(name)
     if problem is not None:
         raise ledger.BadRecord("bad_field", f"image {problem}")
     path = name
@@ -100,8 +100,8 @@ def _below_root(name: str, source: meta.Source) -> str:
     return os.path.join(source.root, path)
 
 
-def _no_path(name: str) -> str | None:
-    """Why a text can be no path, None where it can."""
+def no_path(name: str) -> str | None:
+    """Why a text can be no path (a sentence about an image), None where it can."""
     is_data = name.startswith(_MAGIC_BASE64) and _BASE64.fullmatch(name[:4096])
     if name.startswith("data:") or is_data:
         return f"holds {len(name)} characters of base64, {name[:24]!r}...; {FILES}"

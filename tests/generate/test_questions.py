@@ -23,6 +23,23 @@ def lines(*records: object) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
+BASE = questions.Base("/data", anywhere=True)
+
+
+def test_images_lie_below_a_named_root(tmp_path):
+    def images(name, **options):
+        record = {"id": 1, "question": "q", "image": name}
+        return read(tmp_path / "in.jsonl", lines(record), **options)[0][1]
+
+    assert images("/else/a.png").images == ("/else/a.png",)
+    assert images("../a.png").images == (str(tmp_path.parent / "a.png"),)
+    assert images("b/../a.png", root="/data").images == ("/data/a.png",)
+    assert images("/data/a.png", root="/data/").images == ("/data/a.png",)
+    for name in ("/else/a.png", "../a.png", "/database/a.png", "b/../../a.png"):
+        left_out = images(name, root="/data")
+        assert left_out.reason == "image_missing" and "--root=/data" in left_out.detail
+
+
 def test_every_field(tmp_path):
     record = {
         "id": "a",
@@ -52,7 +69,7 @@ def test_every_field(tmp_path):
     empty |= {"system": None, "history": None}
     assert read(tmp_path / "in.jsonl", lines(empty)) == [(1, requests.Question(2, "q"))]
     for none in ("", []):
-        assert questions.parse(lines({**empty, "image": none}), tmp_path).images == ()
+        assert questions.parse(lines({**empty, "image": none}), BASE).images == ()
 
 
 def test_bom_blank_lines_crlf_and_no_last_newline(tmp_path):
@@ -110,7 +127,12 @@ GOOD = {"id": 1, "question": "q"}
         ({**GOOD, "image": ["a", ""]}, "image="),
         ({**GOOD, "image": ["a", None]}, "image="),
         ({**GOOD, "image": ["a"] * 65}, "image=.*at most 64 paths"),
-        ({**GOOD, "image": "a\ud800.png"}, r"image='a\\ud800.png': must be Unicode"),
+        (
+            {**GOOD, "image": "a\ud800.png"},
+            r"image 'a\\ud800.png' holds a lone surrogate",
+        ),
+        ({**GOOD, "image": "data:image/png;base64,iVBO"}, "image holds .* base64"),
+        ({**GOOD, "image": "http://a/b.png"}, "is a URL; fetch it"),
         ({**GOOD, "prefix": 3}, "prefix=3: must be a text or at most 65536 token ids"),
         ({**GOOD, "prefix": [1, True]}, r"prefix=\[1, True\]"),
         ({**GOOD, "prefix": [1.0]}, "prefix="),
@@ -129,7 +151,7 @@ GOOD = {"id": 1, "question": "q"}
 )
 def test_wrong_fields_are_named(tmp_path, record, message):
     with pytest.raises(ledger.BadRecord, match=message):
-        questions.parse(json.dumps(record).encode(), tmp_path)
+        questions.parse(json.dumps(record).encode(), BASE)
 
 
 @pytest.mark.parametrize(
