@@ -193,12 +193,8 @@ def decode(
         slots = jax.tree.map(_together, slots)
         cache, logits = _forward(model, compute, geometry, weights, cache, slots)
         seen = functools.partial(_seen, cache, slots, logits.shape[-1])
-        new = jax.lax.cond(
-            jnp.any(slots.rules.penalty != 1.0),
-            lambda: sampling.draw(logits, slots.rules, slots.count, seen()),
-            lambda: sampling.draw(logits, slots.rules, slots.count),
-        )
-        new, chosen = _together(new), _together(sampling.logps_of(logits, new))
+        new, chosen = sampling.draw(logits, slots.rules, slots.count, seen)
+        new, chosen = _together(new), _together(chosen)
         tokens = tokens.at[number].set(new)
         logps = logps.at[number].set(chosen)
         return number + 1, cache, _after(slots, new), tokens, logps

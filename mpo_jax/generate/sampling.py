@@ -9,6 +9,7 @@ and within one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,41 +46,67 @@ class Rules:
     stop_ids: Any
 
 
-def logps_of(
-    logits: Float[Array, "G n V"], tokens: Int[Array, "G n"]
-) -> Float[Array, "G n"]:
-    """Log-probs of tokens under the model's own distribution, nats."""
-    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
 def draw(
     logits: Float[Array, "G n V"],
     rules: Rules,
     count: Int[Array, "G n"],
-    seen: Bool[Array, "G n V"] | None = None,
-) -> Int[Array, "G n"]:
+    seen: Callable[[], Bool[Array, "G n V"]],
+) -> tuple[Int[Array, "G n"], Float[Array, "G n"]]:
     """The next token of every slot.
 
     Args:
       count: tokens that the answer has.
-      seen: tokens of prompt and answer; None where no slot has a penalty.
+      seen: gives the tokens of prompt and answer, asked where a slot has a penalty.
+
+    Returns:
+      Tokens, and their log-probs under the model's own distribution, nats.
     """
-    if seen is not None:
-        logits = penalised(logits, seen, rules.penalty)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
     too_early = count < rules.min_new
+    changed = jnp.any(rules.penalty != 1.0) | jnp.any(too_early)
+    tokens = jax.lax.cond(
+        changed,
+        lambda: _tokens(*_changed(logits, rules, too_early, seen), rules, count),
+        lambda: _tokens(logits, highest, weights, rules, count),
+    )
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return tokens, (picked - highest - jnp.log(total))[..., 0]
+
+
+def _changed(
+    logits: Float[Array, "G n V"],
+    rules: Rules,
+    too_early: Bool[Array, "G n"],
+    seen: Callable[[], Bool[Array, "G n V"]],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits under penalty and without early stops; their maximum and weights."""
     logits = jax.lax.cond(
-        jnp.any(too_early),
-        lambda: without(logits, jnp.where(too_early[..., None], rules.stop_ids, -1)),
+        jnp.any(rules.penalty != 1.0),
+        lambda: penalised(logits, seen(), rules.penalty),
         lambda: logits,
     )
+    logits = without(logits, jnp.where(too_early[..., None], rules.stop_ids, -1))
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    return logits, highest, jnp.exp(logits - highest)
+
+
+def _tokens(
+    logits: Float[Array, "G n V"],
+    highest: Float[Array, "G n 1"],
+    weights: Float[Array, "G n V"],
+    rules: Rules,
+    count: Int[Array, "G n"],
+) -> Int[Array, "G n"]:
+    """Tokens under `logits`, whose maximum and exponentials below it are known."""
     warm = rules.temperature > 0
     greedy = jax.lax.cond(
         jnp.all(warm), lambda: jnp.zeros_like(count), lambda: likeliest(logits)
     )
     drawn = jax.lax.cond(
         jnp.any(warm),
-        lambda: _sampled(logits, rules, count),
+        lambda: _sampled(logits - highest, weights, rules, count),
         lambda: jnp.zeros_like(count),
     )
     return jnp.where(warm, drawn, greedy)
@@ -129,14 +156,20 @@ def without(
 
 
 def _sampled(
-    logits: Float[Array, "G n V"], rules: Rules, count: Int[Array, "G n"]
+    below: Float[Array, "G n V"],
+    weights: Float[Array, "G n V"],
+    rules: Rules,
+    count: Int[Array, "G n"],
 ) -> Int[Array, "G n"]:
+    """Draws; `weights` are ``exp(below)``, which is all that temperature 1 needs."""
     warm = jnp.where(rules.temperature > 0, rules.temperature, 1.0)
-    warm = jnp.maximum(warm, _COLDEST)
     # Divided after the difference: before it, large quotients would round apart.
-    below = logits - jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(below / warm[..., None])
-    vocab = logits.shape[-1]
+    weights = jax.lax.cond(
+        jnp.any(warm != 1.0),
+        lambda: jnp.exp(below / jnp.maximum(warm, _COLDEST)[..., None]),
+        lambda: weights,
+    )
+    vocab = weights.shape[-1]
     weights = jax.lax.cond(
         jnp.any((rules.top_k > 0) & (rules.top_k < vocab)),
         lambda: kept_top_k(weights, rules.top_k),

@@ -97,10 +97,13 @@ def test_draws_follow_the_exact_softmax():
     )
     seen = np.isin(np.arange(V), SEEN)
     logits = jnp.broadcast_to(LOGITS, (*lead, V))
+    whole = jnp.broadcast_to(seen, logits.shape)
     count = jnp.ones(lead, jnp.int32)
-    found = jax.jit(sampling.draw)(
-        logits, how, count, jnp.broadcast_to(seen, logits.shape)
+    found, logps = jax.jit(functools.partial(sampling.draw, seen=lambda: whole))(
+        logits, how, count
     )
+    own = np.asarray(jax.nn.log_softmax(LOGITS))
+    np.testing.assert_allclose(logps, own[np.asarray(found)], rtol=1e-5, atol=1e-6)
     for case, tokens in zip(CASES, np.asarray(found), strict=True):
         expected = torch.softmax(
             torch.from_numpy(warped(LOGITS, SEEN, **case)).double(), -1
@@ -266,7 +269,9 @@ def test_the_coldest_temperatures_are_greedy(temperature):
     lead = (1, 64)
     logits = np.broadcast_to(30 * LOGITS, (*lead, V))
     how = rules(lead, temperature=temperature, sample=np.arange(64)[None])
-    found = sampling.draw(logits, how, jnp.zeros(lead, jnp.int32))
+    found, _ = sampling.draw(
+        logits, how, jnp.zeros(lead, jnp.int32), lambda: jnp.zeros(logits.shape, bool)
+    )
     assert np.unique(found).tolist() == [int(LOGITS.argmax())]
 
 
@@ -285,7 +290,9 @@ def test_slots_draw_by_their_own_rules():
     seen = np.zeros((*lead, V), bool)
     seen[..., best] = True
     logits = jnp.broadcast_to(LOGITS, seen.shape)
-    found = sampling.draw(logits, how, jnp.full(lead, 2, jnp.int32), seen)
+    found, _ = sampling.draw(
+        logits, how, jnp.full(lead, 2, jnp.int32), lambda: jnp.asarray(seen)
+    )
     assert LOGITS[second] > LOGITS[best] / 10 > 0
     assert found.tolist() == [[best, second, third, best, best]]
     assert sampling.is_stop(found, how).tolist() == [[True, False, False, True, True]]
@@ -299,11 +306,21 @@ def test_a_penalty_divides_what_is_likely_and_multiplies_what_is_not():
 
 
 def test_log_probs_are_those_of_the_model():
+    """Whatever bends the distribution that tokens are drawn from."""
     logits = np.random.default_rng(3).normal(size=(2, 3, V)).astype(np.float32)
-    tokens = np.arange(6).reshape(2, 3)
-    expected = jax.nn.log_softmax(logits)
-    picked = np.take_along_axis(np.asarray(expected), tokens[..., None], -1)[..., 0]
-    np.testing.assert_allclose(sampling.logps_of(logits, tokens), picked, rtol=1e-5)
+    how = rules(
+        (2, 3),
+        temperature=np.array([[0, 1, 0.5], [2, 1, 0]]),
+        penalty=np.array([[1, 5.0, 1], [1, 1, 3]]),
+        top_k=np.array([[0, 0, 2], [0, 3, 0]]),
+    )
+    seen = jnp.asarray(np.random.default_rng(4).random((2, 3, V)) < 0.5)
+    tokens, logps = sampling.draw(
+        logits, how, jnp.zeros((2, 3), jnp.int32), lambda: seen
+    )
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    picked = np.take_along_axis(expected, np.asarray(tokens)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(logps, picked, rtol=1e-5)
 
 
 def test_without_leaves_what_is_no_token():
