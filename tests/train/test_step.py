@@ -345,10 +345,10 @@ def test_drop_path_scales_each_branch_by_its_own_factor(weights):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
 
     def run(attention: list[float], mlp: list[float]) -> np.ndarray:
-        return np.asarray(block(x, "reference", jnp.asarray([attention, mlp])))
+        return np.asarray(block(x, "reference", jnp.asarray([attention, mlp]))[0])
 
     whole = run([1.0, 1.0], [1.0, 1.0])
-    np.testing.assert_allclose(block(x, "reference", None), whole, rtol=1e-6)
+    np.testing.assert_allclose(block(x, "reference", None)[0], whole, rtol=1e-6)
     np.testing.assert_allclose(run([0.0, 0.0], [0.0, 0.0]), x, rtol=1e-6)
     # Factors belong to tiles: the second tile's do not touch the first.
     np.testing.assert_allclose(run([1.0, 0.0], [1.0, 0.0])[0], whole[0], rtol=1e-6)
