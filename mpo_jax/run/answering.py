@@ -73,26 +73,21 @@ class Lines:
 
 def buckets(
     lines: Lines, model: answerer_lib.Model, *, max_prompt_tokens: int
-) -> tuple[list[int], int]:
-    """Prompt lengths on the ladder that a file needs, over all processes.
+) -> list[int]:
+    """Prompt lengths on the ladder that a file needs, over all processes, ascending.
 
     Args:
       max_prompt_tokens: longer prompts are left out later; 0 takes all that the model
         can read.
-
-    Returns:
-      Lengths, ascending, and the number of this process's questions.
     """
     limit = (
         max_prompt_tokens or model.speaker.model.cfg.language.max_position_embeddings
     )
     ladder = capacity.rungs(limit)
     used = np.zeros(len(ladder), np.int32)
-    number = 0
     with progress.bar() as bar:
         task = bar.add_task("Measuring prompts", total=None)
         for question in lines.mine():
-            number += 1
             bar.advance(task)
             try:
                 length = prompts.length_of(
@@ -103,7 +98,7 @@ def buckets(
             if length <= limit:
                 used[ladder.index(capacity.rung(max(length - 1, 1)))] = 1
     used = runtime.largest(used)
-    return [rung for rung, is_used in zip(ladder, used, strict=True) if is_used], number
+    return [rung for rung, is_used in zip(ladder, used, strict=True) if is_used]
 
 
 def local_answerer(
@@ -119,7 +114,7 @@ def local_answerer(
     Raises:
       ValueError: no question can be asked, or nothing fits in memory.
     """
-    needed, _ = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
+    needed = buckets(lines, model, max_prompt_tokens=max_prompt_tokens)
     needed = needed or [capacity.rung(1)]  # then there is nothing but a ledger
     found = model.local_for([rung + 1 for rung in needed], sampling, slots=slots)
     if max_prompt_tokens:  # programs are compiled for rounder lengths
