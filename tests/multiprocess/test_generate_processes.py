@@ -117,9 +117,12 @@ def place(root, tmp_path_factory):
 def test_killed_at_random_moments_it_ends_as_if_left_alone(place):
     luck = random.Random(time.time_ns())
     process = place.start("killed")  # while it starts, wherever that is
-    time.sleep(luck.uniform(0.2, 4.0))
+    time.sleep(luck.uniform(0.2, 2.0))
     process.kill()
     process.communicate()
+    if process.returncode == 0:  # a fast machine: it had ended
+        for path in place.folder.glob("killed.jsonl*"):
+            path.unlink()
     for lines in (luck.randint(1, 12), luck.randint(1, 12)):
         process = place.start("killed")
         done = place.kill_at("killed", [process], lines)
