@@ -92,15 +92,18 @@ class Parts:
             )
 
     def load(self) -> None:
-        """Read what is answered; the torn last line of a killed process counts not."""
+        """Read what is answered; the torn last line of a killed process counts not.
+
+        Raises:
+          ValueError: another line is damaged; names file and line.
+        """
         self._done = {}
         for part in sorted(self.folder.glob("part-*.jsonl")):
             start = 0
             with open(part, "rb") as file:
-                for line in file:
+                for number, line in enumerate(file, 1):
                     if line.endswith(b"\n"):
-                        found = json.loads(line)
-                        key = (found["id"], found["sample"])
+                        key = _key(line, f"{part}:{number}")
                         self._done.setdefault(key, _Where(part, start, len(line)))
                     start += len(line)
 
@@ -152,6 +155,18 @@ class Parts:
             if part.name != JOB:
                 part.unlink()
         shutil.rmtree(self.folder)
+
+
+def _key(line: bytes, where: str) -> Key:
+    """Question and sample of a whole line."""
+    try:
+        found = json.loads(line)
+        return found["id"], found["sample"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where} is no answer ({error}): the file is damaged. Remove this line "
+            "and start the same command again; what stood there is asked anew"
+        ) from error
 
 
 class Writer:

@@ -93,6 +93,19 @@ def test_a_torn_line_of_a_process_that_is_no_more(parts):
     assert json.loads(parts.output.read_text().splitlines()[1])["text"] == "again"
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"[]\n", b'{"id": 1}\n', b"\xff\n"])
+def test_a_damaged_line_is_named_and_can_be_removed(parts, damage):
+    write(parts, 0, line(1, 0))
+    part = parts.folder / "part-00000.jsonl"
+    whole = part.read_bytes()
+    part.write_bytes(whole + damage + line(2, 0).encode())
+    with pytest.raises(ValueError, match=r"part-00000\.jsonl:2 is no answer .*Remove"):
+        parts.load()
+    part.write_bytes(whole + line(2, 0).encode())
+    parts.load()
+    assert parts.has(1, 0) and parts.has(2, 0)
+
+
 def test_an_answer_that_stands_twice_is_written_once(parts):
     write(parts, 0, line(1, 0))
     write(parts, 1, line(1, 0))
