@@ -64,6 +64,7 @@ HOMES = {
     "tensorflow_datasets": {"mmpr.shard_builder"},
     "apache_beam": {"mmpr.shard_builder"},
     "array_record": {"mmpr.shard_writer"},
+    "math_verify": {"verify"},
     "openai": {"generate.endpoint"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
