@@ -1,0 +1,1 @@
+"""One answer against the truth: right, wrong or undecided, and by which rule."""
