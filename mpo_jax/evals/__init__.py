@@ -1,0 +1,1 @@
+"""Benchmarks: what a model is asked, how its answers are graded, what scores mean."""

@@ -1,0 +1,1 @@
+"""One small module per benchmark; ``BENCHMARK`` in each is what it says."""
