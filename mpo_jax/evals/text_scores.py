@@ -108,7 +108,7 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32  # a flag stands for the count in the released code
-_NUMBERS = dict(
+_NUMBERS: dict[str, str] = dict(
     zip(
         "none zero one two three four five six seven eight nine ten".split(),
         "0 0 1 2 3 4 5 6 7 8 9 10".split(),
@@ -122,8 +122,8 @@ hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'
 mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at
 shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
 someone'd someone'd've someone'll someone's something'd something'd've something'll
-that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas
-wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
+that's there'd there'd've there're there's they'd they'd've they'll they're they've
+'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
 where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
 wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
