@@ -18,8 +18,8 @@ PAPER_COT = (
     "as its scripts for others do"
 )
 WHOLE = (
-    "as released, a chain of thought is graded whole, since VLMEvalKit takes the answer "
-    "out of it for choices and yes/no alone"
+    "as released, a chain of thought is graded whole: VLMEvalKit takes the answer out "
+    "of it for choices and yes/no alone"
 )
 STATED = (
     "the corrected rule grades what a response last states as its answer, where the "

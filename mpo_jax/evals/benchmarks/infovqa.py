@@ -17,8 +17,8 @@ SOURCE = sources.Source(
     licence="Apache-2.0 on the hub; the original asks for registration at RRC",
     md5={"InfoVQA_VAL.tsv": ("2342e9c225222f0ef4dec545ebb126fe",)},
     notes=(
-        "val.jsonl is InternVL's; infographicsVQA_val_v1.0*.json RRC's, with the pictures "
-        "beside it"
+        "val.jsonl is InternVL's; infographicsVQA_val_v1.0*.json RRC's, with the "
+        "pictures beside it"
     ),
 )
 
