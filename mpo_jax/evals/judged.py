@@ -54,6 +54,6 @@ def beside(find: vqa.Find) -> Grader:
 
 
 BESIDE = (
-    "without a judge: 100 times the F1 of words in common with the reference, a rule of "
-    "ours that says little about being right"
+    "without a judge: 100 times the F1 of words in common with the reference, a rule "
+    "of ours that says little about being right"
 )

@@ -15,8 +15,15 @@ from mpo_jax.evals import (
     vlmevalkit,
     vqa,
 )
-from mpo_jax.evals.benchmark import COT, PAPER, VLMEVALKIT, Ask, Benchmark, Item
-from mpo_jax.evals.benchmark import Protocol
+from mpo_jax.evals.benchmark import (
+    COT,
+    PAPER,
+    VLMEVALKIT,
+    Ask,
+    Benchmark,
+    Item,
+    Protocol,
+)
 from mpo_jax.evals.benchmarks import scienceqa
 
 _LINES = "test_vlmevalkit.jsonl"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mpo_jax.evals import corrected, judged, prompts, rows, source_tsv, sources, vqa
+from mpo_jax.evals import corrected, judged, rows, source_tsv, sources
 from mpo_jax.evals.benchmark import (
     COT,
     OFFICIAL,
