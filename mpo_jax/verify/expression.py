@@ -158,9 +158,13 @@ def has_bare_log(text: str) -> bool:
 
 def _plain(text: str) -> str:
     """One way to write what has several, without the dollars around it."""
-    text = text.strip()
+    text = text.strip().removesuffix(".").strip()
     for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        if len(text) > 4 and text.startswith(left) and text.endswith(right):
+        if (
+            len(text) > len(left + right)
+            and text.startswith(left)
+            and text.endswith(right)
+        ):
             text = text[len(left) : -len(right)].strip()
             break
     text = text.translate(_TO_UNICODE)
@@ -207,12 +211,14 @@ def _check_token(token: str, before: str, blank: bool) -> None:
 
 def _check_brackets(tokens: list[str]) -> None:
     open_: list[str] = []
-    for token in tokens:
+    for i, token in enumerate(tokens):
         if token in _OPEN:
             open_.append(token)
             if len(open_) > MAX_DEPTH:
                 raise NoExpression(f"more than {MAX_DEPTH} brackets in brackets")
         elif token in _CLOSE:
+            if tokens[i - 1] in _OPEN:
+                raise NoExpression("brackets hold nothing")
             # Half-open intervals close with the other bracket.
             last = open_.pop() if open_ else ""
             if token not in (_OPEN.get(last), {"(": "]", "[": ")"}.get(last)):

@@ -1,14 +1,14 @@
 """The processes that do mathematics: one that forks, and its children that judge.
 
 The first imports the algebra and warms it up, once; a child that died or has done its
-share is then replaced in milliseconds. It has one thread, opens no device and is started
-afresh (no fork of the caller), so its forks are safe.
+share is then replaced in milliseconds. It has one thread, opens no device and is a new
+program, not a fork of the caller, so its own forks are safe.
 
 Each child speaks over its own socket, in JSON lines: ``{"n", "prediction", "truth"}``
 in; ``{"began": n}`` and ``{"n", "outcome", "rule"}`` out. When a child dies, the
 forking process says ``{"died": rule}`` in its place. Limits are the kernel's: a timer
-of processor time, one of the clock, an address space. Python in a long power of integers
-would notice no other. Children end when their socket closes, however the caller ended.
+of processor time, one of the clock, an address space; a long power of integers would
+notice no other. Children end when their socket closes, however the caller ended.
 """
 
 from __future__ import annotations
