@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from mpo_jax.verify import bounds, cache, ladder, maths
+from mpo_jax.verify.policy import DEFAULT, Policy
 from mpo_jax.verify.verdict import UNDECIDED, Truth, Verdict
 
 VERSION = "1"
@@ -31,7 +32,7 @@ class Verifier:
 
     def __init__(
         self,
-        policy: ladder.Policy | None = None,
+        policy: Policy = DEFAULT,
         *,
         workers: int = 2,
         seconds: float = 0.5,
@@ -46,7 +47,7 @@ class Verifier:
           cache_path: a file that keeps verdicts, see :class:`cache.Cache`.
           last: asked for what the rules leave undecided. Its verdicts are not kept.
         """
-        self.policy = ladder.Policy() if policy is None else policy
+        self.policy = policy
         self._maths = maths.Mathematics(workers, seconds=seconds, memory=memory)
         self._cache = cache.Cache(cache_path)
         self._last = last
@@ -105,15 +106,17 @@ class Verifier:
     def _judge(self, pairs: dict[bytes, tuple[str, Truth]]) -> dict[bytes, Verdict]:
         """By the rules, each pair anew."""
         found: dict[bytes, Verdict] = {}
+        left: dict[bytes, tuple[str, str]] = {}
         for key, (prediction, truth) in pairs.items():
             verdict = ladder.decide(prediction, truth, self.policy)
-            if verdict is None and (why := bounds.guard(prediction, truth.answer)):
-                verdict = Verdict(UNDECIDED, why)
+            if verdict is None:
+                left[key] = ladder.for_mathematics(prediction, truth)
+                if why := bounds.guard(*left[key]):
+                    verdict = Verdict(UNDECIDED, why)
+                    del left[key]
             if verdict is not None:
                 found[key] = verdict
-        left = {key: pair for key, pair in pairs.items() if key not in found}
-        answers = [(prediction, truth.answer) for prediction, truth in left.values()]
-        verdicts = self._maths.check_many(answers)
+        verdicts = self._maths.check_many(left.values())
         return found | dict(zip(left, verdicts, strict=True))
 
     def _asked_last(
