@@ -1,0 +1,54 @@
+r"""An answer out of a response: by the released rule, and without its errors.
+
+The released rule takes the *first* ``Final answer:`` or ``Answer:``, up to the end of
+its line, and all of a response without one. :func:`final_answer` takes the last that a
+response says about its answer, and nothing where it says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mpo_jax.evals import benchmark, latex_text
+
+_QUICK = re.compile(r"(Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
+_ENDS = re.compile(r"(?:\s*(?:</s>|<\|(?:im_end|end|endoftext|eot_id)\|>))+\s*$")
+_STATED = re.compile(
+    r"(?:\[answer\]"
+    r"|\banswer[\s*]*(?:(?:is|are|(?:should|would|must|will)\s+be)\b|[:：])"
+    r"|答案\s*(?:是|为|[:：]))"
+    r"[\s*:：]*([^\n]+)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<!^[A-Za-z])(?<![\s(][A-Za-z])[.。]\s")
+
+
+def quick(text: str) -> str:
+    """The released rule of InternVL's scripts and VLMEvalKit's MPO models."""
+    match = _QUICK.search(text)
+    return match.group(2).strip() if match else text
+
+
+def final_answer(response: str, mode: str) -> str:
+    r"""What a response says its answer is; "" where it does not say.
+
+    The last ``\boxed{}``, else the last "answer is …", "Answer: …" or the like. Without
+    them all of a single line, and the first line of an answer that was to be direct.
+    """
+    text = _ENDS.sub("", response).strip()
+    boxed = latex_text.last_boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    stated = _STATED.findall(text)
+    if stated:
+        return _trimmed(stated[-1])
+    lines = text.splitlines()
+    if len(lines) == 1 or (lines and mode == benchmark.DIRECT):
+        return _trimmed(lines[0])
+    return ""
+
+
+def _trimmed(text: str) -> str:
+    """The first sentence, without marks around it; ``B. text`` is one."""
+    text = _SENTENCE.split(text.strip(), maxsplit=1)[0]
+    return text.strip(" \t*\"'`").rstrip(".。").strip(" \t*\"'`")
