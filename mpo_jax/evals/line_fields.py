@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -104,13 +103,13 @@ class Fields:
         return value
 
     def number(self, name: str, low: float, high: float) -> float | None:
-        """A finite number, or None."""
+        """A number, or None."""
         value = self.value.get(name)
         if value is None:
             return None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high or not math.isfinite(value):
-            raise self.bad(name, f"a finite number from {low:g} to {high:g}")
+        if not is_number or not low <= value <= high:
+            raise self.bad(name, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def inner(self, name: str) -> Fields | None:

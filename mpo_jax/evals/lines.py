@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +19,9 @@ from mpo_jax.evals.line_fields import Fields
 from mpo_jax.utils import atomic
 from mpo_jax.verify import verdict as verdict_lib
 from mpo_jax.verify.verdict import Verdict
+
+MAX_LOGPROB = 1e12
+"""Of an answer, either way; more is no measurement."""
 
 LENGTH = "length"
 """Finish reason of an answer that was cut off."""
@@ -285,7 +287,7 @@ def _line(got: Fields) -> Line:
         finish_reason=got.choice("finish_reason", FINISH_REASONS, ""),
         tokens=got.count("tokens"),
         prompt_tokens=got.count("prompt_tokens"),
-        logprob=got.number("logprob", -math.inf, math.inf),
+        logprob=got.number("logprob", -MAX_LOGPROB, MAX_LOGPROB),
     )
 
 
