@@ -93,6 +93,7 @@ _FIGURES: dict[str, tuple[_Panel, ...]] = {
             "BCO reward shift (delta)", "nats × beta", _named("delta"), zero_line=True
         ),
     ),
+    "benchmarks": (_Panel("Benchmarks", "per cent", _named("benchmarks/")),),
     "throughput": (
         _Panel("Pairs per second", "1/s", _named("throughput/pairs_per_s")),
         _Panel("Tokens per second", "1/s", _named("throughput/tokens_per_s")),
@@ -141,7 +142,8 @@ def plot_metrics(
 ) -> list[pathlib.Path]:
     """Draw every metric of a run.
 
-    One PNG per subject (loss, rewards, logps, optimisation, throughput); held-out
+    One PNG per subject (loss, rewards, logps, optimisation, benchmarks, throughput);
+    held-out
     metrics (``eval/...``) go to ``eval.png``, all that is left to ``other.png``. A
     figure without data is not written.
 

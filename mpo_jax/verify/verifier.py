@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from mpo_jax.verify import bounds, cache, ladder, maths
 from mpo_jax.verify.policy import DEFAULT, Policy
@@ -52,6 +53,11 @@ class Verifier:
         self._cache = cache.Cache(cache_path)
         self._last = last
         self._pins = (VERSION, maths.version(), dataclasses.asdict(self.policy))
+
+    @property
+    def pins(self) -> tuple[Any, ...]:
+        """What verdicts depend on beside the answers; JSON values."""
+        return self._pins
 
     def check(self, prediction: str, truth: Truth, question: str = "") -> Verdict:
         """Judge one answer.
