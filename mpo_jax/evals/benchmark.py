@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from mpo_jax import config
 from mpo_jax.evals import sources
 from mpo_jax.verify import verdict as verdict_lib
 from mpo_jax.verify.verdict import Truth, Verdict
 
-DIRECT, COT = MODES = ("direct", "cot")
-PAPER, VLMEVALKIT, OFFICIAL = PROTOCOLS = ("paper", "vlmevalkit", "official")
+DIRECT, COT = MODES = config.EVALUATION_MODES
+PAPER, VLMEVALKIT, OFFICIAL = PROTOCOLS = config.EVALUATION_PROTOCOLS
 
 
 @dataclasses.dataclass(frozen=True)
