@@ -18,6 +18,8 @@ DELTA_MODES = ("cumulative", "previous", "ema", "batch", "zero")
 SFT_REDUCTIONS = ("sequence", "token")
 LANGUAGE_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 VISION_TARGETS = ("qkv", "out", "fc1", "fc2")
+EVALUATION_MODES = ("direct", "cot")
+EVALUATION_PROTOCOLS = ("paper", "vlmevalkit", "official")
 
 
 @dataclasses.dataclass
@@ -275,6 +277,59 @@ class LogConfig:
 
 
 @dataclasses.dataclass
+class EvaluationConfig:
+    """Benchmarks that a model is scored on, how it is asked (docs/evaluation.md)."""
+
+    benchmarks: tuple[str, ...] = field(
+        ("mathvista", "m3cot", "pope"),
+        each_once=True,
+        required="name benchmarks, e.g. 'mathvista,pope'",
+    )
+    """Names of benchmarks; ``name:protocol`` takes another protocol than `protocol`."""
+    modes: tuple[str, ...] = field(
+        EVALUATION_MODES, choices=EVALUATION_MODES, each_once=True
+    )
+    """``direct`` asks for the answer, ``cot`` for reasoning before it."""
+    protocol: str = field("paper", choices=EVALUATION_PROTOCOLS)
+    """Whose prompts, limits and rules: InternVL's scripts, VLMEvalKit's, or those of
+    the benchmark's authors."""
+    data: str = ""
+    """Folder of the benchmarks' files: those of one in ``<data>/<name>``, or here."""
+    limit: int = field(0, at_least=0)
+    """Items of each benchmark, spread evenly over it, groups whole; 0 takes all."""
+    n: int = field(1, at_least=1)
+    """Answers to every item; several are scored by their mean and by vote."""
+    temperature: float = field(0.0, within=(0, 100))
+    """0 is greedy."""
+    top_p: float = field(1.0, within=(1e-6, 1))
+    """Likeliest tokens with this share; 1 takes all."""
+    seed: int = field(0, at_least=0)
+    """An item's draws depend on it and on the item's id."""
+    max_tiles: int = field(0, at_least=0)
+    """Of an item's images; 0 is the protocol's."""
+    max_new_tokens: int = field(0, at_least=0)
+    """Longest answer; 0 is the protocol's."""
+
+    def validate(self) -> None:
+        """Check every field by itself.
+
+        Raises:
+          ValueError: naming the field, its value and the remedy.
+        """
+        fields.check(self)
+
+
+@dataclasses.dataclass
+class TrainingEvaluationConfig(EvaluationConfig):
+    """Benchmarks that a training scores its model on as it goes."""
+
+    every: int = field(0, at_least=0)
+    """Score every this many steps; 0 never does."""
+    limit: int = field(200, at_least=0)
+    """Items of each benchmark, spread evenly over it, groups whole; 0 takes all."""
+
+
+@dataclasses.dataclass
 class RunConfig:
     """Everything that defines a run; stored as JSON beside its checkpoints."""
 
@@ -296,6 +351,9 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: TrainingEvaluationConfig = dataclasses.field(
+        default_factory=TrainingEvaluationConfig
+    )
 
     def validate(self) -> None:
         """Check values and how they fit together, before any device is touched.
@@ -329,7 +387,9 @@ def from_json(text: str) -> RunConfig:
     return fields.from_dict(RunConfig, json.loads(text), "")
 
 
-def check_overrides(argv: Sequence[str], cfg: RunConfig | None = None) -> None:
+def check_overrides(
+    argv: Sequence[str], cfg: RunConfig | EvaluationConfig | None = None
+) -> None:
     """Check ``--config.NAME=…`` arguments before the flag library sees them.
 
     Raises:

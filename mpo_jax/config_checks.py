@@ -24,6 +24,7 @@ def check(cfg: Any) -> None:
     _check_reference(cfg)
     _check_adapters(cfg)
     _check_frozen(cfg.model)
+    _check_eval(cfg.eval)
 
 
 def check_loss(loss: Any) -> None:
@@ -235,4 +236,12 @@ def _check_smoothing(terms: tuple[str, ...], smoothing: float) -> None:
         raise ValueError(
             f"loss.label_smoothing is {smoothing!r}, but no term of {terms} reads it; "
             f"set it to 0 (read by: {', '.join(sorted(loss_terms.SMOOTHED))})"
+        )
+
+
+def _check_eval(evaluation: Any) -> None:
+    if evaluation.every and not evaluation.data:
+        raise ValueError(
+            f"eval.every={evaluation.every} scores benchmarks, and eval.data is empty; "
+            "name the folder of their files, or set eval.every=0"
         )

@@ -23,6 +23,7 @@ REASONS = {
     "no_labels": "a response has no trained token",
     "tokenisation": "text and tokens of a response cannot be aligned",
     "too_long": "the pair fits in no row shape",
+    "unknown_id": "the benchmark has no item of this id",
     "unsupported": "the record needs something not supported (video, history, ...)",
 }
 

@@ -51,7 +51,7 @@ HOMES = {
     "transformers": {"convert", "inputs.tokenizer_files"},
     "flax": {"models", "nn"},
     "optax": {"train"},
-    "matplotlib": {"utils.plots", "utils.plan_plot"},
+    "matplotlib": {"utils.plots", "utils.plan_plot", "utils.score_plots"},
     "tensorboardX": {"utils.metrics"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from mpo_jax import fields, ledger
 from mpo_jax.generate import requests
@@ -45,7 +45,7 @@ def read(
     base = Base(folder, anywhere=not str(root))
     seen: dict[str | int, int] = {}
     with open(path, "rb") as file:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines_of(file), 1):
             if line is not None and not line.strip():
                 continue
             try:
@@ -68,8 +68,8 @@ def entry(path: str | pathlib.Path, line: int, error: ledger.BadRecord) -> ledge
     return ledger.Entry("questions", str(path), line, error.reason, error.detail)
 
 
-def _lines(file: Any) -> Iterator[bytes | None]:
-    """Lines of a file; None for one that is too long."""
+def lines_of(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Lines of a file; None for one with more than :data:`MAX_LINE_BYTES`."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
             yield line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,8 @@ class Model:
       speaker: makes its engines.
       weights: on the speaker's mesh.
       policy: how questions are encoded.
+      device_memory: bytes of a device that it may count on; 0 asks the device.
+      trained: says which weights these are where no file has them.
     """
 
     source: hub.Source
@@ -44,6 +46,8 @@ class Model:
     weights: params_lib.Params
     tokenizer: tokenizer_lib.ChatTokenizer
     policy: prompt_lib.PromptPolicy
+    device_memory: int = 0
+    trained: Mapping[str, Any] | None = None
 
     def local(
         self,
@@ -82,6 +86,7 @@ class Model:
             answer_tokens=sampling.max_new_tokens,
             samples=sampling.n,
             slots=slots,
+            device_memory=self.device_memory,
         )
         return local_lib.Local(
             self.speaker.engine(self.weights, geometry),
@@ -90,12 +95,18 @@ class Model:
             described=self.describe(),
         )
 
+    def with_tiles(self, max_tiles: int) -> Model:
+        """The same with another limit of tiles for a prompt's images."""
+        fewest = min(self.policy.min_tiles, max_tiles)
+        policy = dataclasses.replace(self.policy, min_tiles=fewest, max_tiles=max_tiles)
+        return dataclasses.replace(self, policy=policy)
+
     def describe(self) -> dict[str, Any]:
         """What answers depend on, as JSON values."""
         compute, adaptation = self.speaker.compute, self.speaker.model.adaptation
         return {
             "model": str(self.source.weights),
-            "weights": _state_of(self.source.weights),
+            "weights": self.trained or _state_of(self.source.weights),
             "dtype": jnp.dtype(compute.dtype).name,
             "adapters": dataclasses.asdict(adaptation),
             "tokenizer": self.tokenizer.fingerprint,

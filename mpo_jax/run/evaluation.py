@@ -118,7 +118,7 @@ def before_training(
     if evaluate is None:
         return None
     if origin.step:
-        return _read(run, 0)
+        return written(run, 0, meter.HELD_OUT)
     values = evaluate(origin.state)
     meter.write_held_out(writer, 0, values)
     return values
@@ -137,7 +137,9 @@ def after_training(
     if evaluate is None:
         return None
     # A finished run that is started again has its last line already.
-    values = _read(run, num_steps) if origin.step == num_steps else None
+    values = None
+    if origin.step == num_steps:
+        values = written(run, num_steps, meter.HELD_OUT)
     # All processes score together, whatever each of them has read.
     if not runtime.agreed(np.array(values is not None)):
         values = evaluate(final)
@@ -145,13 +147,13 @@ def after_training(
     return values
 
 
-def _read(run: setup.Setup, step: int) -> dict[str, float] | None:
-    """Held-out metrics that an earlier start wrote for a step; None without any."""
+def written(run: setup.Setup, step: int, prefix: str) -> dict[str, float] | None:
+    """Metrics that an earlier start wrote for a step, without `prefix`, or None."""
     for line in metrics_lib.read(run.workdir / "metrics.jsonl"):
         found = {
-            name.removeprefix(meter.HELD_OUT): value
+            name.removeprefix(prefix): value
             for name, value in line.items()
-            if name.startswith(meter.HELD_OUT)
+            if name.startswith(prefix)
         }
         if line["step"] == step and found:
             return found

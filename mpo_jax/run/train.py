@@ -12,6 +12,7 @@ import jax
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax.run import (
+    eval_training,
     evaluation,
     export,
     gate,
@@ -53,11 +54,14 @@ def train(
             fingerprint=origin.fingerprint,
             params=lambda: references.reference_params(run, origin),
         )
+        benchmarks = eval_training.Benchmarks(run) if run.cfg.eval.every else None
         feed = _feed(run, data, reference, stack, first=origin.step)
         updates = program.build_updates(run, optimiser)
         _pass_gate(run, data, origin, reference, held_out)
         output = _output(run, data, origin, checkpoints, stack)
         before = evaluation.before_training(run, held_out, origin, output.writer)
+        if not origin.step:
+            eval_training.ends(run, benchmarks, output.writer, origin.state, 0)
         key = jax.random.key(run.cfg.seed)
         job = loop.Job(
             cfg=run.cfg,
@@ -69,11 +73,13 @@ def train(
             output=output,
             clock=profiling.Clock(began, compiles),
             evaluate=held_out,
+            benchmarks=benchmarks,
         )
         final = loop.run(job)
         after = evaluation.after_training(
             run, held_out, origin, output.writer, final=final, num_steps=data.num_steps
         )
+        eval_training.ends(run, benchmarks, output.writer, final, data.num_steps)
     if runtime.is_main() and run.cfg.log.plots:
         plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
     if run.cfg.checkpoint.export_hf:

@@ -92,6 +92,7 @@ class Job:
       num_steps: updates of the whole run.
       clock: counts since the program began its work.
       evaluate: metrics of held-out pairs, or None.
+      benchmarks: scores on benchmarks after so many steps, or None.
     """
 
     cfg: config_lib.RunConfig
@@ -103,6 +104,7 @@ class Job:
     output: Output
     clock: profiling.Clock
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    benchmarks: Callable[[TrainState, int], dict[str, float]] | None = None
 
 
 def run(job: Job) -> TrainState:
@@ -143,12 +145,10 @@ def run(job: Job) -> TrainState:
                 meter.pause()
             if last:
                 break
-            if job.evaluate and cfg.log.eval_every and step % cfg.log.eval_every == 0:
+            if _is_due(job, step):
                 meter.catch_up()
                 with job.clock.span("eval"):
-                    meter_lib.write_held_out(
-                        job.output.writer, step, job.evaluate(state)
-                    )
+                    _evaluate(job, state, step)
                 meter.pause()
     if step < job.num_steps:
         _exit_preempted(step)
@@ -222,6 +222,26 @@ def _save(job: Job, state: TrainState, step: int) -> None:
         meta = {**job.output.meta, "position": {"next_batch": step}}
         with job.clock.span("checkpoint"):
             job.output.checkpoints.save(step, state_lib.trees(state), meta=meta)
+
+
+def _is_due(job: Job, step: int) -> bool:
+    """Is anything evaluated after so many steps?"""
+    return _every(job.evaluate, job.cfg.log.eval_every, step) or _every(
+        job.benchmarks, job.cfg.eval.every, step
+    )
+
+
+def _every(evaluation: Any, steps: int, step: int) -> bool:
+    return evaluation is not None and steps > 0 and step % steps == 0
+
+
+def _evaluate(job: Job, state: TrainState, step: int) -> None:
+    """Held-out pairs and benchmarks, those that are due."""
+    writer = job.output.writer
+    if job.evaluate and _every(job.evaluate, job.cfg.log.eval_every, step):
+        meter_lib.write_held_out(writer, step, job.evaluate(state))
+    if job.benchmarks and _every(job.benchmarks, job.cfg.eval.every, step):
+        meter_lib.write_benchmarks(writer, step, job.benchmarks(state, step))
 
 
 def _exit_preempted(step: int) -> NoReturn:

@@ -15,6 +15,8 @@ from mpo_jax.utils import profiling, progress
 
 HELD_OUT = "eval/"
 """What metrics of held-out pairs are called by, before their own name."""
+BENCHMARKS = "benchmarks/"
+"""What scores are called by, before ``NAME/MODE``."""
 
 _COLUMNS = (
     "loss {task.fields[loss]} · {task.fields[rate]} pairs/s · "
@@ -127,6 +129,14 @@ def write_held_out(
     """Write metrics of held-out pairs of a step, if there is a writer."""
     if writer is not None:
         writer.write(step, {HELD_OUT + name: value for name, value in values.items()})
+
+
+def write_benchmarks(
+    writer: metrics_lib.Writer | None, step: int, scores: Mapping[str, float]
+) -> None:
+    """Write scores on benchmarks after a step, if there is a writer."""
+    if writer is not None and scores:
+        writer.write(step, {BENCHMARKS + name: value for name, value in scores.items()})
 
 
 @contextlib.contextmanager

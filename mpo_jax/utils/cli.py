@@ -54,7 +54,10 @@ def _expanded(argument: str) -> str:
     return argument
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    cfg: config.RunConfig | config.EvaluationConfig | None = None,
+) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
     Errors that the project raises on purpose name the file, the field, the value and
@@ -68,7 +71,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
     sys.argv[1:] = [_expanded(argument) for argument in sys.argv[1:]]
     try:
-        config.check_overrides(sys.argv[1:])
+        config.check_overrides(sys.argv[1:], cfg)
     except ValueError as error:
         sys.exit(f"{program}: {error}")
 

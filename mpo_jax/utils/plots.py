@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from mpo_jax.utils import metrics
 
 DPI = 130
-_COLOURS = (
+COLOURS = (
     *("#1f5fbf", "#d1495b", "#2e8b57", "#e08e0b", "#7d4bb0"),
     *("#159aa0", "#8c564b", "#5b6770", "#c2418e", "#88931f"),
 )
@@ -93,6 +93,7 @@ _FIGURES: dict[str, tuple[_Panel, ...]] = {
             "BCO reward shift (delta)", "nats × beta", _named("delta"), zero_line=True
         ),
     ),
+    "benchmarks": (_Panel("Benchmarks", "per cent", _named("benchmarks/")),),
     "throughput": (
         _Panel("Pairs per second", "1/s", _named("throughput/pairs_per_s")),
         _Panel("Tokens per second", "1/s", _named("throughput/tokens_per_s")),
@@ -141,7 +142,8 @@ def plot_metrics(
 ) -> list[pathlib.Path]:
     """Draw every metric of a run.
 
-    One PNG per subject (loss, rewards, logps, optimisation, throughput); held-out
+    One PNG per subject (loss, rewards, logps, optimisation, benchmarks, throughput);
+    held-out
     metrics (``eval/...``) go to ``eval.png``, all that is left to ``other.png``. A
     figure without data is not written.
 
@@ -204,7 +206,7 @@ def plot_before_after(
     for name in before:
         groups.setdefault(_unit(name, before[name], after[name]), []).append(name)
     widths = [len(names) + 0.6 for names in groups.values()]
-    figure = _figure(width=max(4.0, 1.5 * sum(widths)), height=4.2)
+    figure = figure_of(width=max(4.0, 1.5 * sum(widths)), height=4.2)
     grid = figure.add_gridspec(1, len(groups), width_ratios=widths)
     for column, (unit, names) in enumerate(groups.items()):
         _bars(figure.add_subplot(grid[0, column]), unit, names, before, after)
@@ -250,7 +252,7 @@ def _draw(
         return []
     columns = min(2, len(filled))
     rows = math.ceil(len(filled) / columns)
-    figure = _figure(width=5.6 * columns, height=3.3 * rows + (0.3 if heading else 0))
+    figure = figure_of(width=5.6 * columns, height=3.3 * rows + (0.3 if heading else 0))
     if heading:
         figure.suptitle(heading)
     for number, (panel, names) in enumerate(filled, start=1):
@@ -301,7 +303,7 @@ def _curves(axes: Axes, panel: _Panel, series: Mapping[str, Series]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
     axes.legend(fontsize=8, frameon=False)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _bars(
@@ -326,7 +328,7 @@ def _bars(
     if unit == "per cent":
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 20))
-    _tidy(axes)
+    tidy(axes)
 
 
 def _unit(name: str, *values: float) -> str:
@@ -344,17 +346,19 @@ def _unit(name: str, *values: float) -> str:
     return "value"
 
 
-def _figure(*, width: float, height: float) -> Figure:
+def figure_of(*, width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Faint lines at the ticks of the values, and no box."""
     axes.grid(True, axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _cycle() -> tuple[str, ...]:
-    return _COLOURS * 4
+    return COLOURS * 4

@@ -1,0 +1,122 @@
+"""What an evaluation writes: every item with its grade, what pins it, the reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mpo_jax import config
+from mpo_jax.evals import lines, pin, report, report_run
+from mpo_jax.run import eval_tasks, evaluating
+
+UNANSWERED = "unanswered.jsonl"
+
+
+def write(
+    name: str,
+    workdir: pathlib.Path,
+    cfg: config.EvaluationConfig,
+    tasks: evaluating.Tasks,
+    outcome: evaluating.Outcome,
+    *,
+    scorer: Any,
+    base: str = "",
+) -> dict[str, Any]:
+    """Write ``items.jsonl`` and the reports.
+
+    Args:
+      name: of the model, in tables.
+      scorer: JSON-able; versions of what grades.
+      base: work directory of an evaluation to compare with; "" compares with none.
+
+    Returns:
+      What ``report.json`` holds.
+
+    Raises:
+      OSError, ValueError: `base` is no evaluation, or a damaged one.
+    """
+    lines.write(workdir / report_run.ITEMS, outcome.lines)
+    lines.write_unanswered(workdir / UNANSWERED, outcome.unanswered)
+    run = report_run.Run(
+        name, outcome.lines, outcome.unanswered, _pin(cfg, tasks, outcome, scorer)
+    )
+    return report.write(
+        workdir,
+        run,
+        {task.benchmark.name: task.benchmark for task in tasks},
+        base=report_run.Run.read(base) if base else None,
+        items={task.benchmark.name: task.items for task in tasks},
+    )
+
+
+def _pin(
+    cfg: config.EvaluationConfig,
+    tasks: evaluating.Tasks,
+    outcome: evaluating.Outcome,
+    scorer: Any,
+) -> pin.Pin:
+    decoding = {
+        field: getattr(cfg, field) for field in ("n", "temperature", "top_p", "seed")
+    }
+    parts = pin.of_run(
+        decoding=decoding, scorer=scorer, weights=pin.digest(dict(outcome.answers))
+    )
+    by_name: dict[str, list[eval_tasks.Task]] = {}
+    for task in tasks:
+        by_name.setdefault(task.benchmark.name, []).append(task)
+    for name, those in by_name.items():
+        asked = _asked(cfg, those, outcome)
+        # Pictures are called by their hash.
+        parts |= pin.of_benchmark(
+            name, those[0].protocol_name, asked, image=lambda path: str(path).encode()
+        )
+    return pin.Pin(parts)
+
+
+def _asked(
+    cfg: config.EvaluationConfig,
+    tasks: Sequence[eval_tasks.Task],
+    outcome: evaluating.Outcome,
+) -> Iterator[pin.Asked]:
+    for task in tasks:
+        images = outcome.images.get(task.benchmark.name, {})
+        for item in task.items:
+            pictures = tuple(images.get(item.id, ()))
+            ask = task.protocol.ask(item, task.mode)
+            ask = dataclasses.replace(
+                ask,
+                max_tiles=cfg.max_tiles or ask.max_tiles,
+                max_new_tokens=cfg.max_new_tokens or ask.max_new_tokens,
+            )
+            item = dataclasses.replace(item, images=pictures)
+            yield pin.Asked(task.mode, item, ask)
+
+
+def table(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Rows for a terminal: benchmark, mode, protocol, score, interval, items."""
+    for name, of in found["scores"].items():
+        for mode, score in of.items():
+            low, high = score["interval"] or (None, None)
+            yield (
+                name,
+                mode,
+                score["protocol"],
+                _number(score["score"]),
+                f"{_number(low)} to {_number(high)}",
+                str(score["total"]),
+                _number(score.get("corrected_score")),
+                str(score["unparsed"] + score["empty"]),
+                str(score["failed"] + score["missing"]),
+            )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+COLUMNS = (
+    *("benchmark", "mode", "protocol", "score", "95 %", "items", "corrected"),
+    *("no answer found", "not answered"),
+)

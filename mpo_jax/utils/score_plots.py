@@ -1,0 +1,171 @@
+"""Scores of evaluations as PNG files: by benchmark, by category; lengths of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mpo_jax.utils import plots
+
+MAX_LABEL = 32
+"""Characters of a label; longer ones are cut."""
+
+_BARS = 0.8
+_BINS = 30
+_COLOURS = {
+    "direct": "#8aa6d6",
+    "cot": "#1f5fbf",
+    "base direct": "#d8d8d8",
+    "base cot": "#9a9a9a",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A score to draw, in percent.
+
+    Attributes:
+      low, high: its interval; None where there is none.
+    """
+
+    score: float
+    low: float | None = None
+    high: float | None = None
+
+
+def plot_scores(
+    series: Mapping[str, Mapping[str, Value]],
+    out_png: str | pathlib.Path,
+    *,
+    title: str,
+) -> None:
+    """Draw scores side by side, with their intervals.
+
+    Args:
+      series: by name (``direct``, ``cot``, ``base direct``, …), a value by label; a
+        label that a series lacks stays empty.
+      out_png: file to write; its folder is made if absent.
+      title: over the figure.
+
+    Raises:
+      ValueError: there is nothing to draw.
+    """
+    labels = list(dict.fromkeys(label for of in series.values() for label in of))
+    if not labels:
+        raise ValueError(f"{out_png}: no scores to plot")
+    flat = len(labels) > 8  # many labels are read as lines of text
+    length = 1.4 + (0.12 + 0.16 * len(series)) * len(labels)
+    size = (7.5, max(2.4, length)) if flat else (max(4.0, 2.0 + 1.9 * len(labels)), 4.0)
+    figure = plots.figure_of(width=size[0], height=size[1])
+    axes = figure.add_subplot()
+    places = np.arange(len(labels))
+    thick = _BARS / len(series)
+    for number, (name, of) in enumerate(series.items()):
+        there = [place for place in places if labels[place] in of]
+        values = [of[labels[place]] for place in there]
+        middle = np.array(there) + (number + 0.5) * thick - _BARS / 2
+        colour = _COLOURS.get(name, plots.COLOURS[number % len(plots.COLOURS)])
+        _bars(axes, middle, values, flat=flat, thick=thick, name=name, colour=colour)
+    names = [label[:MAX_LABEL] for label in labels]
+    if flat:
+        axes.set_yticks(places, names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("score, interval of 95 %")
+    else:
+        axes.set_xticks(places, names, fontsize=8)
+        axes.set_ylabel("score, interval of 95 %")
+        axes.margins(y=0.12)
+    axes.set_title(title, fontsize=10.5)
+    plots.tidy(axes)
+    axes.grid(flat, axis="x", color="0.9", linewidth=0.8)
+    axes.grid(not flat, axis="y", color="0.9", linewidth=0.8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _save(figure, out_png)
+
+
+def plot_lengths(
+    lengths: Mapping[str, Mapping[str, Sequence[int]]],
+    out_png: str | pathlib.Path,
+    *,
+    title: str,
+    unit: str,
+) -> None:
+    """Draw how long right and wrong answers are.
+
+    Args:
+      lengths: by mode, then by outcome (``right``, ``wrong``, …): one per answer.
+      unit: of the lengths.
+
+    Raises:
+      ValueError: there is nothing to draw.
+    """
+    filled = {mode: of for mode, of in lengths.items() if any(of.values())}
+    if not filled:
+        raise ValueError(f"{out_png}: no lengths to plot")
+    figure = plots.figure_of(width=4.6 * len(filled), height=3.4)
+    colours = {"right": "#2e8b57", "wrong": "#d1495b"}
+    for number, (mode, of) in enumerate(filled.items(), start=1):
+        axes = figure.add_subplot(1, len(filled), number)
+        longest = max(max(values, default=0) for values in of.values())
+        edges = np.linspace(0, longest + 1, _BINS + 1)
+        for outcome, values in of.items():
+            if values:
+                axes.hist(
+                    values,
+                    bins=edges.tolist(),
+                    histtype="step",
+                    linewidth=1.6,
+                    color=colours.get(outcome, "#777777"),
+                    label=f"{outcome} ({len(values)}), mean {np.mean(values):.0f}",
+                )
+        axes.set_title(f"{title}, {mode}", fontsize=10.5)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("answers")
+        axes.legend(fontsize=8, frameon=False)
+        plots.tidy(axes)
+    _save(figure, out_png)
+
+
+def _bars(
+    axes: Axes,
+    middle: np.ndarray,
+    values: Sequence[Value],
+    *,
+    flat: bool,
+    thick: float,
+    name: str,
+    colour: str,
+) -> None:
+    """Bars of one series, with whiskers; upright ones with their values."""
+    scores = np.array([value.score for value in values])
+    draw = axes.barh if flat else axes.bar
+    draw(middle, scores, thick * 0.92, color=colour, label=name)
+    if not flat:
+        for place, value in zip(middle, values, strict=True):
+            axes.annotate(
+                f"{value.score:.1f}",
+                (place, value.score if value.high is None else value.high),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+            )
+    ends = [
+        (place, value.low, value.high)
+        for place, value in zip(middle, values, strict=True)
+        if value.low is not None and value.high is not None
+    ]
+    whisker = axes.hlines if flat else axes.vlines
+    for place, low, high in ends:
+        whisker(place, low, high, color="0.25", linewidth=1.0)
+
+
+def _save(figure: Figure, out_png: str | pathlib.Path) -> None:
+    path = pathlib.Path(out_png)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=plots.DPI)
