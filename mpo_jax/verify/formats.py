@@ -149,8 +149,8 @@ Answer the preceding question. The last line of your response should follow this
 format: 'Answer: \\boxed{$FINAL_ANSWER}' (without quotes), where 'FINAL_ANSWER' is \
 your conclusion based on the reasoning provided. If you are uncertain or the problem \
 is too complex, make a reasoned guess based on the information provided. Avoid \
-repeating steps indefinitely—provide your best guess even if unsure. Think step by step logically, \
-considering all relevant information before answering."""
+repeating steps indefinitely—provide your best guess even if unsure. Think step by \
+step logically, considering all relevant information before answering."""
 
 _ZH_V2 = """\
 {question}

@@ -313,7 +313,7 @@ def _compare_units(
     if one.dimension == other.dimension:
         converted = said.value * one.scale / other.scale
         verdict = _compare_values(said, gold, converted, policy)
-        if verdict.right and not policy.convert_units:
+        if verdict.right and one.scale != other.scale and not policy.convert_units:
             return Verdict(UNDECIDED, "unit_converted")
         return verdict
     if one.letter or other.letter or _vague(one, other):

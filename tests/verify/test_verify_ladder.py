@@ -75,12 +75,11 @@ def test_under_its_kind_yes_is_true():
         ("5", "cat", "undecided"),
         ("", "cat", "undecided"),
         ("cat", "", "undecided"),
-        ("X", "x", "maths"),
         ("inside", "in side", "undecided"),
     ],
 )
 def test_words(said, gold, outcome):
-    assert judged(said, gold) == outcome if gold != "x" else outcome != "right"
+    assert judged(said, gold) == outcome
 
 
 def test_under_the_kind_text_other_words_are_wrong():
@@ -108,7 +107,7 @@ def test_under_the_kind_text_other_words_are_wrong():
         ("12:00 am", "0:00", "right"),
         ("12:15 pm", "12:15", "undecided"),
         ("10:30:00", "10:30", "right"),
-        ("10:30:15", "10:30", "wrong"),
+        ("10:30:15", "10:30", "undecided"),
         ("10 am", "10:00 am", "right"),
         ("3 o'clock", "3:00", "right"),
         ("3 o'clock", "4:00", "wrong"),
@@ -121,8 +120,7 @@ def test_under_the_kind_text_other_words_are_wrong():
 )
 def test_times(said, gold, outcome):
     assert judged(said, gold) == outcome
-    if "words" not in (said, gold):
-        assert judged(gold, said) == outcome
+    assert judged(gold, said) == outcome
 
 
 def test_a_time_that_may_be_a_ratio():
@@ -253,21 +251,16 @@ def test_lists(said, gold, outcome):
         ("\\sqrt{4}", "2", "maths"),
         ("4t", "4t", "right"),
         ("4a-2", "4a - 2", "right"),
-        ("X", "x", "maths"),
         ("\\sqrt{2}", "the root of two", "undecided"),
         ("\\sqrt{2}:1", "1.41:1", "undecided"),
         ("50\\sqrt{2}\\%", "50\\sqrt{2}", "undecided"),
         ("x=\\sqrt{2}", "\\sqrt{2}", "right"),
-        ("x^{10}", "x^10", "undecided"),
+        ("x^{10}", "x^10", "maths"),
+        ("e^{x}", "E^{x}", "maths"),
     ],
 )
 def test_mathematics(said, gold, outcome):
-    if (said, gold) == ("x^{10}", "x^10"):
-        outcome = "maths"
-    if (said, gold) == ("X", "x"):
-        assert judged(said, gold) != "right"
-    else:
-        assert judged(said, gold) == outcome
+    assert judged(said, gold) == outcome
 
 
 def test_kinds_keep_other_rules_away():
