@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import scored
@@ -35,7 +37,7 @@ def _answers(bard, field):
     return {pid: row[field] for pid, row in bard.items()}
 
 
-def _table(scores: dict) -> dict:
+def _table(scores: Mapping[str, Any]) -> dict:
     return {
         axis: {value: (n["correct"], n["total"]) for value, n in rows.items()}
         for axis, rows in scores.items()
