@@ -77,11 +77,14 @@ class Grade:
       prediction: what was taken for the answer; "" where nothing was found.
       verdict: with the rule that decided. An answer without a prediction is wrong.
       points: from 0 to 1 (what a metric averages).
+      reference: points of the answer that it is measured by, where a judge rates that
+        one beside it; None elsewhere.
     """
 
     prediction: str
     verdict: Verdict
     points: float
+    reference: float | None = None
 
     @classmethod
     def of(cls, prediction: str, right: bool, rule: str) -> Grade:
@@ -151,6 +154,25 @@ def accuracy(items: Sequence[Item], points: np.ndarray) -> Weighted:
         return float(100 * (weights @ points) / total) if total else float("nan")
 
     return mean
+
+
+REFERENCE = "reference_points"
+"""Field of an item in which a metric finds ``Grade.reference``, see `weighted`."""
+
+
+def weighted(
+    metric: Metric, items: Sequence[Item], grades: Sequence[Grade]
+) -> Weighted:
+    """A metric of grades, those of a judge with the references that it rated."""
+    seen = [
+        item
+        if grade.reference is None
+        else dataclasses.replace(
+            item, fields={**item.fields, REFERENCE: grade.reference}
+        )
+        for item, grade in zip(items, grades, strict=True)
+    ]
+    return metric(seen, np.array([grade.points for grade in grades], np.float64))
 
 
 Details = Callable[[Sequence[Graded]], Mapping[str, Any]]

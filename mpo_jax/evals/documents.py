@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from mpo_jax.evals import sources, text_scores, vqa
+from mpo_jax.evals import extract, rows, sources, text_scores, vqa
 from mpo_jax.evals.benchmark import PAPER, VLMEVALKIT, Item, Protocol
 
 
-def read(
-    folder: sources.Folder, source: sources.Source, patterns: tuple[str, ...]
-) -> Iterator[Item]:
+def read(folder: sources.Folder, source: sources.Source) -> Iterator[Item]:
     """Items; ids are ``questionId``, or a table's index where it has none.
-
-    Args:
-      patterns: of files, the first that is there is read, all its shards if parquet.
 
     Raises:
       ValueError: a file is missing, or a row is none of this benchmark.
     """
-    path = folder.find(*patterns, source=source)
-    shards = [path]
-    if path.suffix == ".parquet":
-        pattern = next(name for name in patterns if folder.find_all(name))
-        shards = folder.find_all(pattern)
-    for shard in shards:
-        for row in vqa.unpacked(sources.read_rows(shard, source)):
-            yield _item(row)
-
-
-def _item(row: dict[str, Any]) -> Item:
-    images = sources.images_of(row, "image", "image_path", "image_local_name")
-    page = row.get("image_local_name") or row.get("docId")
-    if not page and images and isinstance(images[0], str):
-        page = images[0]
-    kinds = row.get("question_types")
-    kind = ", ".join(kinds) if isinstance(kinds, list) else str(kinds or "")
-    return Item(
-        id=vqa.text(row, "questionId", "question_id", "index"),
-        question=vqa.text(row, "question"),
-        answer=vqa.answers_of(vqa.field(row, "answers", "answer")),
-        images=images,
-        categories={"type": kind} if kind else {},
-        group=str(page or ""),
-    )
+    for where, row in vqa.read(folder, source):
+        images = sources.images_of(row, "image", "image_path", "image_local_name")
+        kinds = row.get("question_types")
+        kind = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
+        yield Item(
+            id=rows.text(row, where, "questionId", "question_id", "index"),
+            question=rows.text(row, where, "question"),
+            answer=vqa.answers(row, where, "answers", "answer"),
+            images=images,
+            categories={"type": str(kind)} if kind else {},
+            group=vqa.group(row, images, "image_local_name", "docId"),
+        )
 
 
 def protocols(*, max_tiles: int) -> dict[str, Protocol]:
     """Of both benchmarks; they differ in the tiles."""
-    rule = vqa.any_of(lambda text, truth: text_scores.anls(text, [truth]))
-    name = "anls_0.5"
+    rule, name = vqa.any_of(text_scores.likeness), "anls 0.5"
     part = (
         f"an answer counts as right from {vqa.HALF} points, which is ANLS's own "
         "threshold; the score is the mean of the points"
@@ -58,13 +38,14 @@ def protocols(*, max_tiles: int) -> dict[str, Protocol]:
     return {
         PAPER: Protocol(
             ask=vqa.paper_asks(max_tiles=max_tiles, tokens=100),
-            grade=vqa.grades(rule, name),
-            notes=(part, vqa.NO_COT),
+            grade=vqa.grades(rule, name, vqa.quick),
+            corrected=vqa.grades(rule, name, extract.final_answer),
+            notes=(part, vqa.PAPER_COT, vqa.STATED),
         ),
         VLMEVALKIT: Protocol(
             ask=vqa.vlmevalkit_asks(max_tiles=max_tiles),
-            grade=vqa.grades(rule, name, whole=True),
-            corrected=vqa.grades(rule, name),
-            notes=(part, vqa.WHOLE),
+            grade=vqa.grades(rule, name, vqa.whole),
+            corrected=vqa.grades(rule, name, extract.final_answer),
+            notes=(part, vqa.WHOLE, vqa.STATED),
         ),
     }

@@ -200,10 +200,15 @@ def _listed(cell: str, where: str) -> list[str]:
 
 
 def _decoded(cell: str, where: str) -> tuple[bytes, ...]:
-    return tuple(_picture(text, where) for text in _listed(cell, where))
+    return tuple(picture(text, where) for text in _listed(cell, where))
 
 
-def _picture(text: str, where: str) -> bytes:
+def picture(text: str, where: str) -> bytes:
+    """A picture from base64, perhaps as a data URI or in lines.
+
+    Raises:
+      ValueError: it is no base64, or too large; names where it stands.
+    """
     if text.startswith("data:"):
         text = text[text.find(_BASE64) + len(_BASE64) :]
     source_rows.check_image_size(len(text) * 3 // 4, where)

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from mpo_jax.evals import edit_distance
+
 TOLERANCE = 0.05
 """Of relaxed accuracy, relative."""
 
@@ -17,43 +19,12 @@ THRESHOLD = 0.5
 """Of ANLS: less likeness is none."""
 
 
-def levenshtein(left: str, right: str) -> int:
-    """Insertions, deletions and exchanges of characters between two texts.
+def likeness(answer: str, truth: str, threshold: float = THRESHOLD) -> float:
+    """Normalised Levenshtein similarity, the L and S of ANLS.
 
-    All cells of a column at once, as bits of one number (Myers 1999, Hyyrö 2003): 8,000
-    characters against 40 take 7 ms. Time is the product of the lengths over the size of
-    a machine word.
+    Lower case, runs of white space are one. 1 less the distance over the longer length,
+    and 0 below `threshold`.
     """
-    if len(left) > len(right):
-        left, right = right, left
-    if not left:
-        return len(right)
-    where: dict[str, int] = collections.defaultdict(int)
-    for place, character in enumerate(left):
-        where[character] |= 1 << place
-    whole, last = (1 << len(left)) - 1, 1 << (len(left) - 1)
-    rises, falls, distance = whole, 0, len(left)  # differences down a column
-    for character in right:
-        same = where.get(character, 0)
-        level = (((same & rises) + rises) ^ rises) | same | falls
-        right_rises, right_falls = falls | (~(level | rises) & whole), rises & level
-        distance += bool(right_rises & last) - bool(right_falls & last)
-        right_rises, right_falls = right_rises << 1 | 1, right_falls << 1
-        rises = (right_falls | ~(same | falls | right_rises)) & whole
-        falls = right_rises & (same | falls) & whole
-    return distance
-
-
-def anls(answer: str, truths: Sequence[str], threshold: float = THRESHOLD) -> float:
-    """Average normalised Levenshtein similarity: to the likest of the truths.
-
-    Lower case, runs of white space are one. Likeness is 1 less the distance over the
-    longer length, and 0 below `threshold`.
-    """
-    return max(_likeness(answer, truth, threshold) for truth in truths)
-
-
-def _likeness(answer: str, truth: str, threshold: float) -> float:
     left, right = (" ".join(text.lower().split()) for text in (answer, truth))
     longer = max(len(left), len(right))
     if not longer:
@@ -61,8 +32,8 @@ def _likeness(answer: str, truth: str, threshold: float) -> float:
     # The distance is at least the difference in length; long answers end here.
     if 1 - abs(len(left) - len(right)) / longer < threshold:
         return 0.0
-    likeness = 1 - levenshtein(left, right) / longer
-    return likeness if likeness >= threshold else 0.0
+    found = 1 - edit_distance.levenshtein(left, right) / longer
+    return found if found >= threshold else 0.0
 
 
 def relaxed(answer: str, truth: str, tolerance: float = TOLERANCE) -> bool:

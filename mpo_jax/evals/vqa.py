@@ -1,160 +1,147 @@
-"""What benchmarks of short answers about pictures share: fields, prompts, grades."""
+"""What benchmarks of short answers about pictures share: rows, prompts, grades."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mpo_jax import ledger
-from mpo_jax.evals import benchmark, wording
-from mpo_jax.evals.benchmark import Ask, Grade, Grader, Item, Tools
+from mpo_jax.evals import choices, corrected, extract, prompts, rows, sources
+from mpo_jax.evals import vlmevalkit as vlmevalkit_lib
+from mpo_jax.evals.benchmark import COT, Ask, Grade, Grader, Item, Tools
 
 HALF = 0.5
 """Points from which an answer counts as right, where a rule gives parts of a point."""
 
-NO_COT = (
-    "InternVL has no chain-of-thought script for this benchmark: it is asked as its "
-    "scripts for others do (same instruction, 4096 tokens, text after the first "
-    "'Answer:')"
+PAPER_COT = (
+    "InternVL has no chain-of-thought script for this benchmark: it is asked and read "
+    "as its scripts for others do"
 )
 WHOLE = (
-    "as released, a chain of thought is graded whole, as VLMEvalKit takes the answer "
-    "out of it for choices and yes/no alone; the corrected rule grades the text after "
-    "the first 'Answer:'"
+    "as released, a chain of thought is graded whole: VLMEvalKit takes the answer out "
+    "of it for choices and yes/no alone"
+)
+STATED = (
+    "the corrected rule grades what a response last states as its answer, where the "
+    "released ones take the first 'Answer:' or all of it"
 )
 MAX_ANSWERS = 100
 Rule = Callable[[str, Sequence[str]], float]
 """Points of a text against all true answers."""
 
-
-def field(row: Mapping[str, Any], *names: str) -> Any:
-    """The first of some fields that a row has.
-
-    Raises:
-      ValueError: it has none of them; names them and what it has.
-    """
-    for name in names:
-        if row.get(name) not in (None, ""):
-            return row[name]
-    raise ValueError(
-        f"a row has no {' or '.join(names)}, but {ledger.short(sorted(row), 200)}; is "
-        "the file this benchmark's?"
-    )
+Find = Callable[[str, str], str]
+"""The prediction in a response, given the mode."""
 
 
-def text(row: Mapping[str, Any], *names: str) -> str:
-    """:func:`field` that must be a text or a number.
+def read(
+    folder: sources.Folder, source: sources.Source
+) -> Iterator[tuple[str, rows.Row]]:
+    """As ``rows.read``; where a file has one object with all rows in ``data``, those.
 
     Raises:
-      ValueError: it is neither, or missing.
+      MissingSource: there is no file.
+      ValueError: a file cannot be read.
     """
-    value = field(row, *names)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(
-            f"{' or '.join(names)}={ledger.short(value)}: must be a text or a number"
-        )
-    return str(value)
+    for where, row in rows.read(folder, source):
+        inside = row.get("data")
+        if not isinstance(inside, list):
+            yield where, row
+            continue
+        for number, one in enumerate(inside, 1):
+            if not isinstance(one, dict):
+                raise ValueError(f"{where}, item {number} of data: is no object")
+            yield f"{where}, item {number} of data", one
 
 
-def answers_of(value: Any) -> tuple[str, ...]:
-    """True answers from a text, a number, a list of them or such a list as text.
+def answers(row: rows.Row, where: str, *names: str) -> tuple[str, ...]:
+    """True answers: a text, a number, or a list of them, perhaps written as text.
 
     Raises:
-      ValueError: it is none of those.
+      ValueError: the row has none of the fields, or something else in it.
     """
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            found = ast.literal_eval(value)  # VLMEvalKit's way
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = value  # a text in brackets
-        value = found
+    name = next((name for name in names if rows.given(row.get(name))), names[0])
+    value: Any = row.get(name)
+    if isinstance(value, str) and value[:1] == "[":
+        found = rows.literal(value)
+        value = found if isinstance(found, list) else value  # a text in a bracket
     values = value if isinstance(value, list) else [value]
-    good = 0 < len(values) <= MAX_ANSWERS and all(
-        isinstance(item, str | int | float) for item in values
+    good = all(
+        isinstance(one, str | int | float) and not isinstance(one, bool)
+        for one in values
     )
-    if not good:
-        raise ValueError(f"answer={ledger.short(value)}: must be a text or a list")
-    return tuple(str(item) for item in values)
+    if not good or not 0 < len(values) <= MAX_ANSWERS:
+        raise ValueError(
+            f"{where}: {name}={ledger.short(value)} is no answer, nor a list of 1 to "
+            f"{MAX_ANSWERS} of them"
+        )
+    return tuple(str(one) for one in values)
 
 
-def unpacked(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows; where a file has one object with all of them in ``data``, those."""
-    for row in rows:
-        if isinstance(row.get("data"), list):
-            yield from row["data"]
-        else:
-            yield row
+def group(row: rows.Row, images: Sequence[sources.Image], *names: str) -> str:
+    """What questions on the same picture have in common; "" where nothing says it."""
+    named = rows.optional(row, *names)
+    if not named and images and isinstance(images[0], str):
+        return images[0]
+    return named
 
 
-def asks(
-    joint: str, *, max_tiles: int, direct_tokens: int, suffix: str = wording.SHORT
-) -> Callable[[Item, str], Ask]:
-    """The question and a suffix; to reason, the question in the usual instruction.
+def paper_asks(*, max_tiles: int, tokens: int) -> Callable[[Item, str], Ask]:
+    """InternVL's scripts: a space before the suffix.
 
     Args:
-      joint: between question and suffix.
-      direct_tokens: longest direct answer.
+      tokens: of the longest direct answer.
     """
 
     def ask(item: Item, mode: str) -> Ask:
-        if mode == benchmark.COT:
-            text = wording.cot(item.question)
-            return Ask(text, wording.COT_TOKENS, max_tiles)
-        return Ask(f"{item.question}{joint}{suffix}", direct_tokens, max_tiles)
+        if mode == COT:
+            return Ask(prompts.cot(item.question), prompts.COT_TOKENS, max_tiles)
+        return Ask(f"{item.question} {choices.ASK_SHORT}", tokens, max_tiles)
 
     return ask
 
 
-def paper_asks(*, max_tiles: int, tokens: int) -> Callable[[Item, str], Ask]:
-    """InternVL's scripts: a space before the suffix."""
-    return asks(" ", max_tiles=max_tiles, direct_tokens=tokens)
-
-
 def vlmevalkit_asks(*, max_tiles: int) -> Callable[[Item, str], Ask]:
-    """VLMEvalKit: a line feed before the suffix, 4096 tokens for every answer."""
-    return asks("\n", max_tiles=max_tiles, direct_tokens=wording.COT_TOKENS)
+    """VLMEvalKit: a line feed before the suffix, the same length for every answer."""
+
+    def ask(item: Item, mode: str) -> Ask:
+        text = f"{item.question}\n{choices.ASK_SHORT}"
+        if mode == COT:
+            text = vlmevalkit_lib.mpo(item.question)
+        return vlmevalkit_lib.ask(text, tiles=max_tiles)
+
+    return ask
 
 
-def truths(item: Item) -> tuple[str, ...]:
-    """All true answers of an item.
-
-    Raises:
-      ValueError: it has none, so that only a judge could grade it.
-    """
-    if item.answer is None:
-        raise ValueError(f"item {item.id!r} has no answer to grade by")
-    return (item.answer,) if isinstance(item.answer, str) else item.answer
+def quick(response: str, mode: str) -> str:
+    """All of a direct answer; of reasoning what follows the first ``Answer:``."""
+    return (extract.quick(response) if mode == COT else response).strip()
 
 
-def grades(rule: Rule, name: str, *, whole: bool = False) -> Grader:
-    """A grader from a rule.
+def whole(response: str, mode: str) -> str:
+    """All of it."""
+    del mode
+    return response.strip()
 
-    Args:
-      rule: points of a prediction.
-      name: of the rule.
-      whole: take a chain of thought whole, else what :func:`wording.quick_answer`
-        finds in it.
-    """
+
+def grades(rule: Rule, name: str, find: Find) -> Grader:
+    """A grader from a rule, its name, and what finds the prediction."""
 
     def grade(item: Item, response: str, mode: str, tools: Tools) -> Grade:
         del tools
-        found = response.strip()
-        if mode == benchmark.COT and not whole:
-            found = wording.quick_answer(found)
-        return graded(found, rule(found, truths(item)) if found else 0.0, name)
+        found = find(response, mode)
+        if not found:
+            return corrected.unparsed()
+        return in_parts(found, rule(found, corrected.answers(item)), name)
 
     return grade
 
 
-def graded(prediction: str, points: float, rule: str) -> Grade:
-    """A grade in parts of a point; without a prediction wrong."""
-    if not prediction:
-        return Grade.of("", False, "no_answer")
+def in_parts(prediction: str, points: float, rule: str) -> Grade:
+    """A grade of a rule that gives parts of a point; right from :data:`HALF`."""
     right = Grade.of(prediction, points >= HALF, rule)
     return Grade(prediction, right.verdict, points)
 
 
 def any_of(rule: Callable[[str, str], float | bool]) -> Rule:
     """The most points that any of the true answers gives."""
-    return lambda found, wanted: max(float(rule(found, truth)) for truth in wanted)
+    return lambda found, truths: max(float(rule(found, truth)) for truth in truths)

@@ -256,9 +256,9 @@ def test_a_shared_picture_is_decoded_once(tmp_path, monkeypatch):
     more = [{**GOOD, "index": k, "image": "0"} for k in range(1, 9)]
     path = table_files.write_tsv(tmp_path / "A.tsv", [GOOD, *more])
     seen = []
-    real = source_tsv._picture
+    real = source_tsv.picture
     monkeypatch.setattr(
-        source_tsv, "_picture", lambda *args: seen.append(1) or real(*args)
+        source_tsv, "picture", lambda *args: seen.append(1) or real(*args)
     )
     assert {row["image"] for row in rows(path)} == {RED}
     assert len(seen) == 2  # for the row itself, and for all others

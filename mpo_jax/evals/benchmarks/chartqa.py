@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from mpo_jax.evals import sources, text_scores, vqa
+from mpo_jax.evals import extract, rows, sources, text_scores, vqa
 from mpo_jax.evals.benchmark import (
     PAPER,
     VLMEVALKIT,
@@ -19,62 +18,67 @@ from mpo_jax.evals.benchmark import (
 )
 
 HUMAN, AUGMENTED = SPLITS = ("human", "augmented")
+SPLIT = "split"
 
 SOURCE = sources.Source(
     hub="lmms-lab/ChartQA",
     files=(
-        "test_human.jsonl and test_augmented.jsonl (Qwen-VL's and InternVL's)",
-        "ChartQA_TEST.tsv (VLMEvalKit)",
-        "*test*.parquet (hub)",
+        *("test_human.jsonl", "chartqa/test_human.jsonl", "ChartQA_TEST.tsv"),
+        *("data/test-*.parquet", "test-*.parquet"),
     ),
     licence="GPL-3.0",
     md5={"ChartQA_TEST.tsv": ("c902e0aa9be5582a7aad6dcf52734b42",)},
+    notes="test_human.jsonl and test_augmented.jsonl beside it are Qwen-VL's",
 )
 
 
 def read(folder: sources.Folder) -> Iterator[Item]:
-    """Items of both splits; ids are ``human-0`` and so on, or a table's index.
+    """Items of both splits; ids are a table's index, else ``human-0`` and so on.
 
     Raises:
       ValueError: a file is missing, or a row is none of this benchmark.
     """
-    lines = [folder.find_all(f"**/test_{split}.jsonl") for split in SPLITS]
-    if any(lines):
-        for split in SPLITS:
-            path = folder.find(f"**/test_{split}.jsonl", source=SOURCE)
-            for number, row in enumerate(sources.read_rows(path)):
-                yield _item(row, f"{split}-{row.get('question_id', number)}", split)
-        return
-    path = folder.find("ChartQA_TEST.tsv", "**/*test*.parquet", source=SOURCE)
-    shards = [path] if path.suffix == ".tsv" else folder.find_all("**/*test*.parquet")
+    path = folder.find(*SOURCE.files, source=SOURCE)
+    if path.suffix == ".jsonl":
+        found = _of_both(sources.Folder(path.parent))
+    else:
+        found = (
+            (where, _split(rows.text(row, where, SPLIT, "type"), where), row)
+            for where, row in rows.read(folder, SOURCE)
+        )
     numbers = collections.Counter[str]()
-    for shard in shards:
-        for row in sources.read_rows(shard, SOURCE):
-            split = _split(vqa.text(row, "split", "type"))
-            yield _item(row, row.get("index") or f"{split}-{numbers[split]}", split)
-            numbers[split] += 1
+    for where, split, row in found:
+        yield Item(
+            id=rows.optional(row, "index") or f"{split}-{numbers[split]}",
+            question=rows.text(row, where, "question"),
+            answer=vqa.answers(row, where, "answer"),
+            images=sources.images_of(row),
+            categories={SPLIT: split},
+            group=vqa.group(row, sources.images_of(row), "imgname"),
+        )
+        numbers[split] += 1
 
 
-def _split(name: str) -> str:
+def _of_both(folder: sources.Folder) -> Iterator[tuple[str, str, rows.Row]]:
+    """Rows of both files of lines."""
+    names = {split: f"test_{split}.jsonl" for split in SPLITS}
+    for name in names.values():
+        folder.find(name, source=SOURCE)  # one alone would give half a score
+    for split, name in names.items():
+        for where, row in rows.read(folder, SOURCE, name):
+            yield where, split, row
+
+
+def _split(name: str, where: str) -> str:
     found = [split for split in SPLITS if split in name]
     if len(found) != 1:
-        raise ValueError(f"split={name!r}: must name one of {SPLITS}")
+        raise ValueError(f"{where}: split {name!r} must name one of {SPLITS}")
     return found[0]
-
-
-def _item(row: dict[str, Any], id: str, split: str) -> Item:
-    return Item(
-        id=id,
-        question=vqa.text(row, "question"),
-        answer=vqa.answers_of(vqa.field(row, "answer")),
-        images=sources.images_of(row),
-        categories={"split": split},
-    )
 
 
 def mean_of_splits(items: Sequence[Item], points: np.ndarray) -> Weighted:
     """Mean of the accuracies of the splits in percent; NaN where one has no weight."""
-    human = np.array([item.categories["split"] == HUMAN for item in items])
+    human = np.array([item.categories[SPLIT] == HUMAN for item in items], bool)
 
     def mean(weights: np.ndarray) -> float:
         totals = [weights[part].sum() for part in (human, ~human)]
@@ -89,9 +93,13 @@ def mean_of_splits(items: Sequence[Item], points: np.ndarray) -> Weighted:
     return mean
 
 
-RELAXED = vqa.any_of(text_scores.relaxed)
-SWAPPED = vqa.any_of(lambda text, truth: text_scores.relaxed(truth, text))
-_YEARS = "years are numbers to this rule: 2011 passes for 2012"
+OF_TRUTH = vqa.any_of(text_scores.relaxed)
+OF_ANSWER = vqa.any_of(lambda found, truth: text_scores.relaxed(truth, found))
+_BY_TRUTH, _BY_ANSWER = "within 5 % of the truth", "within 5 % of the answer"
+_NUMBERS = (
+    "a percentage is its hundredth: 50% is wrong where the truth is 50",
+    "years are numbers to this rule: 2011 passes for 2012",
+)
 
 BENCHMARK = Benchmark(
     name="chartqa",
@@ -102,27 +110,20 @@ BENCHMARK = Benchmark(
     protocols={
         PAPER: Protocol(
             ask=vqa.paper_asks(max_tiles=12, tokens=100),
-            grade=vqa.grades(SWAPPED, "relaxed_5_percent_of_answer"),
-            corrected=vqa.grades(RELAXED, "relaxed_5_percent_of_truth"),
+            grade=vqa.grades(OF_ANSWER, _BY_ANSWER, vqa.quick),
+            corrected=vqa.grades(OF_TRUTH, _BY_TRUTH, extract.final_answer),
             metric=mean_of_splits,
             notes=(
-                "as released, 5 % are of the answer, not of the truth; the corrected "
-                "rule takes them of the truth",
-                "a percentage is its hundredth: 50% is wrong where the truth is 50",
-                _YEARS,
-                vqa.NO_COT,
+                "as released, 5 % are of the answer; corrected, of the truth",
+                *(*_NUMBERS, vqa.PAPER_COT, vqa.STATED),
             ),
         ),
         VLMEVALKIT: Protocol(
             ask=vqa.vlmevalkit_asks(max_tiles=12),
-            grade=vqa.grades(RELAXED, "relaxed_5_percent_of_truth", whole=True),
-            corrected=vqa.grades(RELAXED, "relaxed_5_percent_of_truth"),
+            grade=vqa.grades(OF_TRUTH, _BY_TRUTH, vqa.whole),
+            corrected=vqa.grades(OF_TRUTH, _BY_TRUTH, extract.final_answer),
             metric=mean_of_splits,
-            notes=(
-                "a percentage is its hundredth: 50% is wrong where the truth is 50",
-                _YEARS,
-                vqa.WHOLE,
-            ),
+            notes=(*_NUMBERS, vqa.WHOLE, vqa.STATED),
         ),
     },
 )

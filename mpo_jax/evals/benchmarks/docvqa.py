@@ -10,26 +10,20 @@ from mpo_jax.evals.benchmark import Benchmark, Item
 SOURCE = sources.Source(
     hub="lmms-lab/DocVQA",
     files=(
-        "val.jsonl (InternVL's)",
-        "val_v1.0*.json (RRC's, pictures in documents/)",
-        "DocVQA_VAL.tsv (VLMEvalKit)",
-        "DocVQA/validation-*.parquet (hub)",
+        *("val.jsonl", "docvqa/val.jsonl", "val_v1.0*.json", "DocVQA_VAL.tsv"),
+        *("DocVQA/validation-*.parquet", "validation-*.parquet"),
     ),
     licence="Apache-2.0 on the hub; the original asks for registration at RRC",
     md5={"DocVQA_VAL.tsv": ("d5ee77e1926ff10690d469c56b73eabf",)},
-)
-PATTERNS = (
-    "val.jsonl",
-    "val_v1.0*.json",
-    "DocVQA_VAL.tsv",
-    "DocVQA/validation-*.parquet",
-    "validation-*.parquet",
+    notes=(
+        "val.jsonl is InternVL's; val_v1.0*.json RRC's, with the pictures in documents/"
+    ),
 )
 
 
 def read(folder: sources.Folder) -> Iterator[Item]:
     """See ``documents.read``."""
-    return documents.read(folder, SOURCE, PATTERNS)
+    return documents.read(folder, SOURCE)
 
 
 BENCHMARK = Benchmark(

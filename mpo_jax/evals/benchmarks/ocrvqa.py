@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from mpo_jax.evals import sources, text_scores, vqa
+from mpo_jax.evals import extract, rows, sources, text_scores, vqa
 from mpo_jax.evals.benchmark import PAPER, VLMEVALKIT, Benchmark, Item, Protocol
 
 TEST = 3
@@ -14,19 +13,17 @@ TEST = 3
 SOURCE = sources.Source(
     hub="howard-hou/OCR-VQA",
     files=(
-        "ocrvqa_test.jsonl (InternVL's)",
-        "dataset.json (the authors', pictures as images/ID.jpg)",
-        "OCRVQA_TESTCORE.tsv or OCRVQA_TEST.tsv (VLMEvalKit)",
-        "test-*.parquet (hub, several questions a row)",
+        *("ocrvqa_test.jsonl", "ocrvqa/ocrvqa_test.jsonl", "dataset.json"),
+        *("OCRVQA_TEST.tsv", "OCRVQA_TESTCORE.tsv"),
+        *("data/test-*.parquet", "test-*.parquet"),
     ),
     licence="not stated",
     md5={
         "OCRVQA_TESTCORE.tsv": ("c5239fe77db8bdc1f2ad8e55e0d1fe97",),
         "OCRVQA_TEST.tsv": ("ca46a6d74b403e9d6c0b670f6fc00db9",),
     },
-    notes="VLMEvalKit's TESTCORE is 3,072 of 100,424 questions",
+    notes="ocrvqa_test.jsonl is InternVL's; dataset.json the authors', with images/",
 )
-_PARQUET = ("data/test-*.parquet", "test-*.parquet")
 
 
 def read(folder: sources.Folder) -> Iterator[Item]:
@@ -35,54 +32,41 @@ def read(folder: sources.Folder) -> Iterator[Item]:
     Raises:
       ValueError: a file is missing, or a row is none of this benchmark.
     """
-    path = folder.find(
-        "ocrvqa_test.jsonl",
-        "dataset.json",
-        "OCRVQA_TESTCORE.tsv",
-        "OCRVQA_TEST.tsv",
-        *_PARQUET,
-        source=SOURCE,
-    )
-    shards = [path]
-    if path.suffix == ".parquet":
-        shards = sorted(path.parent.glob("test-*.parquet"))
-    for shard in shards:
-        for row in sources.read_rows(shard, SOURCE):
-            if isinstance(row.get("questions"), list):
-                yield from _of_a_cover(row)
-            else:
-                yield _item(row, vqa.text(row, "question_id", "index"))
+    for where, row in rows.read(folder, SOURCE):
+        if isinstance(row.get("questions"), list):
+            yield from _of_a_cover(row, where)
+        else:
+            id = rows.text(row, where, "question_id", "index")
+            yield _item(row, where, id)
 
 
-def _of_a_cover(row: dict[str, Any]) -> Iterator[Item]:
+def _of_a_cover(row: rows.Row, where: str) -> Iterator[Item]:
     """All questions on one cover, as the authors and the hub keep them."""
-    if row.get("split", TEST) not in (TEST, "test"):
+    if row.get("split", TEST) != TEST:
         return
-    name = vqa.text(row, "_key", "image_id")
-    cover = dict(row)
-    if not sources.images_of(row):
-        ending = str(row.get("imageURL", ".jpg")).rpartition(".")[2]
-        cover["image"] = f"images/{name}.{ending}"
-    answers = vqa.field(row, "answers")
-    if not isinstance(answers, list) or len(answers) != len(row["questions"]):
+    name = rows.text(row, where, "_key", "image_id")
+    image = row.get("image")
+    if not image:
+        ending = rows.optional(row, "imageURL").rpartition(".")[2] or "jpg"
+        image = f"images/{name}.{ending}"
+    questions, answers = row["questions"], row.get("answers")
+    if not isinstance(answers, list) or len(answers) != len(questions):
         raise ValueError(
-            f"cover {name!r}: has {len(row['questions'])} questions, and other answers"
+            f"{where}: there must be as many answers as questions, {len(questions)}"
         )
-    pairs = zip(row["questions"], answers, strict=True)
-    for number, (question, answer) in enumerate(pairs):
-        one = {**cover, "question": question, "answer": answer, "image_id": name}
-        yield _item(one, f"{name}-{number}")
+    for number, pair in enumerate(zip(questions, answers, strict=True)):
+        one = {"question": pair[0], "answer": pair[1], "image": image, "image_id": name}
+        yield _item(one, where, f"{name}-{number}")
 
 
-def _item(row: dict[str, Any], id: str) -> Item:
+def _item(row: rows.Row, where: str, id: str) -> Item:
     images = sources.images_of(row)
-    path = images[0] if images and isinstance(images[0], str) else ""
     return Item(
         id=id,
-        question=vqa.text(row, "question"),
-        answer=vqa.answers_of(vqa.field(row, "answer")),
+        question=rows.text(row, where, "question"),
+        answer=vqa.answers(row, where, "answer"),
         images=images,
-        group=str(row.get("image_id") or path),
+        group=vqa.group(row, images, "image_id"),
     )
 
 
@@ -97,14 +81,18 @@ BENCHMARK = Benchmark(
     protocols={
         PAPER: Protocol(
             ask=vqa.paper_asks(max_tiles=6, tokens=100),
-            grade=vqa.grades(EXACT, "exact"),
-            notes=("InternVL's runs take a part of the questions", vqa.NO_COT),
+            grade=vqa.grades(EXACT, "exact", vqa.quick),
+            corrected=vqa.grades(EXACT, "exact", extract.final_answer),
+            notes=(vqa.PAPER_COT, vqa.STATED),
         ),
         VLMEVALKIT: Protocol(
             ask=vqa.vlmevalkit_asks(max_tiles=12),
-            grade=vqa.grades(EXACT, "exact", whole=True),
-            corrected=vqa.grades(EXACT, "exact"),
-            notes=(vqa.WHOLE,),
+            grade=vqa.grades(EXACT, "exact", vqa.whole),
+            corrected=vqa.grades(EXACT, "exact", extract.final_answer),
+            notes=(
+                "its usual set, OCRVQA_TESTCORE, is 3,072 of the questions",
+                *(vqa.WHOLE, vqa.STATED),
+            ),
         ),
     },
 )

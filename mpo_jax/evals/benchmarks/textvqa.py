@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mpo_jax import ledger
-from mpo_jax.evals import sources, text_scores, vqa
+from mpo_jax.evals import extract, rows, sources, text_scores, vqa
 from mpo_jax.evals.benchmark import PAPER, VLMEVALKIT, Benchmark, Item, Protocol
 
 PEOPLE = 10
+_LINES = "textvqa_val.jsonl"
+_ANNOTATIONS = "textvqa_val_annotations.json"
 
 SOURCE = sources.Source(
     hub="lmms-lab/textvqa",
     files=(
-        "textvqa_val.jsonl with textvqa_val_annotations.json (InternVL's)",
-        "TextVQA_0.5.1_val.json (the authors', pictures in train_images/)",
-        "TextVQA_VAL.tsv (VLMEvalKit)",
-        "validation-*.parquet (hub)",
+        *(_LINES, f"textvqa/{_LINES}", "TextVQA_0.5.1_val.json", "TextVQA_VAL.tsv"),
+        *("data/validation-*.parquet", "validation-*.parquet"),
     ),
     licence="CC BY 4.0",
     md5={"TextVQA_VAL.tsv": ("b233b31f551bbf4056f2f955da3a92cd",)},
+    notes=(
+        f"{_LINES} with {_ANNOTATIONS} is InternVL's; TextVQA_0.5.1_val.json the "
+        "authors', with train_images/"
+    ),
 )
 
 
@@ -31,56 +34,42 @@ def read(folder: sources.Folder) -> Iterator[Item]:
     Raises:
       ValueError: a file is missing, or a row is none of this benchmark.
     """
-    path = folder.find(
-        "textvqa_val.jsonl",
-        "TextVQA_0.5.1_val.json",
-        "TextVQA_VAL.tsv",
-        "data/validation-*.parquet",
-        "validation-*.parquet",
-        source=SOURCE,
-    )
-    answers: dict[str, list[str]] = {}
-    shards = [path]
-    if path.suffix == ".parquet":
-        shards = sorted(path.parent.glob("validation-*.parquet"))
-    elif path.suffix == ".jsonl":
-        answers = _annotations(folder)
-    for shard in shards:
-        for row in vqa.unpacked(sources.read_rows(shard, SOURCE)):
-            yield _item(row, answers)
+    path = folder.find(*SOURCE.files, source=SOURCE)
+    people: dict[str, list[str]] = {}
+    if path.suffix == ".jsonl":
+        people = _annotations(sources.Folder(path.parent))
+    for where, row in vqa.read(folder, SOURCE):
+        yield _item(row, where, people)
 
 
 def _annotations(folder: sources.Folder) -> dict[str, list[str]]:
     """People's answers by question, from the file of the VQA challenge's form."""
-    path = folder.find("textvqa_val_annotations.json", source=SOURCE)
-    (whole,) = sources.read_rows(path)
-    return {
-        vqa.text(row, "question_id"): [
-            vqa.text(answer, "answer") for answer in vqa.field(row, "answers")
-        ]
-        for row in vqa.field(whole, "annotations")
-    }
+    found: dict[str, list[str]] = {}
+    for where, whole in rows.read(folder, SOURCE, _ANNOTATIONS):
+        for row in whole.get("annotations") or ():
+            id = rows.text(row, where, "question_id")
+            found[id] = [rows.text(a, where, "answer") for a in row["answers"]]
+    return found
 
 
-def _item(row: dict[str, Any], answers: dict[str, list[str]]) -> Item:
-    id = vqa.text(row, "question_id", "index")
-    given = answers.get(id) or vqa.field(row, "answers", "answer")
-    found = vqa.answers_of(given)
-    if len(found) != PEOPLE:
+def _item(row: rows.Row, where: str, people: dict[str, list[str]]) -> Item:
+    id = rows.text(row, where, "question_id", "index")
+    said = {**row, "answers": people[id]} if id in people else row
+    answers = vqa.answers(said, where, "answers", "answer")
+    if len(answers) != PEOPLE:
         raise ValueError(
-            f"question {id!r} has {len(found)} answers, not those of {PEOPLE} people: "
-            f"{ledger.short(found, 200)}"
+            f"{where}: question {id!r} has {len(answers)} answers, not those of "
+            f"{PEOPLE} people: {ledger.short(answers, 200)}"
         )
     images = sources.images_of(row)
-    if not images and row.get("image_id"):
-        images = (f"train_images/{row['image_id']}.jpg",)
-    path = images[0] if images and isinstance(images[0], str) else ""
+    if not images:
+        images = (f"train_images/{rows.text(row, where, 'image_id')}.jpg",)
     return Item(
         id=id,
-        question=vqa.text(row, "question"),
-        answer=found,
+        question=rows.text(row, where, "question"),
+        answer=answers,
         images=images,
-        group=str(row.get("image_id") or path),
+        group=vqa.group(row, images, "image_id"),
     )
 
 
@@ -91,6 +80,7 @@ def _soft(found: str, truths: Sequence[str], *, commas: bool) -> float:
 
 SOFT = functools.partial(_soft, commas=True)
 VLMEVALKIT_SOFT = functools.partial(_soft, commas=False)
+_NAME = "vqa soft accuracy"
 _PART = f"an answer counts as right from {vqa.HALF} points: two others said the same"
 
 BENCHMARK = Benchmark(
@@ -102,18 +92,19 @@ BENCHMARK = Benchmark(
     protocols={
         PAPER: Protocol(
             ask=vqa.paper_asks(max_tiles=6, tokens=10),
-            grade=vqa.grades(SOFT, "vqa_soft_accuracy"),
-            notes=(_PART, vqa.NO_COT),
+            grade=vqa.grades(SOFT, _NAME, vqa.quick),
+            corrected=vqa.grades(SOFT, _NAME, extract.final_answer),
+            notes=(_PART, vqa.PAPER_COT, vqa.STATED),
         ),
         VLMEVALKIT: Protocol(
             ask=vqa.vlmevalkit_asks(max_tiles=6),
-            grade=vqa.grades(VLMEVALKIT_SOFT, "vqa_soft_accuracy", whole=True),
-            corrected=vqa.grades(SOFT, "vqa_soft_accuracy"),
+            grade=vqa.grades(VLMEVALKIT_SOFT, _NAME, vqa.whole),
+            corrected=vqa.grades(SOFT, _NAME, extract.final_answer),
             notes=(
                 _PART,
                 "its normaliser keeps commas and 's that the challenge's drops; the "
-                "corrected rule is the challenge's",
-                vqa.WHOLE,
+                "corrected rule has the challenge's",
+                *(vqa.WHOLE, vqa.STATED),
             ),
         ),
     },
