@@ -89,7 +89,10 @@ def check_file(
 
     def write(answers: pathlib.Path) -> None:
         def write_both(entries: pathlib.Path) -> None:
-            with open(answers, "wb") as out, open(entries, "w", encoding="utf-8") as bad:
+            with (
+                open(answers, "wb") as out,
+                open(entries, "w", encoding="utf-8") as bad,
+            ):
                 _check(source, verifier, form, out, bad, summary)
 
         atomic.write_whole(beside, write_both)
