@@ -148,11 +148,23 @@ WRONG: dict[str, tuple] = {
     "log.eval_every": ZERO,
     "log.profile_start": ONE,
     "log.profile_steps": ZERO,
+    "eval.benchmarks": ((), ("pope", "pope")),
+    "eval.modes": ((), ("cot", "cot"), ("both",)),
+    "eval.protocol": CHOICE,
+    "eval.limit": ZERO,
+    "eval.n": ONE,
+    "eval.temperature": (-0.1, math.nan),
+    "eval.top_p": (0.0, 1.1, math.nan),
+    "eval.seed": ZERO,
+    "eval.max_tiles": ZERO,
+    "eval.max_new_tokens": ZERO,
+    "eval.every": (-1, 100),  # 100: eval.data is empty
 }
 # Any text will do here; whether it names something is seen when it is opened.
 FREE_TEXT = {
     *("name", "topology", "data.eval_meta", "data.cache_dir", "data.tokenizer"),
     *("data.template", "reference.path", "reference.cache", "compile_cache"),
+    "eval.data",
 }
 
 
@@ -569,4 +581,11 @@ def test_every_field_is_read_somewhere(root):
     fields = {(name, field) for name in CLASSES for field in CLASSES[name]}
     # Row shapes become types.RowShape as a whole, in RowShapeConfig.build.
     fields -= {item for item in fields if item[0] == "RowShapeConfig"}
+    # What a class inherits is read where its base is.
+    fields -= {
+        (name, field)
+        for name in CLASSES
+        for base in getattr(config, name).__mro__[1:-1]
+        for field in CLASSES[base.__name__]
+    }
     assert fields - _reads(sources) == set()

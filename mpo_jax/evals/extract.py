@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from mpo_jax.evals import benchmark, latex_text
+from mpo_jax.verify import formats
 
 _QUICK = re.compile(r"(Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 _ENDS = re.compile(r"(?:\s*(?:</s>|<\|(?:im_end|end|endoftext|eot_id)\|>))+\s*$")
@@ -32,10 +33,15 @@ def quick(text: str) -> str:
 def final_answer(response: str, mode: str) -> str:
     r"""What a response says its answer is; "" where it does not say.
 
-    The last ``\boxed{}``, else the last "answer is …", "Answer: …" or the like. Without
-    them all of a single line, and the first line of an answer that was to be direct.
+    After a chain of thought what its format says; else the last ``\boxed{}``, else the
+    last "answer is …", "Answer: …" or the like. Without them all of a single line, and
+    the first line of an answer that was to be direct.
     """
     text = _ENDS.sub("", response).strip()
+    if mode == benchmark.COT:
+        parsed = formats.FORMATS["en"].parse(text)
+        if parsed.prediction is not None:
+            return parsed.prediction
     boxed = latex_text.last_boxed(text)
     if boxed is not None:
         return boxed.strip()

@@ -230,10 +230,13 @@ def as_json(line: Line) -> dict[str, Any]:
 def dumps(value: Any) -> str:
     """JSON on one line that UTF-8 can hold, and without NaN.
 
-    A text may hold half a surrogate pair (JSON has a notation for it, UTF-8 has none);
+    Line ends that only some programs know (U+0085, U+2028, U+2029) are written in JSON's
+    notation, so that a line is one line to all of them. A text may hold half a surrogate pair (JSON has a notation for it, UTF-8 has none);
     then everything beyond ASCII is written in JSON's notation.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for end in "\x85\u2028\u2029":
+        text = text.replace(end, f"\\u{ord(end):04x}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from mpo_jax.verify import formats
+
 COT_TOKENS = 4096
 """Longest answer of a chain of thought, in every script."""
-
-_COT = (
-    "Your task is to answer the question below. Give step by step reasoning before you "
-    "answer, and when you're ready to answer, please use the format "
-    '"Final answer: .."\n\nQuestion:\n\n{question}'
-)
 
 OWN_COT = (
     "the harness asks directly only; a chain of thought is asked for in the words of "
@@ -19,7 +15,7 @@ OWN_COT = (
 
 def cot(question: str) -> str:
     """The paper's instruction to reason first; the answer follows ``Final answer:``."""
-    return _COT.format(question=question)
+    return formats.FORMATS["en"].wrap(question)
 
 
 def numbered_images(count: int) -> str:

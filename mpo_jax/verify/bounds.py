@@ -6,6 +6,7 @@ compares floats to some 15 digits, so that 1/2^99 is 1/2^98 to it.
 
 from __future__ import annotations
 
+import math
 import re
 
 LONGEST = 512
@@ -25,6 +26,7 @@ _UNBOUNDED = re.compile(
     r"\\(sum|prod|i*int|oint|lim|binom|choose|bigcup|bigcap)(?![a-zA-Z])|∑|∏|∫"
 )
 _POWER = re.compile(r"(\d+(?:\.\d+)?|\S)?\s*(?:\^|\*\*)\s*")
+_INNER_POWER = re.compile(r"[\d)}\]]\s*(?:\^|\*\*)")
 _BARE_EXPONENT = re.compile(r"[+-]?\s*(?:\d+(?:\.\d+)?|\\[a-zA-Z]+|\S)?")
 _NUMBER = re.compile(r"\d+")
 _SCIENTIFIC = re.compile(r"\d[eE][+-]?(\d+)")
@@ -94,8 +96,9 @@ def _small(digits: str | None, most: int) -> bool:
 
 
 def _power(base: str, exponent: str, rest: str, divides: bool) -> str | None:
-    """Why a power is too much; variables in an exponent are harmless."""
-    if re.search(r"\^|\*\*", exponent) or re.match(r"\s*(?:\^|\*\*)", rest):
+    """Why a power is too much; variables in an exponent are harmless, and so are
+    powers of them there."""
+    if _INNER_POWER.search(exponent) or re.match(r"\s*(?:\^|\*\*)", rest):
         return "exponent_tower"
     sizes = [int(digits) for digits in _NUMBER.findall(exponent)]
     if not sizes:
@@ -103,6 +106,6 @@ def _power(base: str, exponent: str, rest: str, divides: bool) -> str | None:
     if max(sizes) > _LARGEST_EXPONENT:
         return "large_exponent"
     if (divides or "-" in exponent) and base[:1].isdigit():
-        if max(sizes) * len(base.partition(".")[0]) > _SMALLEST_POWER:
+        if max(sizes) * math.log10(float(base) or 1) > _SMALLEST_POWER:
             return "tiny_power"
     return None

@@ -185,7 +185,8 @@ def _tokens(text: str) -> list[str]:
         if token.isspace():
             blank = True
             continue
-        _check_token(token, found[-1] if found else "", blank)
+        index = found[-2:-1] == ["_"]  # of log_2 8
+        _check_token(token, "" if index or not found else found[-1], blank)
         found.append(token)
         blank = False
     if end != len(text):

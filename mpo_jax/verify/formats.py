@@ -74,7 +74,8 @@ _DISPLAYS = {"\\[": "\\]", "$$": "$$"}
 
 
 def _parse_direct(response: str) -> Parsed:
-    return _answer(response)
+    answer = response.strip()
+    return Parsed(answer) if answer else Parsed(None, EMPTY)
 
 
 def _parse_triggered(response: str) -> Parsed:
@@ -145,11 +146,11 @@ _ZH = """\
 _EN_V2 = """\
 {question}
 Answer the preceding question. The last line of your response should follow this \
-format: 'Answer: \\boxed{$FINAL_ANSWER}' (without quotes), where 'FINAL_ANSWER' is your \
-conclusion based on the reasoning provided. If you are uncertain or the problem is too \
-complex, make a reasoned guess based on the information provided. Avoid repeating steps \
-indefinitely—provide your best guess even if unsure. Think step by step logically, \
-considering all relevant information before answering."""
+format: 'Answer: \\boxed{$FINAL_ANSWER}' (without quotes), where 'FINAL_ANSWER' is \
+your conclusion based on the reasoning provided. If you are uncertain or the problem \
+is too complex, make a reasoned guess based on the information provided. Avoid \
+repeating steps indefinitely—provide your best guess even if unsure. Think step by \
+step logically, considering all relevant information before answering."""
 
 _ZH_V2 = """\
 {question}
@@ -160,8 +161,8 @@ _ZH_V2 = """\
 
 _EN_R1 = """\
 You are an AI assistant that answers in two parts. First you think the question \
-through, step by step, between <think> and </think>: what is asked, what is given, each \
-step of the way, and a check of the result.
+through, step by step, between <think> and </think>: what is asked, what is given, \
+each step of the way, and a check of the result.
 
 Then, after </think>, you give a clear and complete solution for the reader, who does \
 not see your thoughts.

@@ -104,8 +104,8 @@ _NO_NAMES = frozenset(
     " more multiplied nil no none nor not of off or other over pair pairs per percent"
     " percentage perhaps pi plus point possible probably quarter incorrect"
     " quarters radical remainder remaining root score scores short sign sqrt square"
-    " squared tens than then third thirds thousand thousands through times to too triple twice"
-    " under until up vs was with without wrong xor yes".split()
+    " squared tens than then third thirds thousand thousands through times to too"
+    " triple twice under until up vs was with without wrong xor yes".split()
 )
 _NAME = re.compile(r"[a-z]{3,20}(?: [a-z]{3,20}){0,2}", re.IGNORECASE)
 _CHINESE_NAME = re.compile("[\u4e00-\u9fff]{1,3}")
@@ -307,13 +307,13 @@ def _compare_units(
     if one == other:
         return _compare_values(said, gold, said.value, policy)
     if not (one.dimension and other.dimension):
-        if _singular(one.name) == _singular(other.name):
+        if _singulars(one.name) & _singulars(other.name):
             return _compare_values(said, gold, said.value, policy)
         return Verdict(UNDECIDED, "unknown_unit")
     if one.dimension == other.dimension:
         converted = said.value * one.scale / other.scale
         verdict = _compare_values(said, gold, converted, policy)
-        if verdict.right and not policy.convert_units:
+        if verdict.right and one.scale != other.scale and not policy.convert_units:
             return Verdict(UNDECIDED, "unit_converted")
         return verdict
     if one.letter or other.letter or _vague(one, other):
@@ -321,12 +321,10 @@ def _compare_units(
     return Verdict(WRONG, "unit")
 
 
-def _singular(name: str) -> str:
-    """Enough of a plural's end to know apples from an apple."""
-    for end in ("ies", "es", "s", "y"):
-        if name.endswith(end) and len(name) > len(end) + 2:
-            return name.removesuffix(end)
-    return name
+def _singulars(name: str) -> set[str]:
+    """What `name` may be the plural of, itself among them."""
+    found = {name, name.removesuffix("s"), name.removesuffix("es")}
+    return found | {name[:-3] + "y"} if name.endswith("ies") else found
 
 
 def _vague(one: Unit, other: Unit) -> bool:

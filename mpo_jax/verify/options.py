@@ -22,7 +22,7 @@ _HEADS = (
 _LOOSE = re.compile(r"([A-Za-z])\s*(.+)", re.DOTALL)
 _BEHIND = re.compile(r"(.+?)\s*[(\[]\s*([A-Z])\s*[)\]]", re.DOTALL)
 _LETTERS = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
-_ARTICLE = re.compile(r"(?<![\w'])A(?= [a-z])|(?<![\w'])I(?= )")
+_ARTICLE = re.compile(r"(?<![\w'])A(?= (?!and |or )[a-z])|(?<![\w'])I(?= )")
 _SEVERAL = re.compile(r"[(\[{]?\s*[A-Z](?:\s*(?:,|and|&|\s|和)?\s*[A-Z])*\s*[)\]}]?")
 _DENIAL = re.compile(
     r"\b(?:not|isn't|wrong|incorrect|false|except|nor|neither|no|or)\b|不|错|非|或",
@@ -207,7 +207,7 @@ def _compare_with_option(
     found = _matches(said, options, judge)
     if found:
         return _decide(found, true, "option_text" if equal else "option_value")
-    if len(letters(said)) > 1:
+    if len(letters(said)) > 1 or len(_set_of_letters(said)) > 1:
         return Verdict(UNDECIDED, "ambiguous")
     if _ALONE.fullmatch(options[true]):  # a picture's letter: no value to compare
         return Verdict(UNDECIDED, "option_unknown")

@@ -271,9 +271,9 @@ def is_maths(text: str) -> bool:
         return False
     if any(not _symbols(w) for w in words):
         return False
-    if words == [bare]:
+    if any(c.isdigit() or c in "\\+*/^=_π∞√" for c in text):
         return True
-    return "\\" in text or any(c.isdigit() or c in "+*/^=_π∞√" for c in bare)
+    return len(text) == 1 and text.isalpha()
 
 
 def _symbols(word: str) -> bool:

@@ -34,6 +34,7 @@ RIGHT_ONES = [
         ),
     ),
     *((r"\sin^2 x+\cos^2 x", "1"), (r"\binom{5}{2}", "10"), ("5!", "120")),
+    *((r"\log_2 8", "3"), (r"\log_{2}8", "3")),
     *((r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"), ("3(4)", "12")),
     *(("2x+y>0", "-4x-2y<0"), ("2^-3", "0.125"), ("0.1+0.2", "0.3"), ("f(x)", "f(x)")),
 ]
@@ -84,6 +85,9 @@ UNDECIDED_ONES = [
     (r"\pi+10^{-41}", r"\pi", "maths_unsettled"),
     (r"\sqrt{x^2}", "x", "maths_unsettled"),
     ("f(x)", "f(y)", "maths_unsettled"),
+    (r"\sin 30", r"\frac12", "maths_unsettled"),
+    (r"\frac{\pi}{4}", "45", "maths_unsettled"),
+    (r"\arctan 1", "45", "maths_unsettled"),
     (r"\frac{1}{0}", "0", "maths_unparsed"),
     ("cat", "act", "maths_unparsed"),
     ("5" * 9000, "5", "maths_unparsed"),

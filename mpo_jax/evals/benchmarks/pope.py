@@ -156,16 +156,15 @@ def _grade_vlmevalkit(item: Item, response: str, mode: str, tools: Tools) -> Gra
     return Grade.of(found, found == item.answer, "the one of yes and no")
 
 
-def _counts(
-    truths: Sequence[str], right: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """TP, FP, TN, FN; a wrong answer says the other thing."""
-    yes = np.asarray([truth == YES for truth in truths], bool)
+def _counts(yes: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """TP, FP, TN, FN by the truths; a wrong answer says the other thing."""
     good = weights * right
     bad = weights - good
-    return np.asarray(
-        [good[yes].sum(), bad[~yes].sum(), good[~yes].sum(), bad[yes].sum()]
-    )
+    return np.asarray([x.sum() for x in (good[yes], bad[~yes], good[~yes], bad[yes])])
+
+
+def _truths(items: Sequence[Item]) -> np.ndarray:
+    return np.asarray([item.answer == YES for item in items], bool)
 
 
 def _f1(counts: np.ndarray) -> float:
@@ -189,12 +188,12 @@ def _by_category(items: Sequence[Item]) -> dict[str, np.ndarray]:
 def mean_f1(items: Sequence[Item], points: np.ndarray) -> Weighted:
     """Mean over categories of F1 in percent."""
     groups = _by_category(items)
-    truths = {name: [str(items[i].answer) for i in at] for name, at in groups.items()}
+    yes = _truths(items)
 
     def mean(weights: np.ndarray) -> float:
         scores = [
-            _f1(_counts(truths[name], points[at], weights[at]))
-            for name, at in groups.items()
+            _f1(_counts(yes[at], points[at], weights[at]))
+            for at in groups.values()
             if weights[at].any()
         ]
         return float(np.mean(scores)) if scores else float("nan")
@@ -204,13 +203,13 @@ def mean_f1(items: Sequence[Item], points: np.ndarray) -> Weighted:
 
 def pooled_f1(items: Sequence[Item], points: np.ndarray) -> Weighted:
     """F1 in percent over all, a question once for each of its categories."""
-    truths = [str(item.answer) for item in items]
+    yes = _truths(items)
     times = np.asarray([len(_categories(item)) for item in items], np.float64)
 
     def pooled(weights: np.ndarray) -> float:
         if not weights.any():
             return float("nan")
-        return _f1(_counts(truths, points, weights * times))
+        return _f1(_counts(yes, points, weights * times))
 
     return pooled
 
@@ -219,10 +218,9 @@ def details(graded: Sequence[Graded]) -> Mapping[str, Any]:
     """The released script's figures of each category."""
     items = [one.item for one in graded]
     right = np.asarray([one.grade.verdict.right for one in graded], np.float64)
-    found = {}
+    yes, found = _truths(items), {}
     for name, at in _by_category(items).items():
-        truths = [str(items[i].answer) for i in at]
-        counts = _counts(truths, right[at], np.ones(len(at)))
+        counts = _counts(yes[at], right[at], np.ones(len(at)))
         found[name] = _figures([int(count) for count in counts])
     return found
 

@@ -65,8 +65,8 @@ def grade_vlmevalkit(item: Item, response: str, mode: str, tools: Tools) -> Grad
 
 
 EXACT_MATCHING = (
-    "judge-free: what VLMEvalKit's rule infers no option from is wrong (exact_matching; "
-    "with a judge it asks a model, and draws an option at random if that fails)"
+    "judge-free: what VLMEvalKit's rule infers no option from is wrong, as its "
+    "exact_matching (with a judge it asks a model, and draws at random if that fails)"
 )
 
 BENCHMARK = Benchmark(
