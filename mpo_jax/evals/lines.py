@@ -253,12 +253,15 @@ def _write(path: pathlib.Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _grade_json(grade: Grade) -> dict[str, Any]:
-    return {
+    value = {
         "prediction": grade.prediction,
         "verdict": grade.verdict.outcome,
         "rule": grade.verdict.rule,
         "points": grade.points,
     }
+    if grade.reference is not None:
+        value["reference"] = grade.reference
+    return value
 
 
 def _line(got: Fields) -> Line:
@@ -299,4 +302,9 @@ def _grade(got: Fields) -> Grade:
     points = got.number("points", 0.0, 1.0)
     if points is None:
         raise got.bad("points", "a number from 0 to 1")
-    return Grade(got.text("prediction"), Verdict(outcome, got.text("rule")), points)
+    return Grade(
+        got.text("prediction"),
+        Verdict(outcome, got.text("rule")),
+        points,
+        got.number("reference", 0.0, 1.0),
+    )
