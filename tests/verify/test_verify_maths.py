@@ -76,6 +76,8 @@ UNDECIDED_ONES = [
     ("(1, 2)", "1, 2", "maths_shape"),
     ("(1, 2)", "[1, 2]", "maths_shape"),
     ("1, 2", "2, 1", "maths_shape"),
+    ("x > 3", "y > 3", "maths_shape"),
+    ("1 < x < 2", "1 < y < 2", "maths_shape"),
     ("1, 2, 3", "1, 2", "maths_shape"),
     ("50 cm", "0.5 m", "maths_unsettled"),
     ("5 m", "5", "maths_unsettled"),
