@@ -135,3 +135,37 @@ def test_two_processes_find_what_one_does(place):
     first, second = place.finish(place.start_two("two"))
     assert place.files("two") == place.whole
     assert "report.html" in first and "report.html" not in second
+
+
+def test_our_server_gives_the_answers_of_the_model_in_process(place):
+    server = speaking.start(
+        place.root,
+        f"--model={place.folder / 'model'}",
+        *("--port=0", "--max_new_tokens=24", "--slots=2"),
+        script="serve.py",
+        cache=place.cache,
+    )
+    try:
+        assert server.stdout is not None
+        url = next(
+            line.split()[3] for line in server.stdout if line.startswith("serving ")
+        )
+        place.finish([place.start("served", f"--endpoint={url}")])
+    finally:
+        server.kill()
+        server.communicate()
+    ours, theirs = (
+        lines.read(place.folder / name / "items.jsonl") for name in ("whole", "served")
+    )
+    assert [_said(line) for line in theirs] == [_said(line) for line in ours]
+    scores = [
+        json.loads((place.folder / name / "report.json").read_text())["scores"]
+        for name in ("whole", "served")
+    ]
+    assert scores[0] == scores[1]
+
+
+def _said(line: lines.Line) -> tuple:
+    """What does not depend on the way that an answer came."""
+    tokens = (line.prompt_tokens, line.tokens, line.finish_reason)
+    return (line.key, line.answer, line.grade, tokens)
