@@ -68,9 +68,10 @@ def between(
       JSON values: ``items`` compared, ``first_only_answered`` and
       ``second_only_answered`` that are not, ``changed_items`` whose question or truth
       differs and which are not either; ``first_score`` and ``second_score`` on the
-      compared ones, ``difference`` (second less first) with its paired ``interval``;
-      ``mcnemar`` on what is right by the rule, None for means over samples; ``grouped``
-      where items come in groups, which McNemar's test does not know of.
+      compared ones with their intervals, ``difference`` (second less first) with its
+      paired ``interval``; ``mcnemar`` on what is right by the rule, None for means
+      over samples; ``grouped`` where items come in groups, which McNemar's test does
+      not know of.
     """
     ours = {item.id: item for item in second.sheet.items}
     theirs = {item.id: item for item in first.sheet.items}
@@ -87,7 +88,9 @@ def between(
         "second_only_answered": len(ours) - len(common),
         "changed_items": len(common) - len(same),
         "first_score": scores_lib.number(before(ones)),
+        "first_interval": scores_lib.bounds(before, other, draws),
         "second_score": scores_lib.number(after(ones)),
+        "second_interval": scores_lib.bounds(after, other, draws),
         "difference": scores_lib.number(gain(ones)),
         "interval": scores_lib.bounds(gain, other, draws),
         "mcnemar": _mcnemar(one, other),

@@ -54,9 +54,10 @@ def _by_benchmark(report: Mapping[str, Any]) -> dict[str, dict[str, score_plots.
     if report["base"] is not None:
         for name, of in report["base"]["comparisons"].items():
             for mode in benchmark_lib.MODES:
-                score = of.get(mode, {}).get("first_score")
-                if score is not None:
-                    value = score_plots.Value(score)
+                entry = of.get(mode, {})
+                if entry.get("first_score") is not None:
+                    ends = entry["first_interval"]
+                    value = score_plots.Value(entry["first_score"], *ends)
                     series.setdefault(f"base {mode}", {})[name] = value
     return series
 

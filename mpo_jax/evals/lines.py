@@ -230,10 +230,13 @@ def as_json(line: Line) -> dict[str, Any]:
 def dumps(value: Any) -> str:
     """JSON on one line that UTF-8 can hold, and without NaN.
 
-    A text may hold half a surrogate pair (JSON has a notation for it, UTF-8 has none);
-    then everything beyond ASCII is written in JSON's notation.
+    Line ends that only some programs know (U+0085, U+2028, U+2029) are written in
+    JSON's notation, so that a line is one line to all of them. A text may hold half a
+    surrogate pair, for which UTF-8 has no place; then all beyond ASCII is so written.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for end in "\x85\u2028\u2029":
+        text = text.replace(end, f"\\u{ord(end):04x}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -250,12 +253,15 @@ def _write(path: pathlib.Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _grade_json(grade: Grade) -> dict[str, Any]:
-    return {
+    value = {
         "prediction": grade.prediction,
         "verdict": grade.verdict.outcome,
         "rule": grade.verdict.rule,
         "points": grade.points,
     }
+    if grade.reference is not None:
+        value["reference"] = grade.reference
+    return value
 
 
 def _line(got: Fields) -> Line:
@@ -296,4 +302,9 @@ def _grade(got: Fields) -> Grade:
     points = got.number("points", 0.0, 1.0)
     if points is None:
         raise got.bad("points", "a number from 0 to 1")
-    return Grade(got.text("prediction"), Verdict(outcome, got.text("rule")), points)
+    return Grade(
+        got.text("prediction"),
+        Verdict(outcome, got.text("rule")),
+        points,
+        got.number("reference", 0.0, 1.0),
+    )

@@ -59,9 +59,10 @@ def _legend(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"In brackets: interval of {made['level']:.0%}, {made['kind']} of "
         f"{made['resamples']:,} resamples (seed {made['seed']}) of groups of items "
-        "that belong together. Where all items were graded alike it has no width and says "
-        "nothing. A score is over the answered items; an empty answer, or one in which "
-        "nothing was found, is wrong. Scores of different protocols do not compare."
+        "that belong together; there is none where all items were graded alike, of "
+        "which a bootstrap can say nothing. A score is over the answered items; an "
+        "empty answer, or one in which nothing was found, is wrong. Scores of "
+        "different protocols do not compare."
     )
     for name, of in report["scores"].items():
         subsets = dict.fromkeys(entry["subset"] for entry in of.values())

@@ -123,10 +123,9 @@ def _about(report: Mapping[str, Any], left_out: int) -> str:
     parts = []
     if report["pin"] is not None:
         parts.append(f"<p class=note>pin {html.escape(report['pin']['id'])}</p>")
-    parts.append(_table(tables.headline(report)))
-    for found in (tables.selections(report), tables.against_base(report)):
-        if found:
-            parts.append(_table(found))
+    shown = (tables.headline, tables.against_base, tables.selections)
+    found = [table for table in (make(report) for make in shown) if table]
+    parts += ["<div class=tables>", *map(_table, found), "</div>"]
     for name, of in report["scores"].items():
         for subset in dict.fromkeys(e["subset"] for e in of.values() if e["subset"]):
             parts.append(f"<p><b>{html.escape(f'{name}: {subset}')}</b></p>")

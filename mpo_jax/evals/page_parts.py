@@ -13,6 +13,7 @@ h1 { font-size: 1.4em; margin: .7em 0 .3em; }
 table { border-collapse: collapse; margin: .6em 0; font-size: 90%; }
 th, td { border: 1px solid #ccc; padding: .2em .6em; text-align: right; }
 th { background: #f5f6f8; } .left { text-align: left; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 1.5em; align-items: start; }
 summary { cursor: pointer; margin: .3em 0; font-weight: 600; }
 .plots img { max-width: 48%; }
 .note { color: #777; font-size: 90%; margin: .3em 0; }
@@ -28,7 +29,8 @@ aside { position: sticky; top: 3.6em; }
   max-height: calc(100vh - 8em); border: 1px solid #ddd; border-radius: 6px; }
 #list li { padding: .3em .6em; border-bottom: 1px solid #eee; cursor: pointer;
   display: flex; gap: .5em; }
-#list li span:last-child { white-space: nowrap; overflow: hidden;
+#list li > span:first-child { white-space: nowrap; flex: none; width: 2.2em; }
+#list li > span:last-child { white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 #list li[aria-selected=true] { background: #e8eef9; }
 .pages { display: flex; gap: .6em; align-items: center; font-size: 90%; }
@@ -251,11 +253,11 @@ function graded(grade) {
 function answerOf(answer) {
   if (answer.failure !== undefined)
     return [el("p", "text", `no answer: ${answer.failure}`)];
-  const length = [
-    answer.tokens === null ? "" : `${answer.tokens} tokens`,
+  const tokens = [
+    answer.tokens === null ? "" : String(answer.tokens),
     answer.finish === "length" ? "cut off" : "",
     answer.logprob === null ? "" : `log-prob ${answer.logprob.toFixed(2)}`,
-    answer.prompt_tokens === null ? "" : `prompt ${answer.prompt_tokens} tokens`,
+    answer.prompt_tokens === null ? "" : `prompt ${answer.prompt_tokens}`,
   ].filter(Boolean).join(", ");
   const nothing = answer.empty ? "nothing: the answer is empty" : "nothing was found";
   const parts = [terms([
@@ -263,7 +265,7 @@ function answerOf(answer) {
     ["verdict", verdict(answer)],
     ["corrected rule", answer.corrected ? graded(answer.corrected) : ""],
     ["judge", answer.judge ? graded(answer.judge) : ""],
-    ["length", length],
+    ["tokens", tokens],
     ["picked by", answer.picked.join(", ")],
     ["base", answer.base ? graded(answer.base) : ""],
   ]), withMark(answer.text, answer.prediction)];
@@ -420,6 +422,7 @@ function start() {
   showChoices();
   refresh();
 }
+if (location.hash) document.querySelector("nav").scrollIntoView();
 start();
 })();
 """

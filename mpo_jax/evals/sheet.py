@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mpo_jax.evals import statistics
+from mpo_jax.evals import benchmark, statistics
 from mpo_jax.evals.benchmark import Grade, Item, Metric, Weighted
 from mpo_jax.evals.lines import Line
 
@@ -103,6 +103,9 @@ class Sheet:
         if not found:
             return lambda drawn: math.nan
         where = np.array([number for number, _ in found], np.int64)
-        points = np.array([grade.points for _, grade in found], np.float64)
-        of_weights = metric([self.items[number] for number in where], points)
+        of_weights = benchmark.weighted(
+            metric,
+            [self.items[number] for number in where],
+            [grade for _, grade in found],
+        )
         return lambda drawn: of_weights(drawn[where])

@@ -5,8 +5,8 @@ replacement, each with all its items, and a metric is a function of how often an
 was drawn. They are percentile intervals: these hold for any metric (F1, all of a group
 right), keep to its range and need nothing but the resamples. The corrected kinds (BCa)
 need a jackknife besides, and from a hundred items on differ by less than what stands
-behind the comma. Where all items were graded alike an interval has no width, and says
-nothing.
+behind the comma. Where all items were graded alike an interval has no width: that says
+nothing, and reports leave it out.
 """
 
 from __future__ import annotations

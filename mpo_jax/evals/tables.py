@@ -63,9 +63,7 @@ def against_base(report: Mapping[str, Any]) -> Table | None:
             if "not_compared" in entry:
                 rows.append([*cells, NONE, NONE, NONE, entry["not_compared"], NONE])
                 continue
-            scores = [
-                percent(entry[which]) for which in ("first_score", "second_score")
-            ]
+            scores = [scored(entry, which) for which in ("first_", "second_")]
             counts, p_value = _mcnemar(entry)
             count = f"{entry['items']:,}"
             rows.append([*cells, count, *scores, _gain(entry), counts, p_value])
@@ -140,7 +138,7 @@ def scored(entry: Mapping[str, Any] | None, which: str = "") -> str:
     """A score with its interval.
 
     Args:
-      which: ``corrected_`` or ``judge_`` for those.
+      which: ``corrected_``, ``judge_``, or of a comparison ``first_``, ``second_``.
     """
     if entry is None or f"{which}score" not in entry:
         return NONE
@@ -160,7 +158,7 @@ def _gain(entry: Mapping[str, Any] | None) -> str:
 
 def _interval(ends: Sequence[float | None], sign: str = "") -> str:
     low, high = ends
-    if low is None or high is None:
+    if low is None or high is None or low == high:  # no width: nobody can say
         return ""
     return f" [{low:{sign}.1f}, {high:{sign}.1f}]"
 

@@ -82,8 +82,8 @@ def plot_scores(
         axes.margins(y=0.12)
     axes.set_title(title, fontsize=10.5)
     plots.tidy(axes)
-    axes.grid(flat, axis="x", color="0.9", linewidth=0.8)
-    axes.grid(not flat, axis="y", color="0.9", linewidth=0.8)
+    axes.grid(False)
+    axes.grid(True, axis="x" if flat else "y", color="0.9", linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     _save(figure, out_png)
 

