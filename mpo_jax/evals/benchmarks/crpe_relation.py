@@ -128,10 +128,12 @@ def _grade_vlmevalkit(item: Item, response: str, mode: str, tools: Tools) -> Gra
     truth = item.fields["truth"]
     if len(said) == 1 or said[:1] in choices.LETTERS[:TURNS]:
         return Grade.of(said[:1], said[:1] == truth[0], "letter in front")
-    text = truth[4:].lower()
+    # Without the text behind the letter, upstream finds "" in whatever is said.
+    known = dict(zip(choices.LETTERS, item.options, strict=False))
+    text = truth[4:] or known.get(str(item.answer), "")
     if not text:
         return corrected.unparsed()
-    return Grade.of(said, text in said.lower(), "text of the option")
+    return Grade.of(said, text.lower() in said.lower(), "text of the option")
 
 
 def all_turns(items: Sequence[Item], points: np.ndarray) -> Weighted:

@@ -101,7 +101,7 @@ def query(row: rows.Row, options: Sequence[str]) -> str:
         text += f" (Unit: {row['unit']})"
     if options:
         text += "\nChoices:\n" + choices.listed(options, "({}) {}")
-    return text
+    return text.strip()
 
 
 def _query(item: Item) -> str:
