@@ -51,7 +51,7 @@ def read(folder: sources.Folder) -> Iterator[Item]:
         yield Item(
             id=rows.optional(row, "index") or f"{split}-{numbers[split]}",
             question=rows.text(row, where, "question"),
-            # A list here is one answer, written like a list: taken apart by one harness.
+            # What looks like a list is one answer; VLMEvalKit alone takes it apart.
             answer=vqa.answers({"answer": row.get("answer")}, where, "answer"),
             images=sources.images_of(row),
             categories={SPLIT: split},
