@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mpo_jax.evals import page_parts, tables
+from mpo_jax.evals import page_parts, page_script, tables
 from mpo_jax.evals.tables import Table
 from mpo_jax.utils import atomic
 
@@ -65,8 +65,8 @@ def write(
             old.unlink()
     head = _head(report["title"], nonce)
     body = [_about(report, left_out), _plots(plots), page_parts.BODY]
-    loader = f'<script nonce="{nonce}">{page_parts.LOADER}</script>'
-    script = f'<script nonce="{nonce}">{page_parts.SCRIPT}</script>'
+    loader = f'<script nonce="{nonce}">{page_script.LOADER}</script>'
+    script = f'<script nonce="{nonce}">{page_script.SCRIPT}</script>'
     _write(path, "\n".join([head, *body, loader, data, script, "</body></html>\n"]))
 
 
