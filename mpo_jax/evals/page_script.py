@@ -345,7 +345,7 @@ function start() {
   showChoices();
   refresh();
 }
-if (location.hash) document.querySelector("nav").scrollIntoView();
 start();
+if (location.hash) document.querySelector("nav").scrollIntoView();
 })();
 """
