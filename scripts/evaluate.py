@@ -166,7 +166,8 @@ def main(argv: list[str]) -> None:
     cfg, workdir = configured(), pathlib.Path(_WORKDIR.value).expanduser().absolute()
     runtime.initialise()
     tasks = eval_tasks.tasks(cfg)
-    with verifier.Verifier(workers=_WORKERS.value or os.cpu_count() or 1) as judged_by:
+    workers = _WORKERS.value or os.cpu_count() or 1
+    with verifier.Verifier(workers=workers) as judged_by:
         if _ANSWERS.value:
             given = pathlib.Path(_ANSWERS.value).expanduser()
             name = given.stem
