@@ -220,6 +220,8 @@ def _compare_with_option(
         return _decide(found, true, "option_text" if equal else "option_value")
     if len(letters(said)) > 1 or len(_set_of_letters(said)) > 1:
         return Verdict(UNDECIDED, "ambiguous")
+    if re.match(r"[A-Z] ", said):  # a letter, to mathematics a factor
+        return Verdict(UNDECIDED, "ambiguous")
     if _ALONE.fullmatch(options[true]):  # a picture's letter: no value to compare
         return Verdict(UNDECIDED, "option_unknown")
     return judge(said, options[true])

@@ -276,6 +276,19 @@ def test_mathematics(said, gold, outcome):
     assert judged(said, gold) == outcome
 
 
+@pytest.mark.parametrize(
+    "said, gold",
+    [
+        *(("5 a.m.", "5"), ("5 th", "5"), ("5-", "5"), ("5^", "5"), ("2nd", "2")),
+        *(("10-12", "-2"), ("1 2", "12"), ("10'", "10"), ("5 to 6", "5")),
+        *(("1 \\pm \\sqrt{2}", "1+\\sqrt{2}"), ("less than 5", "5"), ("5 :", "5")),
+    ],
+)
+def test_mathematics_is_not_asked_about_fragments(said, gold):
+    """It would take the number out of them."""
+    assert judged(said, gold) == judged(gold, said) == "undecided"
+
+
 def test_kinds_keep_other_rules_away():
     assert judged("10:30", "10:45", kind="maths") == "undecided"
     assert judged("3, 4", "3, 4.0", kind="list") == "right"

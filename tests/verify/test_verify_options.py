@@ -99,6 +99,7 @@ def test_a_letter_beyond_the_options_is_wrong():
         ("C. 60", "C", "right"),
         ("B. 60", "C", "undecided"),
         ("B. 61", "B", "undecided"),
+        ("B 60", "C", "undecided"),
         ("30", "C", "wrong"),
         ("61", "C", "wrong"),
         ("C", "60", "right"),
