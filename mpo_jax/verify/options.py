@@ -11,6 +11,7 @@ from mpo_jax.verify.verdict import OPTION, RIGHT, UNDECIDED, WRONG, Truth, Verdi
 
 Judge = Callable[[str, str], Verdict | None]
 
+_OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefgh"
 _ALONE = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?\s*[.:,]?")
 _HEADS = (
     re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]\s*[:.,-]?\s*(.+)", re.DOTALL),
@@ -79,7 +80,8 @@ def concerns(gold: str, truth: Truth) -> bool:
     if truth.options or truth.kind == OPTION:
         return True
     alone = _ALONE.fullmatch(gold)
-    return not truth.kind and alone is not None and alone[1].isupper()
+    # x is a variable; a to h are more often options than that
+    return not truth.kind and alone is not None and alone[1] in _OPTION_LETTERS
 
 
 def compare(said: str, gold: str, truth: Truth, judge: Judge) -> Verdict | None:
@@ -217,6 +219,8 @@ def _compare_with_option(
     if found:
         return _decide(found, true, "option_text" if equal else "option_value")
     if len(letters(said)) > 1 or len(_set_of_letters(said)) > 1:
+        return Verdict(UNDECIDED, "ambiguous")
+    if re.match(r"[A-Z] ", said):  # a letter, to mathematics a factor
         return Verdict(UNDECIDED, "ambiguous")
     if _ALONE.fullmatch(options[true]):  # a picture's letter: no value to compare
         return Verdict(UNDECIDED, "option_unknown")

@@ -99,6 +99,7 @@ def test_a_letter_beyond_the_options_is_wrong():
         ("C. 60", "C", "right"),
         ("B. 60", "C", "undecided"),
         ("B. 61", "B", "undecided"),
+        ("B 60", "C", "undecided"),
         ("30", "C", "wrong"),
         ("61", "C", "wrong"),
         ("C", "60", "right"),
@@ -172,6 +173,10 @@ def test_without_options_letters_compare_with_letters():
     assert judged("B", "B. cat", kind="option") == "right"
     assert judged("cat", "B. cat", kind="option") == "right"
     assert judged("b", "B", kind="option") == "right"
+    assert judged("(B)", "b") == "right"
+    assert judged("a", "b") == "wrong"
+    assert judged("X", "x") != "right"
+    assert judged("(B) 4", "C. 4") != "right"
     assert judged("B", "5") == "undecided"  # the letter may be that of the 5
 
 
