@@ -109,7 +109,7 @@ def test_each_bomb_ends_in_its_time(mathematics):
         start = time.monotonic()
         verdict = mathematics.check(bomb, "7x+1")
         assert verdict.outcome == UNDECIDED
-        assert time.monotonic() - start < 7, bomb  # ten times 0.5 s by the clock
+        assert time.monotonic() - start < 10, bomb  # ten times 0.5 s by the clock
 
 
 def test_time_and_memory_are_told_apart():
@@ -152,9 +152,9 @@ def test_a_killed_worker_loses_its_item_alone():
                 pid: int(text.rpartition(")")[2].split()[11])
                 for pid, text in states.items()
             }
-            return [pid for pid, used in ticks.items() if used > 150]
+            return [pid for pid, used in ticks.items() if used > 80]
 
-        assert until(busy, 20)
+        assert until(busy, 60)
         os.kill(busy()[0], signal.SIGKILL)
         thread.join(60)
         assert verdicts[0].rule == "maths_error"
@@ -227,7 +227,7 @@ def test_workers_go_when_the_caller_is_killed(root):
     caller.kill()
     caller.wait()
     caller.stdout.close()
-    assert until(lambda: not any(map(alive, pids)), 6)
+    assert until(lambda: not any(map(alive, pids)), 30)
 
 
 def test_a_failing_start_says_why(monkeypatch):
