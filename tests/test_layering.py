@@ -65,7 +65,7 @@ HOMES = {
     "apache_beam": {"mmpr.shard_builder"},
     "array_record": {"mmpr.shard_writer"},
     "math_verify": {"verify"},
-    "openai": {"generate.endpoint"},
+    "openai": {"generate.endpoint_client"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "tensorflow": set(),

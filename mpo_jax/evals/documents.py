@@ -25,6 +25,7 @@ def read(folder: sources.Folder, source: sources.Source) -> Iterator[Item]:
             images=images,
             categories={"type": str(kind)} if kind else {},
             group=vqa.group(row, images, "image_local_name", "docId"),
+            fields=vqa.fields(row),
         )
 
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mpo_jax import ledger
-from mpo_jax.evals import choices, corrected, extract, prompts, rows, sources
+from mpo_jax.evals import (
+    choices,
+    corrected,
+    extract,
+    prompts,
+    rows,
+    source_tsv,
+    sources,
+)
 from mpo_jax.evals import vlmevalkit as vlmevalkit_lib
 from mpo_jax.evals.benchmark import COT, Ask, Grade, Grader, Item, Tools
 
@@ -54,16 +62,17 @@ def read(
 
 
 def answers(row: rows.Row, where: str, *names: str) -> tuple[str, ...]:
-    """True answers: a text, a number, or a list of them, perhaps written as text.
+    """True answers: a text, a number, or a list of them.
+
+    VLMEvalKit's tables, known by their ``index``, write a list as a Python literal.
 
     Raises:
       ValueError: the row has none of the fields, or something else in it.
     """
     name = next((name for name in names if rows.given(row.get(name))), names[0])
     value: Any = row.get(name)
-    if isinstance(value, str) and value[:1] == "[":
-        found = rows.literal(value)
-        value = found if isinstance(found, list) else value  # a text in a bracket
+    if source_tsv.KEY in row:
+        value = alternatives(value)
     values = value if isinstance(value, list) else [value]
     good = all(
         isinstance(one, str | int | float) and not isinstance(one, bool)
@@ -75,6 +84,20 @@ def answers(row: rows.Row, where: str, *names: str) -> tuple[str, ...]:
             f"{MAX_ANSWERS} of them"
         )
     return tuple(str(one) for one in values)
+
+
+def alternatives(value: Any) -> Any:
+    """The list that a text is a Python literal of; anything else as it is."""
+    if not isinstance(value, str) or value[:1] != "[":
+        return value
+    found = rows.literal(value)
+    return found if isinstance(found, list) else value
+
+
+def fields(row: rows.Row) -> dict[str, str]:
+    """A table's ``index``, which items are not always called by; exports need it."""
+    index = rows.optional(row, source_tsv.KEY)
+    return {source_tsv.KEY: index} if index else {}
 
 
 def group(row: rows.Row, images: Sequence[sources.Image], *names: str) -> str:

@@ -6,39 +6,20 @@ Extra: ``pip install -e '.[endpoint]'``. docs/endpoint.md says what is sent and 
 from __future__ import annotations
 
 import functools
-import os
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mpo_jax import ledger
 from mpo_jax.generate import (
     endpoint_asking,
+    endpoint_client,
     endpoint_prompt,
     endpoint_reply,
     requests,
 )
-from mpo_jax.generate.endpoint_asking import EndpointError, Skip
+from mpo_jax.generate.endpoint_asking import Skip
 from mpo_jax.inputs import images as images_lib
 from mpo_jax.inputs import prompt as prompt_lib
 from mpo_jax.inputs.tokenizer import ChatTokenizer
-
-ENDPOINT = "endpoint"
-"""Reason of a failure that is not the question's fault."""
-
-MAX_CONCURRENCY = 1024
-"""Requests in flight at most."""
-
-_CONNECT_S = 10.0
-_MAX_WORDS = 500
-_AGAIN = "start the command again"
-_RETRIED = (408, 409, 429)
-_OF_ALL = {
-    401: "set OPENAI_API_KEY to a key that the server knows",
-    403: "set OPENAI_API_KEY to a key that may ask this model",
-    404: "check the URL and the model's name; the server may lack this route",
-}
-"""Statuses that every request would get, and what to do."""
 
 
 class Endpoint:
@@ -87,35 +68,23 @@ class Endpoint:
           EndpointError: the server cannot be reached or has no such model.
           ValueError: an argument is wrong, or the client library is absent.
         """
-        self._url = address(url)
-        for name, value, low, high in (
-            ("concurrency", concurrency, 1, MAX_CONCURRENCY),
-            ("retries", retries, 0, 100),
-            ("timeout_s", timeout_s, 0.001, 86_400),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{name}={value!r}: must be from {low} to {high}")
-        self._openai = _client_library()
+        self._client = endpoint_client.Client(
+            url,
+            model=model,
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            retries=retries,
+        )
+        self.model, self.engine = self._client.model, self._client.engine
         self._tokenizer, self._policy, self._max_tiles = tokenizer, policy, max_tiles
-        self._concurrency, self._timeout_s = concurrency, timeout_s
-        self._retries, self._check_parity = retries, check_parity
-        self._read = read
-        with self._openai.OpenAI(**self._options()) as client:
-            self.model, self.engine = self._meet(client, model)
-            self._version = self._version_of(client)
+        self._check_parity, self._read = check_parity, read
 
     def describe(self) -> dict[str, Any]:
         """Who is asked, as JSON values, for a manifest; without credentials.
 
         What only changes how fast is left out: a run may go on with other values.
         """
-        return {
-            "url": without_credentials(self._url),
-            "model": self.model,
-            "engine": self.engine,
-            "engine_version": self._version,
-            "check_parity": self._check_parity,
-        }
+        return {**self._client.describe(), "check_parity": self._check_parity}
 
     def answers(
         self,
@@ -138,7 +107,7 @@ class Endpoint:
         Returns:
           An iterator of one answer or failure per sample, or one failure without a
           sample for a question that cannot be asked. It raises ``PromptMismatch`` where
-          the server reads other prompts, :class:`EndpointError` where it refuses every
+          the server reads other prompts, ``EndpointError`` where it refuses every
           request, and ``OSError`` where the file system failed.
 
         Raises:
@@ -149,53 +118,11 @@ class Endpoint:
             questions,
             range(sampling.n),
             prepare=functools.partial(self._asked_of, sampling=sampling),
-            connect=lambda: self._openai.AsyncOpenAI(**self._options()),
+            connect=self._client.connect,
             ask=functools.partial(self._ask, sampling=sampling),
             skip=skip,
-            concurrency=self._concurrency,
+            concurrency=self._client.concurrency,
         )
-
-    def _options(self) -> dict[str, Any]:
-        """Of a client; the library retries by itself."""
-        connect = min(_CONNECT_S, self._timeout_s)
-        return {
-            "base_url": self._url,
-            "api_key": os.environ.get("OPENAI_API_KEY") or "EMPTY",
-            "timeout": self._openai.Timeout(self._timeout_s, connect=connect),
-            "max_retries": self._retries,
-        }
-
-    def _meet(self, client: Any, model: str | None) -> tuple[str, str | None]:
-        """Name of the model, and of the engine that serves it."""
-        where = without_credentials(self._url)
-        try:
-            reply = client.models.with_raw_response.list()
-            names = endpoint_reply.models_of(reply.text)
-        except endpoint_reply.BadReply as error:
-            raise EndpointError(f"{where}: {error}; is this its URL?") from error
-        except self._openai.APIError as error:
-            raise EndpointError(
-                f"{where}/models: {_words(error)}; is the server up, and is this its "
-                f"URL?{_remedy(error)}"
-            ) from error
-        if model is None and len(names) == 1:
-            model = next(iter(names))
-        if model not in names:
-            wanted = f"{len(names)} models" if model is None else f"no model {model!r}"
-            known = ", ".join(map(repr, names)) or "none"
-            raise EndpointError(f"{where} has {wanted}; name one of: {known}")
-        return model, names[model]
-
-    def _version_of(self, client: Any) -> str | None:
-        """What vLLM says at ``/version``; other engines do not say."""
-        root = self._url.removesuffix("/v1")
-        bare = client.with_options(base_url=root, max_retries=0)
-        try:
-            found = bare.get("/version", cast_to=object)
-        except (self._openai.APIError, ValueError):  # no such route, or no JSON
-            return None
-        version = found.get("version") if isinstance(found, dict) else None
-        return version if isinstance(version, str) else None
 
     def _asked_of(
         self, question: requests.Question, sampling: requests.Sampling
@@ -241,69 +168,5 @@ class Endpoint:
                 tokens_per_tile=self._policy.tokens_per_tile,
                 check_parity=self._check_parity,
             )
-        except endpoint_reply.BadReply as error:
-            detail, retry = f"{error}; {_AGAIN}", True
-        except self._openai.APIError as error:
-            detail, retry = self._explain(error)
-        reason = ENDPOINT if retry else "unsupported"
-        return requests.Failure(question.id, sample, reason, detail, retry)
-
-    def _explain(self, error: Any) -> tuple[str, bool]:
-        """What happened to a request, and whether another time may be better."""
-        status, words = getattr(error, "status_code", 0), _words(error)
-        if status in _OF_ALL:
-            where = without_credentials(self._url)
-            raise EndpointError(f"{where}: {words}{_remedy(error)}") from error
-        if 400 <= status < 500 and status not in _RETRIED:
-            return f"the server refuses it: {words}; change the question", False
-        return f"{words}, after {self._retries} retries; {_AGAIN}", True
-
-
-def address(url: str) -> str:
-    """The base of an API, which ends in ``/v1``.
-
-    Raises:
-      ValueError: it is no http(s) URL.
-    """
-    try:
-        parts = urllib.parse.urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        known = False
-    if not known or parts.query or parts.fragment:
-        raise ValueError(
-            f"endpoint={ledger.short(url)}: must be a URL such as http://localhost:8000"
-        )
-    path = parts.path.rstrip("/")
-    path += "" if path.endswith("/v1") else "/v1"
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-
-
-def without_credentials(url: str) -> str:
-    """A URL without user name and password."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _client_library() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise ValueError(
-            f"an endpoint needs {error.name}: pip install -e '.[endpoint]'"
-        ) from error
-    return openai
-
-
-def _words(error: Any) -> str:
-    """What went wrong, in one line: the library's words and the cause's."""
-    words = [str(getattr(error, "status_code", "")), error.message, error.__cause__]
-    if words[0] in error.message:  # the library names most statuses itself
-        del words[0]
-    line = ": ".join(" ".join(str(word).split()) for word in words if word)
-    return line if len(line) <= _MAX_WORDS else line[:_MAX_WORDS] + "..."
-
-
-def _remedy(error: Any) -> str:
-    remedy = _OF_ALL.get(getattr(error, "status_code", 0))
-    return f"; {remedy}" if remedy else ""
+        except self._client.errors as error:
+            return self._client.failure(question.id, sample, error)

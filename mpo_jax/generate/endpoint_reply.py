@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any, TypeGuard
@@ -64,10 +65,7 @@ def answer_of(
       PromptMismatch: see :func:`check_prompt`.
     """
     reply = _object(_json(body), "reply")
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1:
-        raise BadReply(f"choices={ledger.short(choices)}: one was asked for")
-    choice = _object(choices[0], "choice")
+    choice = _only_choice(reply)
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     if check_parity:
@@ -80,9 +78,7 @@ def answer_of(
             tokenizer=tokenizer,
             tokens_per_tile=tokens_per_tile,
         )
-    reason = choice.get("finish_reason")
-    if reason not in (requests.STOP, requests.LENGTH):
-        raise BadReply(f"finish_reason={ledger.short(reason)} is no end of an answer")
+    reason = _finish_reason(choice)
     tokens = usage.get("completion_tokens")
     if not _is_count(tokens):
         raise BadReply(f"usage.completion_tokens={ledger.short(tokens)} is no number")
@@ -100,6 +96,48 @@ def answer_of(
         logprob=None if logprobs is None else math.fsum(logprobs),
         token_ids=_generated(choice, tokens),
         token_logprobs=logprobs,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedAnswer(requests.Answer):
+    """An answer with the name of who gave it.
+
+    Attributes:
+      model: as the reply says; a name may stand for several versions of a model.
+    """
+
+    model: str = ""
+
+
+def named_answer_of(body: str, question: requests.Question, sample: int) -> NamedAnswer:
+    """Read a reply of ``/chat/completions`` to a question in words alone.
+
+    Args:
+      body: JSON as it came.
+
+    Raises:
+      BadReply: it is no answer; says why.
+    """
+    reply = _object(_json(body), "reply")
+    choice = _only_choice(reply)
+    reason = _finish_reason(choice)
+    usage = _object(reply.get("usage"), "usage")
+    counts = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        if not _is_count(usage.get(name)):
+            raise BadReply(f"usage.{name}={ledger.short(usage.get(name))} is no number")
+        counts.append(usage[name])
+    model = reply.get("model")
+    return NamedAnswer(
+        id=question.id,
+        sample=sample,
+        text=_text(choice, chat=True),
+        finish_reason=reason,
+        prompt_tokens=counts[0],
+        tokens=counts[1],
+        logprob=None,
+        model=model if isinstance(model, str) else "",
     )
 
 
@@ -190,6 +228,20 @@ def _check_text(
     excess = len(tokenizer.encode(text, bos=False, start=False)) - spoken
     if 2 * excess > len(begun):
         raise BadReply("the server repeats the given beginning in front of its answer")
+
+
+def _only_choice(reply: dict[str, Any]) -> dict[str, Any]:
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise BadReply(f"choices={ledger.short(choices)}: one was asked for")
+    return _object(choices[0], "choice")
+
+
+def _finish_reason(choice: dict[str, Any]) -> str:
+    reason = choice.get("finish_reason")
+    if reason not in (requests.STOP, requests.LENGTH):
+        raise BadReply(f"finish_reason={ledger.short(reason)} is no end of an answer")
+    return reason
 
 
 def _text(choice: dict[str, Any], chat: bool) -> str:

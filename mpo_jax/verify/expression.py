@@ -225,6 +225,8 @@ def _scalar(tokens: list[str]) -> Scalar:
         raise NoExpression("a part is empty")
     if any(t in (",", ";", "=", "<", ">", r"\le", r"\ge", r"\in") for t in tokens):
         raise NoExpression("a list or a relation inside a term")
+    if r"\infty" in tokens and [t for t in tokens if t not in "+-"] != [r"\infty"]:
+        raise NoExpression("a term with infinity in it")
     decimals = [t for t in tokens if "." in t]
     bare = [t for t in tokens if t not in ("-", "+")]
     places = len(bare[0].partition(".")[2]) if bare == decimals else None

@@ -85,7 +85,7 @@ def _verdict(same: bool) -> Verdict:
 def _check_letters(prediction: str, truth: str) -> None:
     """The parser reads A as a, and log as that of ten."""
     letters = maths_tokens.letters_of(prediction) | maths_tokens.letters_of(truth)
-    if any(c.isupper() and c.lower() in letters for c in letters):
+    if any(name != name.lower() and name.lower() in letters for name in letters):
         raise _Undecided(UNSETTLED)
     if maths_tokens.has_bare_log(prediction) != maths_tokens.has_bare_log(truth):
         raise _Undecided(UNSETTLED)
@@ -266,7 +266,9 @@ def _parse(scalar: Scalar) -> Value:
     if len(found) != 1 or not isinstance(found[0], sympy.Expr | sympy.MatrixBase):
         raise _Undecided(UNPARSED)
     value = _with_plain_symbols(found[0])
-    if value.has(sympy.nan, sympy.zoo):
+    if value.has(sympy.nan, sympy.zoo, sympy.Derivative, sympy.Integral):
+        raise _Undecided(UNPARSED)
+    if value.has(sympy.oo, -sympy.oo) and value not in (sympy.oo, -sympy.oo):
         raise _Undecided(UNPARSED)
     for function in value.atoms(_Trigonometric):
         if function.args[0].is_Rational:  # sin 30 is that of degrees, or of radians

@@ -39,7 +39,7 @@ _PLAIN = (  # (pattern, replacement), in this order
     (r"\\(?:text|mathrm)\s*\{\s*,?\s*(?:or|and)\s*\}", " , "),
     (r",?\s*(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])\s*", " , "),
     (r"(\d)\s*(?:\{,\}|\\,|\\!\s*,\s*\\!|,\\!)\s*(?=\d{3}(?!\d))", r"\1"),
-    (r"\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", " "),
+    (r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])", " "),
     (r"\*\*", "^"),
     (r"\*", r"\\cdot "),
     (r"(?<![a-zA-Z\\])(pi|sqrt|sin|cos|tan|ln|log|infty)(?![a-zA-Z])", r"\\\1 "),
@@ -55,11 +55,11 @@ GREEK = (
     "nu xi rho sigma tau phi varphi chi psi omega Delta Gamma Theta Lambda Sigma Phi "
     "Psi Omega"
 ).split()
-_FUNCTIONS = (
+FUNCTIONS = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp"
 ).split()
 _COMMANDS = frozenset(
-    [*GREEK, *_FUNCTIONS]
+    [*GREEK, *FUNCTIONS]
     + "frac sqrt cdot times div pi infty pm binom lfloor rfloor lceil rceil".split()
     + "begin end le ge ne cup in".split()
 )
@@ -86,8 +86,10 @@ def tokens_of(text: str) -> list[str]:
 
 
 def letters_of(text: str) -> set[str]:
-    """Single letters that stand for something, case as written."""
-    return {t for t in _TOKEN.findall(plain(text)) if len(t) == 1 and t.isalpha()}
+    r"""Names that stand for something, case as written: letters and ``\Delta``."""
+    tokens = _TOKEN.findall(plain(text))
+    greek = {token[1:] for token in tokens if token[1:] in GREEK}
+    return greek | {token for token in tokens if len(token) == 1 and token.isalpha()}
 
 
 def has_bare_log(text: str) -> bool:

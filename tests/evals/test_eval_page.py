@@ -25,6 +25,8 @@ HOSTILE = (
     "onerror=\"document.title='owned'\"> ]]> \u2028\u2029 \ud800 \\u003c &lt; </pre>"
 )
 
+SHOWN = HOSTILE.replace("\ud800", "\ufffd")
+
 
 def example(folder: pathlib.Path) -> tuple[Run, Run]:
     """A run and its base: two benchmarks, every kind of answer, hostile texts."""
@@ -63,7 +65,7 @@ def example(folder: pathlib.Path) -> tuple[Run, Run]:
                 sample=k,
                 answer="" if k == 2 else f"sample {k}: 6",
                 grade=grade("right" if k else "wrong", "" if k == 2 else str(k)),
-                logprob=-1.5,
+                logprob=-1.5 if k == 1 else -3.0,
                 tokens=3,
             )
         )
@@ -121,11 +123,9 @@ def test_hostile_texts_do_not_leave_their_place(written):
         None,
     ]
     items = json.loads(parsed.scripts[1])
-    assert [item["id"] for item in items] == [
-        *("s0", "s1", "s2", "s3"),
-        *(HOSTILE, "sampled", "lost"),
-    ]
-    assert items[4]["answers"]["direct"][0]["text"] == HOSTILE
+    ids = ["s0", "s1", "s2", "s3", SHOWN, "sampled", "lost"]
+    assert [item["id"] for item in items] == ids
+    assert items[4]["answers"]["direct"][0]["text"] == SHOWN
     assert "\u2028" not in parsed.scripts[1]
     images = [attrs["src"] for tag, attrs in parsed.tags if tag == "img"]
     assert images and all(str(src).startswith("plots/") for src in images)
@@ -265,10 +265,9 @@ def test_a_browser_shows_items_and_hostile_texts_are_inert(written, browser, tmp
     seen = see(browser, written, tmp_path, benchmark="traps")
     assert seen.title.startswith("Evaluation of </script>")
     assert seen.count == "3 of 7 items"
-    shown = HOSTILE.replace("\ud800", "\ufffd")
-    assert seen.sides["direct"].count(shown) >= 4
+    assert seen.sides["direct"].count(SHOWN) >= 4
     assert "no picture at images/<b>.png" in seen.item
-    assert f"{shown}  |  c" in seen.item and f"A. {shown}" in seen.item
+    assert f"{SHOWN}  |  c" in seen.item and f"A. {SHOWN}" in seen.item
     assert "__proto__: polluted" in seen.item
 
 
@@ -324,12 +323,12 @@ def test_samples_can_be_looked_at(written, browser, tmp_path):
     press(written, "document.querySelectorAll('.samples button')[1].click();")
     seen = see(browser, written, tmp_path, q="sampled")
     assert "sample 1: 6" in seen.sides["cot"] and "sample 0" not in seen.sides["cot"]
-    assert "picked by" in seen.sides["cot"]
+    assert "picked bybest" in seen.sides["cot"]
 
 
 @pytest.mark.slow
 def test_a_browser_opens_ten_thousand_items(browser, tmp_path):
-    path = chunked(tmp_path, 10_000, chunk_bytes=1 << 20)
+    path = chunked(tmp_path, 10_000, chunk_bytes=1 << 19)
     assert len(list(tmp_path.glob("*.js"))) >= 5
     seen = see(browser, path, tmp_path, filter="wrong", item='["sums","i9999"]')
     assert seen.count == "3334 of 10000 items"

@@ -136,10 +136,16 @@ def test_texts_of_data_stay_in_their_cells(tmp_path):
     given.append(line("2", categories={hostile: "other"}))
     write(tmp_path, Run(hostile, given), known(details=lambda of: {"note": hostile}))
     text = (tmp_path / "report.md").read_text("utf-8")
-    prose = text.split("````json")[0] + text.split("````")[-1]
+    before, _, rest = text.partition("```json")
+    details, _, after = rest.partition("```")
+    assert json.loads(details) == {"note": hostile.replace("\ud800", "?")}
+    prose = before + after
     assert "\n# <" not in text and "<img" not in prose.replace("\\<", "")
-    for row in (r for r in text.splitlines() if r.startswith("|")):
-        assert len(re.findall(r"(?<!\\)\|", row)) in (5, 6, 13)
+    tables_of_text = [part for part in prose.split("\n\n") if part.startswith("|")]
+    assert len(tables_of_text) == 4
+    for table in tables_of_text:
+        bars = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(bars) == 1
 
 
 def test_markdown_tables_have_a_cell_for_each_name():

@@ -130,6 +130,20 @@ def test_points_of_chartqa(truth, said, released, corrected):
     assert correct == (whole, corrected)
 
 
+def test_an_answer_like_a_list_is_taken_apart_by_vlmevalkit_alone(tmp_path):
+    assert points("chartqa", "paper", "[2010, 2014]", "2014") == (0, 0)
+    assert points("chartqa", "vlmevalkit", "[2010, 2014]", "2014") == (1, 0)
+    assert points("chartqa", "vlmevalkit", "[up, down]", "up") == (0, 0)  # no literal
+    assert points("chartqa", "vlmevalkit", "[up, down]", "[Up, down]") == (1, 1)
+    row = {"question": "a?", "answer": "[2010, 2014]", "image": "1.png"}
+    table = {"index": 0, "split": "test_human", **row, "image": RED}
+    table_files.write_tsv(tmp_path / "tsv" / "ChartQA_TEST.tsv", [table])
+    for split in ("human", "augmented"):
+        table_files.write_jsonl(tmp_path / "lines" / f"test_{split}.jsonl", [row])
+    for name in ("tsv", "lines"):
+        assert read("chartqa", tmp_path / name)[0].answer == ("[2010, 2014]",)
+
+
 def test_a_chain_of_thought_is_read_as_each_harness_reads_it():
     said = "First Answer: 7, then more.\n\nFinal answer: 3"
     assert points("chartqa", "paper", "3", said, "cot") == (0, 1)

@@ -16,7 +16,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from mpo_jax.generate import endpoint as endpoint_lib
-from mpo_jax.generate import endpoint_asking, endpoint_prompt, endpoint_reply, requests
+from mpo_jax.generate import (
+    endpoint_asking,
+    endpoint_client,
+    endpoint_prompt,
+    endpoint_reply,
+    requests,
+)
 from mpo_jax.generate.requests import Answer, Failure, Question, Sampling
 from mpo_jax.inputs import images as images_lib
 from mpo_jax.inputs import prompt as prompt_lib
@@ -462,7 +468,7 @@ def test_when_all_are_refused_it_is_not_the_questions(pair):
     questions = (Question(k, "the?") for k in range(50))
     found = endpoint.answers(questions, GREEDY)
     seen = []
-    with pytest.raises(endpoint_lib.EndpointError, match="unknown field min_p"):
+    with pytest.raises(endpoint_asking.EndpointError, match="unknown field min_p"):
         seen.extend(found)
     assert len(pair.double.bodies) < 20
     # After one answer it is the questions.
@@ -480,7 +486,7 @@ def test_when_all_are_refused_it_is_not_the_questions(pair):
 def test_what_concerns_all_requests_ends_the_run(pair, status, words):
     endpoint = pair.endpoint()
     pair.double.faults = [status] * 50
-    with pytest.raises(endpoint_lib.EndpointError, match=f"{status}.*{words}"):
+    with pytest.raises(endpoint_asking.EndpointError, match=f"{status}.*{words}"):
         list(endpoint.answers([Question(k, "the?") for k in range(9)], GREEDY))
 
 
@@ -698,9 +704,9 @@ def test_an_image_in_an_answer_cannot_be_asked(pair, picture):
 
 def test_which_model_is_asked(start):
     pair = start(models=("a", "b"))
-    with pytest.raises(endpoint_lib.EndpointError, match="2 models.*'a', 'b'"):
+    with pytest.raises(endpoint_asking.EndpointError, match="2 models.*'a', 'b'"):
         pair.endpoint()
-    with pytest.raises(endpoint_lib.EndpointError, match="no model 'c'.*'a', 'b'"):
+    with pytest.raises(endpoint_asking.EndpointError, match="no model 'c'.*'a', 'b'"):
         pair.endpoint(model="c")
     pair.ask(Question("q", "the?"), model="b")
     assert pair.double.bodies[0]["model"] == "b"
@@ -734,7 +740,9 @@ def test_a_server_that_is_not_there(qwen2_dir):
         "tokenizer": tokenizer_lib.load_tokenizer(qwen2_dir),
         "policy": policy_of("internvl2_5"),
     }
-    with pytest.raises(endpoint_lib.EndpointError, match="127.0.0.1:1/v1.*is the serv"):
+    with pytest.raises(
+        endpoint_asking.EndpointError, match="127.0.0.1:1/v1.*is the serv"
+    ):
         endpoint_lib.Endpoint("http://me:pw@127.0.0.1:1", retries=0, **own)
 
 
@@ -743,12 +751,12 @@ def test_a_server_that_is_not_there(qwen2_dir):
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(ValueError, match="endpoint="):
-        endpoint_lib.address(url)
+        endpoint_client.address(url)
 
 
 def test_addresses():
-    assert endpoint_lib.address("http://a:8000") == "http://a:8000/v1"
-    assert endpoint_lib.address("https://a/openai/v1/") == "https://a/openai/v1"
+    assert endpoint_client.address("http://a:8000") == "http://a:8000/v1"
+    assert endpoint_client.address("https://a/openai/v1/") == "https://a/openai/v1"
 
 
 @pytest.mark.parametrize(

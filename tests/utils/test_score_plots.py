@@ -12,8 +12,9 @@ from mpo_jax.utils.score_plots import Value
 
 @pytest.mark.parametrize("count, upright", [(3, True), (12, False)])
 def test_bars_and_whiskers(tmp_path, monkeypatch, count, upright):
-    drawn: dict[str, list] = {"bar": [], "barh": [], "vlines": [], "hlines": []}
-    for name in drawn:
+    names = ("bar", "vlines") if upright else ("barh", "hlines")
+    drawn: dict[str, list] = {name: [] for name in names}
+    for name in names:
         original = getattr(matplotlib.axes.Axes, name)
 
         def record(self, *args, _name=name, _original=original, **kwargs):
@@ -28,10 +29,8 @@ def test_bars_and_whiskers(tmp_path, monkeypatch, count, upright):
     }
     path = tmp_path / "new" / "scores.png"
     score_plots.plot_scores(series, path, title="Scores")
-    bars = drawn["bar" if upright else "barh"]
+    bars, whiskers = drawn.values()
     assert [len(args[0]) for args in bars] == [count, 1]
-    assert not drawn["barh" if upright else "bar"]
-    whiskers = drawn["vlines" if upright else "hlines"]
     assert [args[1:] for args in whiskers] == [(40.0, 61.0)] * count
     with Image.open(path) as image:
         assert image.width > 300
@@ -52,3 +51,11 @@ def test_nothing_to_draw_is_an_error(tmp_path):
         score_plots.plot_lengths(
             {"direct": {"right": []}}, tmp_path / "a.png", title="", unit="tokens"
         )
+
+
+@pytest.mark.parametrize("text", [r"$\nothing{$", "a$b$c$", "half \ud800", "a\nb" * 90])
+def test_labels_of_data_are_text(tmp_path, text):
+    path = tmp_path / "scores.png"
+    score_plots.plot_scores({"cot": {text: Value(1.0)}}, path, title=text)
+    score_plots.plot_lengths({"cot": {"right": [1]}}, path, title=text, unit="tokens")
+    assert path.is_file()

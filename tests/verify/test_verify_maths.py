@@ -34,6 +34,7 @@ RIGHT_ONES = [
         ),
     ),
     *((r"\sin^2 x+\cos^2 x", "1"), (r"\binom{5}{2}", "10"), ("5!", "120")),
+    *(("(2)(3)", "6"), (r"\binom{5}{2}3", "30"), (r"\cos(x) y", r"y\cos x")),
     *((r"\log_2 8", "3"), (r"\log_{2}8", "3")),
     *((r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"), ("3(4)", "12")),
     *(("2x+y>0", "-4x-2y<0"), ("2^-3", "0.125"), ("0.1+0.2", "0.3"), ("f(x)", "f(x)")),
@@ -55,6 +56,7 @@ WRONG_ONES = [
     ),
     *((r"\sqrt{2}+10^{-30}", r"\sqrt{2}"), ("e^{-20}", "0"), (r"-\infty", r"\infty")),
     *((r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),),
+    *(("(2)(3)", "5"), ("{2}{3}", "5"), (r"\binom{5}{2}3", "13")),
     *(("1, 2", "1, 3"), ("x=3", "x=4"), ("2x+y>0", "2x+y<0"), (r"e^{i\pi}", "1")),
 ]
 
@@ -82,6 +84,9 @@ UNDECIDED_ONES = [
     ("50 cm", "0.5 m", "maths_unsettled"),
     ("5 m", "5", "maths_unsettled"),
     ("A+b", "a+b", "maths_unsettled"),
+    (r"\Delta + 1", r"\delta + 1", "maths_unsettled"),
+    (r"\frac{dy}{dx}", r"\frac{y}{x}", "maths_unparsed"),
+    (r"\infty - 1", r"\infty", "maths_unparsed"),
     (r"\log 100", "2", "maths_unsettled"),
     ("e^{-200}", "0", "maths_unsettled"),
     (r"\pi+10^{-41}", r"\pi", "maths_unsettled"),

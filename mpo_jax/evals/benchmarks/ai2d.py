@@ -64,6 +64,7 @@ def read(folder: sources.Folder) -> Iterator[Item]:
             images=images,
             options=options,
             group=vqa.group(row, images),
+            fields=vqa.fields(row),
         )
 
 

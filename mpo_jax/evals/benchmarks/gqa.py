@@ -54,6 +54,7 @@ def read(folder: sources.Folder) -> Iterator[Item]:
                 if rows.given(kinds.get(axis))
             },
             group=vqa.group(row, images, "imageId"),
+            fields=vqa.fields(row),
         )
 
 

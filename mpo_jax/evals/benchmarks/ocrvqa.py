@@ -67,6 +67,7 @@ def _item(row: rows.Row, where: str, id: str) -> Item:
         answer=vqa.answers(row, where, "answer"),
         images=images,
         group=vqa.group(row, images, "image_id"),
+        fields=vqa.fields(row),
     )
 
 

@@ -70,6 +70,7 @@ def _item(row: rows.Row, where: str, people: dict[str, list[str]]) -> Item:
         answer=answers,
         images=images,
         group=vqa.group(row, images, "image_id"),
+        fields=vqa.fields(row),
     )
 
 
