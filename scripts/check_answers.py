@@ -19,8 +19,8 @@ Lines that cannot be used are named in OUTPUT.ledger.jsonl. OUTPUT appears when 
 judged; with `--cache=FILE` a repeated or broken-off run is answered from FILE.
 
 `--format` says by which prompt's rules a final answer is read from a response; auto
-takes the last box, else what follows "Final answer:" or "答案:", else all of it.
-docs/checking.md has the rest.
+takes the last box, else what follows "Final answer:" or "答案:", else what the last
+"answer is" says, else all of it. docs/checking.md has the rest.
 """
 
 from __future__ import annotations

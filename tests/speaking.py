@@ -88,11 +88,12 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 def start(
     root: pathlib.Path,
     *flags: str,
+    script: str = "generate.py",
     devices: int = 1,
     cache: pathlib.Path | None = None,
     **env: str,
 ) -> subprocess.Popen:
-    """Start ``scripts/generate.py`` in a process of its own."""
+    """Start a script in a process of its own."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -102,7 +103,7 @@ def start(
         **env,
     }
     return subprocess.Popen(
-        [sys.executable, str(root / "scripts/generate.py"), *flags],
+        [sys.executable, str(root / "scripts" / script), *flags],
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -70,7 +70,8 @@ def between(
       differs and which are not either; ``first_score`` and ``second_score`` on the
       compared ones with their intervals, ``difference`` (second less first) with its
       paired ``interval``; ``mcnemar`` on what is right by the rule, None for means
-      over samples; ``grouped`` where items come in groups, which McNemar's test does not know of.
+      over samples; ``grouped`` where items come in groups, which McNemar's test does
+      not know of.
     """
     ours = {item.id: item for item in second.sheet.items}
     theirs = {item.id: item for item in first.sheet.items}

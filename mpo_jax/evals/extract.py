@@ -16,11 +16,15 @@ _QUICK = re.compile(r"(Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
 _ENDS = re.compile(r"(?:\s*(?:</s>|<\|(?:im_end|end|endoftext|eot_id)\|>))+\s*$")
 _STATED = re.compile(
     r"(?:\[answer\]"
-    r"|\banswer[\s*]*(?:(?:is|are|(?:should|would|must|will)\s+be)\b|[:：])"
+    r"|\b(?:answer|correct\s+(?:choice|option))[\s*]*"
+    r"(?:(?:(?:to|for|of)(?:\s+[\w'-]+){1,6}?\s+)?"
+    r"(?:is|are|(?:should|would|must|will)\s+be)\b|[:：])"
     r"|答案\s*(?:是|为|[:：]))"
-    r"[\s*:：]*([^\n]+)",
+    r"[\s*:：]*(?:(?:therefore|thus|definitely|clearly|still|indeed)\b[\s*:,]*)?"
+    r"([^\n]+)",
     re.IGNORECASE,
 )
+_LETTERED = re.compile(r"\(?[A-Z]\s*[).:](?=\s|$)|\(?[A-Z]\)?$")
 _SENTENCE = re.compile(r"(?<!^[A-Za-z])(?<![\s(][A-Za-z])[.。]\s")
 
 
@@ -33,9 +37,10 @@ def quick(text: str) -> str:
 def final_answer(response: str, mode: str) -> str:
     r"""What a response says its answer is; "" where it does not say.
 
-    After a chain of thought what its format says; else the last ``\boxed{}``, else the
-    last "answer is …", "Answer: …" or the like. Without them all of a single line, and
-    the first line of an answer that was to be direct.
+    After a chain of thought what its format says; else the last ``\boxed{}``; else a
+    first line that begins with an option's letter, where a direct answer was asked for
+    or there is no other; else the last "answer is …", "Answer: …" or the like; else all
+    of a single line, and the first line of a direct answer.
     """
     text = _ENDS.sub("", response).strip()
     if mode == benchmark.COT:
@@ -45,13 +50,12 @@ def final_answer(response: str, mode: str) -> str:
     boxed = latex_text.last_boxed(text)
     if boxed is not None:
         return boxed.strip()
+    lines = text.splitlines() or [""]
+    first = lines[0] if mode == benchmark.DIRECT or len(lines) == 1 else ""
     stated = _STATED.findall(text)
-    if stated:
+    if stated and not _LETTERED.match(first):
         return _trimmed(stated[-1])
-    lines = text.splitlines()
-    if len(lines) == 1 or (lines and mode == benchmark.DIRECT):
-        return _trimmed(lines[0])
-    return ""
+    return _trimmed(first)
 
 
 def _trimmed(text: str) -> str:

@@ -230,9 +230,9 @@ def as_json(line: Line) -> dict[str, Any]:
 def dumps(value: Any) -> str:
     """JSON on one line that UTF-8 can hold, and without NaN.
 
-    Line ends that only some programs know (U+0085, U+2028, U+2029) are written in JSON's
-    notation, so that a line is one line to all of them. A text may hold half a surrogate pair (JSON has a notation for it, UTF-8 has none);
-    then everything beyond ASCII is written in JSON's notation.
+    Line ends that only some programs know (U+0085, U+2028, U+2029) are written in
+    JSON's notation, so that a line is one line to all of them. A text may hold half a
+    surrogate pair, for which UTF-8 has no place; then all beyond ASCII is so written.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     for end in "\x85\u2028\u2029":

@@ -35,7 +35,9 @@ def render(report: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         parts.append(f"![{_text(caption)}]({path})")
     for name in report["scores"]:
         parts += _benchmark(report, name)
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    # Half a surrogate pair has no place in UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def table(found: Table) -> str:
@@ -61,8 +63,8 @@ def _legend(report: Mapping[str, Any]) -> Iterator[str]:
         f"{made['resamples']:,} resamples (seed {made['seed']}) of groups of items "
         "that belong together; there is none where all items were graded alike, of "
         "which a bootstrap can say nothing. A score is over the answered items; an "
-        "empty answer, or one in which nothing was found, is wrong. Scores of different protocols do "
-        "not compare."
+        "empty answer, or one in which nothing was found, is wrong. Scores of "
+        "different protocols do not compare."
     )
     for name, of in report["scores"].items():
         subsets = dict.fromkeys(entry["subset"] for entry in of.values())
@@ -143,8 +145,9 @@ def _details(of: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for mode, entry in of.items():
         if entry.get("details"):
             text = json.dumps(entry["details"], ensure_ascii=False, indent=1)
-            # A fence that no line of the text can close.
-            yield f"Details, {mode}:\n\n````json\n{text.replace('````', '')}\n````"
+            # Backticks in JSON's notation: none can close the fence.
+            text = text.replace("`", r"\u0060")
+            yield f"Details, {mode}:\n\n```json\n{text}\n```"
 
 
 def _decided(of: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -164,5 +167,4 @@ def _text(text: str) -> str:
     flat = " ".join(text.split())
     if len(flat) > MAX_CELL:
         flat = flat[:MAX_CELL] + " …"
-    flat = flat.encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", flat)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mpo_jax.evals import lines, page_parts, tables
+from mpo_jax.evals import page_parts, page_script, tables
 from mpo_jax.evals.tables import Table
 from mpo_jax.utils import atomic
 
@@ -25,6 +27,7 @@ MAX_BYTES = 256 << 20
 """Items that a page shows, together; further ones are counted."""
 
 _CHUNK = "_items_"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write(
@@ -62,17 +65,19 @@ def write(
             old.unlink()
     head = _head(report["title"], nonce)
     body = [_about(report, left_out), _plots(plots), page_parts.BODY]
-    loader = f'<script nonce="{nonce}">{page_parts.LOADER}</script>'
-    script = f'<script nonce="{nonce}">{page_parts.SCRIPT}</script>'
+    loader = f'<script nonce="{nonce}">{page_script.LOADER}</script>'
+    script = f'<script nonce="{nonce}">{page_script.SCRIPT}</script>'
     _write(path, "\n".join([head, *body, loader, data, script, "</body></html>\n"]))
 
 
 def safe_json(value: Any) -> str:
     """JSON that ends no script and opens no comment, as JavaScript too.
 
-    ``<`` stands in JSON within texts alone, where it may be written as an escape.
+    ``<`` stands in JSON within texts alone, where it may be written as an escape. Half
+    a surrogate pair becomes U+FFFD, which is how a browser would show it.
     """
-    text = lines.dumps(value)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = _SURROGATE.sub("\ufffd", text)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -62,10 +62,11 @@ def _item(line: Line | Unanswered) -> dict[str, Any]:
         nothing: dict[str, Any] = {"question": "", "options": [], "truth": None}
         return entry | nothing | {"images": [], "categories": [], "group": ""}
     truth = line.truth
+    several = isinstance(truth, tuple)
     return entry | {
         "question": _cut(line.question),
         "options": [_cut(option) for option in line.options],
-        "truth": [_cut(t) for t in truth] if isinstance(truth, tuple) else truth,
+        "truth": [_cut(t) for t in truth] if several else truth and _cut(truth),
         "images": list(line.images[:MAX_PICTURES]),
         "categories": [list(pair) for pair in line.categories.items()],
         "group": line.group,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mpo_jax import ledger
@@ -79,6 +80,35 @@ def options(row: Row, where: str, *names: str) -> tuple[str, ...]:
             break
         found.append(str(row[letter]))
     return tuple(found)
+
+
+def images(
+    folder: sources.Folder, row: Row, *names: str, roots: Sequence[str] = ("",)
+) -> tuple[sources.Image, ...]:
+    """Pictures of a row, paths as they lie below the folder.
+
+    Harnesses write paths from where they are run, ``data/M3CoT/images/1.png``: folders
+    in front that are not there are left out. A path that leads to no file stays.
+
+    Args:
+      names: as of ``sources.images_of``.
+      roots: folders that paths may be below.
+    """
+    found = sources.images_of(row, *names)
+    return tuple(
+        image if isinstance(image, bytes) else _placed(folder.path, image, roots)
+        for image in found
+    )
+
+
+def _placed(folder: pathlib.Path, image: str, roots: Sequence[str]) -> str:
+    parts = pathlib.PurePosixPath(image).parts
+    for start in range(len(parts)):
+        for root in roots:
+            path = pathlib.PurePosixPath(root, *parts[start:])
+            if (folder / path).is_file():
+                return str(path)
+    return image
 
 
 def literal(value: Any) -> Any:

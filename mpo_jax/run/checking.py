@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -23,6 +24,7 @@ READ = ("answer_gt", "response", "prediction", "question", "options", "kind")
 MAX_OPTIONS = 26
 """One for every letter."""
 
+_STATED = re.compile(r"\banswer\**\s{0,3}(?:is|:)\**\s?:?|答案[是为：]", re.IGNORECASE)
 _CHUNK_LINES = 2048
 _CHUNK_BYTES = 32 << 20
 
@@ -271,8 +273,9 @@ def parse_any(response: str, question: str = "") -> formats.Parsed:
     """The final answer of a response to an unknown prompt.
 
     Where the question is one of our prompts, its parser reads the response. Else the
-    last box counts, else what follows ``Final answer:`` or ``答案:``, else all of it;
-    what comes before the end of a thought never does.
+    last box counts, else what follows ``Final answer:`` or ``答案:``, else what follows
+    the last ``answer is``, else all of it. What comes before the end of a thought
+    never does.
     """
     for name, found in formats.FORMATS.items():
         head, tail = found.template.split("{question}")
@@ -285,4 +288,7 @@ def parse_any(response: str, question: str = "") -> formats.Parsed:
         parsed = formats.FORMATS[name].parse(behind)
         if parsed.problem != formats.NO_ANSWER:
             return parsed
-    return formats.FORMATS["direct"].parse(behind)
+    stated = [match.end() for match in _STATED.finditer(behind)]
+    rest = behind[stated[-1] :].strip() if stated else ""
+    line = rest.partition("\n")[0].rstrip(" .。")
+    return formats.FORMATS["direct"].parse(line or behind)

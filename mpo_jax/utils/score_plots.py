@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mpo_jax.utils import plots
 
-MAX_LABEL = 32
+MAX_LABEL = 48
 """Characters of a label; longer ones are cut."""
 
 _BARS = 0.8
@@ -71,7 +71,7 @@ def plot_scores(
         middle = np.array(there) + (number + 0.5) * thick - _BARS / 2
         colour = _COLOURS.get(name, plots.COLOURS[number % len(plots.COLOURS)])
         _bars(axes, middle, values, flat=flat, thick=thick, name=name, colour=colour)
-    names = [label[:MAX_LABEL] for label in labels]
+    names = [_label(label) for label in labels]
     if flat:
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
@@ -80,7 +80,7 @@ def plot_scores(
         axes.set_xticks(places, names, fontsize=8)
         axes.set_ylabel("score, interval of 95 %")
         axes.margins(y=0.12)
-    axes.set_title(title, fontsize=10.5)
+    axes.set_title(_label(title), fontsize=10.5)
     plots.tidy(axes)
     axes.grid(False)
     axes.grid(True, axis="x" if flat else "y", color="0.9", linewidth=0.8)
@@ -123,7 +123,7 @@ def plot_lengths(
                     color=colours.get(outcome, "#777777"),
                     label=f"{outcome} ({len(values)}), mean {np.mean(values):.0f}",
                 )
-        axes.set_title(f"{title}, {mode}", fontsize=10.5)
+        axes.set_title(f"{_label(title)}, {mode}", fontsize=10.5)
         axes.set_xlabel(unit)
         axes.set_ylabel("answers")
         axes.legend(fontsize=8, frameon=False)
@@ -163,6 +163,14 @@ def _bars(
     whisker = axes.hlines if flat else axes.vlines
     for place, low, high in ends:
         whisker(place, low, high, color="0.25", linewidth=1.0)
+
+
+def _label(text: str) -> str:
+    """Text of data as a label: one line, not taken for mathematics."""
+    flat = " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
+    if len(flat) > MAX_LABEL:
+        flat = flat[:MAX_LABEL] + " …"
+    return flat.replace("$", r"\$")
 
 
 def _save(figure: Figure, out_png: str | pathlib.Path) -> None:

@@ -33,9 +33,14 @@ LONGEST = 4096
 """Characters of an answer that are looked at; a longer one is undecided."""
 
 _ANY = ""
-_ASSIGNED = re.compile(
-    r"((?:[^\W\d_]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?(?: ?\([a-z]\))?) ?= ?([^=<>≤≥≠]+)"
+# x, x_1, f(x), ∠ABC, AB, Area
+_NAME = (
+    r"(?:(?:\\angle|\\triangle|∠|△|m∠|m\\angle) ?)?"
+    r"(?:[^\W\d_](?:_\{?\w+\}?)?(?: ?\([a-z]\))?|\\[a-zA-Z]+|[A-Z]{2,4}"
+    r"|[A-Za-z]{3,20}(?: [A-Za-z]{2,20}){0,4})"
 )
+_ASSIGNED = re.compile(rf"({_NAME}) ?= ?([^=<>≤≥≠]+)")
+_LABEL = re.compile(r"\(?[A-H][.)]\s+(\S.*)", re.DOTALL)
 _RELATION = re.compile(r"[=<>≤≥≠]|\\(?:lt|gt|equiv|sim|cong)(?![a-zA-Z])")
 _UNIT_BEHIND = re.compile(
     r"(.*[\d})\]π∞.])\s*((?:°[CF]?|[^\W\d_°][^\d\\{}()=+*]*)[23]?)"
@@ -98,6 +103,8 @@ def _judge(said: str, gold: str, kind: str, policy: Policy) -> Verdict | None:
 
 
 def _judge_values(said: str, gold: str, kind: str, policy: Policy) -> Verdict | None:
+    if v := _judge_sentence(said, gold, kind, policy):
+        return v
     one, other = numbers.read(said), numbers.read(gold)
     if one is not None and other is not None:
         return numbers.compare(one, other, policy)
@@ -137,6 +144,7 @@ def _judge_relations(said: str, gold: str, kind: str, policy: Policy) -> Verdict
 
 def _assignments(said: str, gold: str) -> tuple[str, str]:
     """Right-hand sides, where the variable is the same or one side names none."""
+    said, gold = _solutions(said), _solutions(gold)
     one, other = _ASSIGNED.fullmatch(said), _ASSIGNED.fullmatch(gold)
     if one and other:
         if texts.squeeze(one[1]) == texts.squeeze(other[1]):
@@ -146,6 +154,44 @@ def _assignments(said: str, gold: str) -> tuple[str, str]:
     elif other and not _RELATION.search(said):
         return said, other[2].strip()
     return said, gold
+
+
+def _solutions(text: str) -> str:
+    """``2 or 3`` of ``x = 2 or x = 3``."""
+    listing = lists.read(text)
+    if listing is None or listing.brackets:
+        return text
+    assigned = [_ASSIGNED.fullmatch(item) for item in listing.items]
+    values = [match[2].strip() for match in assigned if match is not None]
+    names = {texts.squeeze(match[1]) for match in assigned if match is not None}
+    return (
+        " or ".join(values)
+        if len(values) == len(assigned) and len(names) == 1
+        else text
+    )
+
+
+def _judge_sentence(said: str, gold: str, kind: str, policy: Policy) -> Verdict | None:
+    """Judge the value that a sentence ends in, or that an option's label stands
+    before, where it is plain; None: there is none."""
+    value, true = _end_of_sentence(said), _end_of_sentence(gold)
+    if (value, true) == (said, gold):
+        return None
+    if texts.same(value, true):
+        return Verdict(RIGHT, "sentence")
+    if not (_is_plain(value) and _is_plain(true)):
+        return None
+    verdict = _judge(value, true, kind, policy)
+    return verdict and dataclasses.replace(verdict, rule=f"sentence_{verdict.rule}")
+
+
+def _end_of_sentence(text: str) -> str:
+    label = _LABEL.fullmatch(text)
+    return label[1] if label else texts.predicate(text) or text
+
+
+def _is_plain(text: str) -> bool:
+    return bool(numbers.read(text) or times.read_clock(text) or times.read_dates(text))
 
 
 def _judge_expressions(said: str, gold: str) -> Verdict | None:

@@ -37,6 +37,9 @@ _CLOSING = {"(": ")]", "[": "])", "{": "}"}
 
 def read(text: str) -> Listing | None:
     """The list that a unified text is; None for a single answer."""
+    if text.startswith("±") and text.count("±") == 1:
+        value = text[1:].strip()
+        return Listing((value, f"-{value}"), unordered=True)
     brackets, inner = "", text
     if text[:1] in _CLOSING and text[-1:] in _CLOSING[text[0]] and _is_whole(text):
         brackets, inner = text[0] + text[-1], text[1:-1].strip()

@@ -22,7 +22,7 @@ from sympy.functions.elementary.trigonometric import (
     TrigonometricFunction as _Trigonometric,
 )
 
-from mpo_jax.verify import expression
+from mpo_jax.verify import expression, maths_tokens
 from mpo_jax.verify.expression import Equation, Form, Inequality, Many, Scalar, Union
 from mpo_jax.verify.verdict import RIGHT, UNDECIDED, WRONG, Verdict
 
@@ -72,7 +72,7 @@ def judge(prediction: str, truth: str) -> Verdict:
         left, right = expression.form_of(prediction), expression.form_of(truth)
         _check_letters(prediction, truth)
         return _verdict(_same(left, right))
-    except (expression.NoExpression, RecursionError):
+    except (maths_tokens.NoExpression, RecursionError):
         return Verdict(UNDECIDED, UNPARSED)
     except _Undecided as why:
         return Verdict(UNDECIDED, str(why))
@@ -84,10 +84,10 @@ def _verdict(same: bool) -> Verdict:
 
 def _check_letters(prediction: str, truth: str) -> None:
     """The parser reads A as a, and log as that of ten."""
-    letters = expression.letters_of(prediction) | expression.letters_of(truth)
-    if any(c.isupper() and c.lower() in letters for c in letters):
+    letters = maths_tokens.letters_of(prediction) | maths_tokens.letters_of(truth)
+    if any(name != name.lower() and name.lower() in letters for name in letters):
         raise _Undecided(UNSETTLED)
-    if expression.has_bare_log(prediction) != expression.has_bare_log(truth):
+    if maths_tokens.has_bare_log(prediction) != maths_tokens.has_bare_log(truth):
         raise _Undecided(UNSETTLED)
 
 
@@ -111,7 +111,9 @@ def _same(left: Form, right: Form) -> bool:
 
 
 def _same_many(left: Many, right: Many) -> bool:
-    if left.kind != right.kind:
+    if left.kind != right.kind or (
+        left.name and right.name and left.name != right.name
+    ):
         raise _Undecided(SHAPE)
     if left.kind == expression.SET:
         return _same_set(left.items, right.items)
@@ -264,7 +266,9 @@ def _parse(scalar: Scalar) -> Value:
     if len(found) != 1 or not isinstance(found[0], sympy.Expr | sympy.MatrixBase):
         raise _Undecided(UNPARSED)
     value = _with_plain_symbols(found[0])
-    if value.has(sympy.nan, sympy.zoo):
+    if value.has(sympy.nan, sympy.zoo, sympy.Derivative, sympy.Integral):
+        raise _Undecided(UNPARSED)
+    if value.has(sympy.oo, -sympy.oo) and value not in (sympy.oo, -sympy.oo):
         raise _Undecided(UNPARSED)
     for function in value.atoms(_Trigonometric):
         if function.args[0].is_Rational:  # sin 30 is that of degrees, or of radians

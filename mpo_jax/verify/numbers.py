@@ -80,6 +80,19 @@ _WORDS = {
     )
 }
 _WORD_NUMBER = re.compile(r"([a-z]+)(?:[- ]([a-z]+))?(?![\w-])", re.IGNORECASE)
+_PARTS = {
+    part + plural: value
+    for value, part in enumerate(
+        "third fourth fifth sixth seventh eighth ninth tenth".split(), start=3
+    )
+    for plural in ("", "s")
+} | {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
+_ONES = "|".join(word for word in _WORDS if word != "zero")
+_WORD_FRACTION = re.compile(  # "third" alone is a place in a row
+    rf"(?:(an?|{_ONES})[- ]({'|'.join(sorted(_PARTS, reverse=True))})|(half))"
+    r"(?![\w-])(?! past)",
+    re.IGNORECASE,
+)
 _CHINESE = {c: v for v, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_NUMBER = re.compile("[零〇一二两三四五六七八九]?十?[一二三四五六七八九]?")
 
@@ -105,7 +118,10 @@ _NO_NAMES = frozenset(
     " percentage perhaps pi plus point possible probably quarter incorrect"
     " quarters radical remainder remaining root score scores short sign sqrt square"
     " squared tens than then third thirds thousand thousands through times to too"
-    " triple twice under until up vs was with without wrong xor yes".split()
+    " triple twice under until up vs was with without wrong xor yes"
+    " january february march april may june july august september october november"
+    " december jan feb mar apr jun jul aug sep sept oct nov dec monday tuesday"
+    " wednesday thursday friday saturday sunday".split()
 )
 _NAME = re.compile(r"[a-z]{3,20}(?: [a-z]{3,20}){0,2}", re.IGNORECASE)
 _CHINESE_NAME = re.compile("[\u4e00-\u9fff]{1,3}")
@@ -195,6 +211,10 @@ def _number(text: str) -> tuple[Fraction, int | None, int] | None:
 
 
 def _number_in_words(text: str) -> tuple[Fraction, int | None, int] | None:
+    if match := _WORD_FRACTION.match(text):
+        top = _WORDS.get((match[1] or "one").casefold(), 1)
+        part = (match[2] or match[3]).casefold()
+        return Fraction(top, _PARTS[part]), None, match.end()
     match = _WORD_NUMBER.match(text)
     if match and (first := _WORDS.get(match[1].casefold())) is not None:
         second = _WORDS.get((match[2] or "").casefold())

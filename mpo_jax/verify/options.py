@@ -56,6 +56,15 @@ def read(text: str) -> Choice | None:
     return None
 
 
+def _read_said(said: str) -> Choice | None:
+    """As `read`, or the one letter that a sentence ends in: ``The shape is (C)``."""
+    choice = read(said)
+    if choice is not None or len(letters(said)) > 1:
+        return choice
+    match = _ALONE.fullmatch(texts.predicate(said) or "")
+    return _choice(match[1], "") if match and match[1].isupper() else None
+
+
 def _choice(letter: str, words: str) -> Choice:
     return Choice(ord(letter.upper()) - ord("A"), words.strip(), letter.isupper())
 
@@ -118,7 +127,7 @@ def meant(gold: str, truth: Truth) -> str | None:
 
 def _compare_letters(said: str, gold: str, judge: Judge) -> Verdict | None:
     """Without the options' texts letters compare with letters alone."""
-    true, answer = read(gold), read(said)
+    true, answer = read(gold), _read_said(said)
     if true is None:
         return judge(said, gold)
     if len(letters(said)) > 1:
@@ -217,7 +226,7 @@ def _compare_with_option(
 def _choice_of(said: str, options: list[str]) -> Choice | None:
     """The letter in `said`; one that nothing sets off, or that stands behind, counts
     beside its own option's text alone."""
-    choice = read(said)
+    choice = _read_said(said)
     if choice is not None:
         return choice
     for form, letter, words in ((_LOOSE, 1, 2), (_BEHIND, 2, 1)):

@@ -71,6 +71,8 @@ _COSMETICS = tuple(
         (r"\\approx(?![a-zA-Z])", "≈"),
         (r"\\pm(?![a-zA-Z])", "±"),
         (r"\\cup(?![a-zA-Z])", "∪"),
+        (r"(?:√|(?<![a-zA-Z\\])sqrt)\s?\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"√\s?(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"\\lbrace(?![a-zA-Z])", "{"),
         (r"\\rbrace(?![a-zA-Z])", "}"),
     )
@@ -98,6 +100,16 @@ _LEAD = re.compile(
     r"|(?:所以|因此|故)?,?\s*(?:应)?选(?:项|择)?\s*:?\s*",
     re.IGNORECASE,
 )
+_PREDICATE = re.compile(
+    r"(?P<subject>[^\d=<>.!?]{1,120}?)(?:\s(?:is|are|was|were|equals)(?: equal to)?\s"
+    r"|(?<=[\u4e00-\u9fff])(?:等于|共有|一共有|是|为|有)\s*)(?P<value>.+)"
+)
+_NO_SUBJECT = re.compile(
+    r"\b(?:not|no|never|none|neither|nor|or|and|if|that|whether|unless|except|false|wrong"
+    r"|incorrect|unlikely|maybe|perhaps|than|but|which|how|what|who)\b|n't\b"
+    r"|[不没非无若如错或和与]",
+    re.IGNORECASE,
+)
 _EMPHASIS = re.compile(r"\*\*|__|`")
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -110,7 +122,13 @@ _SHORT_WORDS = frozenset(
     " any are but can for had has her him his how its may new nor not now off old one"
     " our out own per put she the too top two use was way who why yes yet you".split()
 )
-_MATHS_CHARACTERS = frozenset(" .,()[]{}+-*/^_!|=<>\\'&°×·÷±√π∞≤≥≠∪")
+_MATHS_CHARACTERS = frozenset(" .,()[]{}+-*/^_!|=<>\\°×·÷±π∞≤≥≠∪")
+# Two numbers in a row, a unit or an ordinal behind one, letters with stops between
+# them, an operator without its right side, a range.
+_FRAGMENT = re.compile(
+    r"\d \d|\d [a-zA-Z]{2}|\d(?:st|nd|rd|th)(?![a-z])|[a-zA-Z]\.[a-zA-Z]"
+    r"|[+\-*/^_=×·÷,]$|^\d+ ?- ?\d+$"
+)
 
 
 def unwrap(text: str) -> str:
@@ -217,6 +235,15 @@ def without_lead(text: str) -> str:
     return unwrap(rest) if rest else text
 
 
+def predicate(text: str) -> str | None:
+    """``12 cm`` of ``The area is 12 cm``; None where a text is no such sentence, or
+    one that may deny what it says."""
+    match = _PREDICATE.fullmatch(text)
+    if match is None or _NO_SUBJECT.search(match["subject"]):
+        return None
+    return unwrap(match["value"])
+
+
 def squeeze(text: str) -> str:
     """A unified text without white space that means nothing, and with short groups
     bare: ``x ^ {2}`` is ``x^2``. Blanks between two digits or two letters stay."""
@@ -248,9 +275,14 @@ _LATEX = str.maketrans(
 )
 
 
+_BARE_FUNCTION = re.compile(
+    r"(?<![a-zA-Z\\])((?:arc)?(?:sin|cos|tan)|cot|sec|csc|ln|log|exp|pi)(?![a-zA-Z])"
+)
+
+
 def latex(text: str) -> str:
-    """A unified text of mathematics as LaTeX."""
-    return text.translate(_LATEX)
+    """A unified text of mathematics as LaTeX, whose functions are commands."""
+    return _BARE_FUNCTION.sub(r"\\\1 ", text).translate(_LATEX)
 
 
 def same(one: str, other: str) -> bool:
@@ -261,19 +293,22 @@ def same(one: str, other: str) -> bool:
 
 
 def is_maths(text: str) -> bool:
-    """Could mathematics read this unified text? Words of a language could not be,
-    nor what mathematics is known to take for something else (times, percent)."""
+    """Could mathematics read the whole of this unified text?
+
+    It picks what it can read from a text, the 5 of ``5 a.m.``, so that everything
+    must be of its kind: no words, no fragments, no ``10-12`` that may be a range.
+    """
     bare = re.sub(r"\\[a-zA-Z]+", " ", text)
     if any(not (c.isalnum() or c in _MATHS_CHARACTERS) for c in bare):
         return False
+    if _FRAGMENT.search(text):
+        return False
     words = _WORD.findall(bare)
-    if any(not w.isascii() and w not in "π" for w in words):
+    if not all(_symbols(w) and (w.isascii() or w in "π") for w in words):
         return False
-    if any(not _symbols(w) for w in words):
-        return False
-    if any(c.isdigit() or c in "\\+*/^=_π∞√" for c in text):
+    if any(c.isdigit() or c in "\\+*/^=_π∞" for c in text):
         return True
-    return len(text) == 1 and text.isalpha()
+    return (len(text) == 1 and text.isalpha()) or not _FUNCTIONS.isdisjoint(words)
 
 
 def _symbols(word: str) -> bool:

@@ -36,7 +36,7 @@ class Clock:
 
 _CLOCK = re.compile(
     r"(?P<before>上午|下午|早上|晚上|凌晨|中午)?\s*(?P<h>\d{1,2})"
-    r"(?:\s*:\s*(?P<m>\d{2})(?:\s*:\s*(?P<s>\d{2}))?"
+    r"(?:\s*(?P<mark>[:.])\s*(?P<m>\d{2})(?:\s*:\s*(?P<s>\d{2}))?"
     r"|\s*[点时](?:\s*(?P<cm>\d{1,2})\s*分|(?P<sharp>整)?))?"
     r"\s*(?P<half>[ap]\.?\s?m\.?)?(?P<oclock>\s*o'?clock)?",
     re.IGNORECASE,
@@ -59,6 +59,8 @@ def read_clock(text: str) -> Clock | None:
     half = (found["half"] or "").lower().replace(".", "").replace(" ", "")
     half = half or _EARLY.get(found["before"] or "", "")
     if hours > 23 or minutes > 59 or seconds > 59:
+        return None
+    if found["mark"] == "." and not half:
         return None
     if half and not found["before"] and not 1 <= hours <= 12:
         return None

@@ -90,6 +90,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "pressure": {"1": "Pa pascal pascals 帕", "1000": "kPa"},
 }
 _POWERS_OF_LENGTH = {"volume": ("length", 3), "area": ("length", 2)}
+_SPOKEN = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "km/hr": "km/h", "mps": "m/s"}
 _FILLERS = frozenset("unit units 单位 sq square cubic".split())
 """Words that say a unit is meant and not which."""
 
@@ -121,6 +122,7 @@ def read(text: str) -> Unit | None:
     words = text.casefold().split()
     if words and len(words) <= 2 and all(w in _FILLERS for w in words):
         return Unit("")
+    text = _SPOKEN.get(text.casefold(), text)
     if len(text) > 40 or not text:
         return None
     parts = re.split(r"\s*(?:/|\bper\b|每)\s*", text)

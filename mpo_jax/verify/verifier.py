@@ -21,6 +21,13 @@ VERSION = "1"
 MODEL = "model"
 """Rule of verdicts of a last judge."""
 
+SECOND_LOOK = frozenset(
+    {"relation", "list_against_single", "list_element", "plus_minus"}
+)
+"""Rules by which the ladder leaves undecided what mathematics may be able to compare:
+equations and inequalities, intervals, matrices, the two values of a plus-minus. Where
+it is not, the ladder's rule stays."""
+
 Asked = tuple[str, str, Truth]
 """Question, prediction, truth."""
 
@@ -115,15 +122,20 @@ class Verifier:
         left: dict[bytes, tuple[str, str]] = {}
         for key, (prediction, truth) in pairs.items():
             verdict = ladder.decide(prediction, truth, self.policy)
-            if verdict is None:
-                left[key] = ladder.for_mathematics(prediction, truth)
-                if why := bounds.guard(*left[key]):
-                    verdict = Verdict(UNDECIDED, why)
-                    del left[key]
             if verdict is not None:
                 found[key] = verdict
+            if verdict is None or verdict.rule in SECOND_LOOK:
+                texts = ladder.for_mathematics(prediction, truth)
+                why = bounds.guard(*texts)
+                if why is None:
+                    left[key] = texts
+                elif verdict is None:
+                    found[key] = Verdict(UNDECIDED, why)
         verdicts = self._maths.check_many(left.values())
-        return found | dict(zip(left, verdicts, strict=True))
+        for key, verdict in zip(left, verdicts, strict=True):
+            if key not in found or verdict.outcome != UNDECIDED:
+                found[key] = verdict
+        return found
 
     def _asked_last(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mpo_jax.evals import registry
 from mpo_jax.evals.benchmark import Graded, Item, Tools
@@ -28,6 +29,14 @@ TOOLS = Tools(check)
 def lines(path: pathlib.Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def published(shared: pathlib.Path, name: str) -> pathlib.Path:
+    """Folder of a benchmark's gold and of stored answers to it."""
+    path = shared / "data" / "benchmarks" / name
+    if not path.is_dir():
+        pytest.skip(f"no published outputs ({path} is absent)")
+    return path
 
 
 def read(name: str, folder: pathlib.Path) -> list[Item]:

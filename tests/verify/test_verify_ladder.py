@@ -115,6 +115,8 @@ def test_under_the_kind_text_other_words_are_wrong():
         ("3点20分", "3:20", "right"),
         ("10:30", "10.5", "undecided"),
         ("10:30", "1030", "undecided"),
+        ("6.30 pm", "6:30 pm", "right"),
+        ("6.30", "6:30", "undecided"),
         ("10:75", "10:75", "right"),
     ],
 )
@@ -214,6 +216,12 @@ def test_ratios(said, gold, outcome):
         ("{1,1,2}", "{1,2}", "undecided"),
         ("x = 1, 2", "1, 2", "right"),
         ("1; 2", "1, 2", "right"),
+        ("x = 2 or x = 3", "2, 3", "right"),
+        ("x = 3 or x = 2", "x=2, x=3", "right"),
+        ("x = 2 or y = 3", "2, 3", "undecided"),
+        ("5 or -5", "±5", "right"),
+        ("\\pm 5", "5, -5", "right"),
+        ("±5", "5", "undecided"),
         ("5, since it is odd", "5, 6", "undecided"),
         ("5, I think", "1, 2, 3", "undecided"),
         ("Tom and Jerry", "Jerry and Tom", "right"),
@@ -280,6 +288,7 @@ def test_what_mathematics_gets():
         "\\sqrt{72}",
     )
     assert asked("1+1/\\mathrm{e}", "1-1/e") == ("1+1/ e", "1-1/e")
+    assert asked("cos(x)+sqrt(2)", "√2") == ("\\cos (x)+\\sqrt{2}", "\\sqrt{2}")
     assert asked("2π", "\\pi·2") == ("2\\pi ", "\\pi \\cdot 2")
 
 

@@ -40,6 +40,7 @@ def test_the_truth_too(gold):
             "B, because it purrs",
             "B because it is",
         ),
+        *("The animal in the picture is (B).", "The right one is B", "动物是B"),
         *("Cat", "the cat", "The answer is: the cat.", "It is a cat", "**cat**"),
     ],
 )
@@ -61,7 +62,14 @@ def test_an_article_is_no_option():
     [
         *("A or B", "B or C", "A and B", "A, B", "A) or B)", "(A) (B)", "Not B"),
         *("B. dog", "(B) fish", "B is wrong, so A", "B, not A", "neither", "dog (B)"),
-        *("B. not a dog", "B, because C is wrong", "cat or dog", "AB"),
+        *(
+            "The one that is not (B) is (A)",
+            "It is not B",
+            "B. not a dog",
+            "B, because C is wrong",
+            "cat or dog",
+            "AB",
+        ),
     ],
 )
 @pytest.mark.parametrize("gold", ["B", "A"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,17 @@ def test_time_and_memory_are_told_apart():
     with maths.Mathematics(1, seconds=0.05) as hasty:
         assert hasty.check("9^{9^{9^9}}", "7x").rule == "maths_timeout"
         assert hasty.check("x", "x").right
+
+
+def test_the_limit_is_of_processor_time():
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    before = used()
+    with maths.Mathematics(1, seconds=1.5) as pool:
+        assert pool.check("9^{9^{9^9}}", "7x").rule == "maths_timeout"
+    assert used() - before < 4  # the imports among it; the clock's limit is 15 s
 
 
 def test_a_killed_worker_loses_its_item_alone():

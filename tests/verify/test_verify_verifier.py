@@ -47,6 +47,31 @@ def test_known_false_accepts_and_misses(judge):
 
 
 @pytest.mark.slow
+def test_mathematics_looks_at_what_the_ladder_leaves(judge):
+    same = [
+        ("3x-y-5=0", "y=3x-5"),
+        ("x^2+y^2=4", "y^2+x^2-4=0"),
+        (r"x \le 3", r"(-\infty, 3]"),
+        ("3 < x", "x > 3"),
+        (r"1 \pm \sqrt5", r"1+\sqrt5, 1-\sqrt5"),
+        (
+            r"\begin{pmatrix}1\\0.5\end{pmatrix}",
+            r"\begin{pmatrix}1\\\frac12\end{pmatrix}",
+        ),
+    ]
+    found = judge.check_many(truths(same + [(b, a) for a, b in same]))
+    assert {verdict.outcome for verdict in found} == {RIGHT}
+    others = [("3x-y-6=0", "y=3x-5"), ("x < 3", "x < 4"), ("x = 1, 3", "x = 1, 2")]
+    found = judge.check_many(truths(others + [(b, a) for a, b in others]))
+    assert {verdict.outcome for verdict in found} == {WRONG}
+    # What mathematics cannot compare either keeps the ladder's rule.
+    assert judge.check("4 or 5", Truth("5")) == Verdict(
+        UNDECIDED, "list_against_single"
+    )
+    assert judge.check("x > 3", Truth("y > 3")) == Verdict(UNDECIDED, "relation")
+
+
+@pytest.mark.slow
 def test_bombs_end_soon_and_small_also_in_a_thread(judge):
     assert judge.check("x+1", Truth("1+x")) == Verdict(RIGHT, "maths")
     pids = [os.getpid(), *judge._maths.pids()]

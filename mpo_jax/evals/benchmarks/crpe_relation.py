@@ -31,7 +31,7 @@ from mpo_jax.evals.benchmark import (
     Tools,
     Weighted,
 )
-from mpo_jax.evals.sources import Folder, Source, images_of
+from mpo_jax.evals.sources import Folder, Image, Source
 
 TURNS = 4
 _MD5 = {
@@ -50,7 +50,8 @@ def read(folder: Folder, source: Source) -> Iterator[Item]:
     place: collections.Counter[str] = collections.Counter()
     for where, row in rows.read(folder, source):
         category = rows.text(row, where, "category")
-        item = _item(row, where, category, place[category] // TURNS)
+        images = rows.images(folder, row, roots=("", "images"))
+        item = _item(row, where, images, f"{category} {place[category] // TURNS}")
         place[category] += 1
         turns[category].append(item)
         if len(turns[category]) == TURNS:
@@ -62,7 +63,7 @@ def read(folder: Folder, source: Source) -> Iterator[Item]:
         )
 
 
-def _item(row: rows.Row, where: str, category: str, number: int) -> Item:
+def _item(row: rows.Row, where: str, images: tuple[Image, ...], group: str) -> Item:
     text = rows.text(row, where, "text", "question")
     question, options = _split(text)
     answer = rows.text(row, where, "correct_option", "answer")
@@ -70,10 +71,10 @@ def _item(row: rows.Row, where: str, category: str, number: int) -> Item:
         id=rows.text(row, where, "question_id", "index"),
         question=question,
         answer=rows.letter(answer.strip().lstrip("(")[:1], options, where),
-        images=images_of(row),
+        images=images,
         options=options,
-        categories={"category": category},
-        group=f"{category} {number}",
+        categories={"category": str(row["category"])},
+        group=group,
         fields={"text": text, "truth": answer},
     )
 
@@ -127,10 +128,12 @@ def _grade_vlmevalkit(item: Item, response: str, mode: str, tools: Tools) -> Gra
     truth = item.fields["truth"]
     if len(said) == 1 or said[:1] in choices.LETTERS[:TURNS]:
         return Grade.of(said[:1], said[:1] == truth[0], "letter in front")
-    text = truth[4:].lower()
+    # Without the text behind the letter, upstream finds "" in whatever is said.
+    known = dict(zip(choices.LETTERS, item.options, strict=False))
+    text = truth[4:] or known.get(str(item.answer), "")
     if not text:
         return corrected.unparsed()
-    return Grade.of(said, text in said.lower(), "text of the option")
+    return Grade.of(said, text.lower() in said.lower(), "text of the option")
 
 
 def all_turns(items: Sequence[Item], points: np.ndarray) -> Weighted:

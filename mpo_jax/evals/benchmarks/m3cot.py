@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mpo_jax.evals import choices, corrected, extract, prompts, rows
 from mpo_jax.evals.benchmark import COT, Ask, Benchmark, Grade, Item, Protocol, Tools
-from mpo_jax.evals.sources import Folder, Source, images_of
+from mpo_jax.evals.sources import Folder, Source
 
 SOURCE = Source(
     hub="LightChen2333/M3CoT",
@@ -27,7 +27,7 @@ def read(folder: Folder) -> Iterator[Item]:
             id=rows.optional(row, "id") or str(number),
             question=rows.optional(row, "question"),
             answer=rows.letter(row.get("answer"), options, where),
-            images=images_of(row),
+            images=rows.images(folder, row),
             options=options,
             categories={
                 axis: rows.text(row, where, axis)

@@ -22,7 +22,7 @@ from mpo_jax.evals import (
     vlmevalkit,
 )
 from mpo_jax.evals.benchmark import COT, Ask, Benchmark, Grade, Item, Protocol, Tools
-from mpo_jax.evals.sources import Folder, Source, images_of
+from mpo_jax.evals.sources import Folder, Source
 
 SOURCE = Source(
     hub="MathLLMs/MathVision",
@@ -48,7 +48,7 @@ def read(folder: Folder, source: Source = SOURCE) -> Iterator[Item]:
             # VLMEvalKit's question is with hint and choices.
             question=bare(asked) if "index" in row else asked,
             answer=rows.text(row, where, "answer"),
-            images=images_of(row, "decoded_image", "image", "image_path"),
+            images=rows.images(folder, row, "decoded_image", "image", "image_path"),
             options=rows.options(row, where, "options", "choices"),
             categories={
                 "subject": rows.text(row, where, "subject", "category"),

@@ -9,7 +9,7 @@ BENCHMARK = mathvision.part(
     title="MATH-Vision testmini",
     files=(
         *("data/testmini-*.parquet", "testmini-*.parquet", "testmini.jsonl"),
-        *("data/testmini.jsonl", "MathVision_MINI.tsv"),
+        *("data/testmini.jsonl", "mathvision/testmini.jsonl", "MathVision_MINI.tsv"),
     ),
     size=304,
 )

@@ -30,7 +30,7 @@ from mpo_jax.evals.benchmark import (
     Protocol,
     Tools,
 )
-from mpo_jax.evals.sources import Folder, Source, images_of
+from mpo_jax.evals.sources import Folder, Source
 from mpo_jax.verify import verdict
 
 SOURCE = Source(
@@ -62,7 +62,7 @@ def read(folder: Folder) -> Iterator[Item]:
             id=rows.text(row, where, "pid", "index"),
             question=rows.text(row, where, "question"),
             answer=rows.text(row, where, "answer"),
-            images=images_of(row, "decoded_image", "image", "image_path"),
+            images=rows.images(folder, row, "decoded_image", "image", "image_path"),
             options=options,
             categories={
                 axis: str(about[axis])
@@ -101,7 +101,7 @@ def query(row: rows.Row, options: Sequence[str]) -> str:
         text += f" (Unit: {row['unit']})"
     if options:
         text += "\nChoices:\n" + choices.listed(options, "({}) {}")
-    return text
+    return text.strip()
 
 
 def _query(item: Item) -> str:

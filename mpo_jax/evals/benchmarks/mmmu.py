@@ -15,7 +15,7 @@ from mpo_jax.evals import (
 )
 from mpo_jax.evals.benchmark import COT, Ask, Benchmark, Grade, Item, Protocol, Tools
 from mpo_jax.evals.benchmarks import scienceqa
-from mpo_jax.evals.sources import Folder, Image, Source, images_of
+from mpo_jax.evals.sources import Folder, Image, Source
 from mpo_jax.verify import verdict
 
 SOURCE = Source(
@@ -77,7 +77,7 @@ def read(folder: Folder) -> Iterator[Item]:
             id=name,
             question=rows.optional(row, "question"),
             answer=tuple(str(one) for one in answer) if several else text,
-            images=_images(row),
+            images=_images(folder, row),
             options=options,
             categories=_categories(name, row),
             fields={"kind": kind},
@@ -91,10 +91,10 @@ def _kind(row: rows.Row, options: tuple[str, ...]) -> str:
     return MULTIPLE_CHOICE if options else "open"
 
 
-def _images(row: rows.Row) -> tuple[Image, ...]:
-    found = images_of(row)
+def _images(folder: Folder, row: rows.Row) -> tuple[Image, ...]:
+    found = rows.images(folder, row)
     return found or tuple(
-        image for i in range(1, 8) for image in images_of(row, f"image_{i}")
+        image for i in range(1, 8) for image in rows.images(folder, row, f"image_{i}")
     )
 
 

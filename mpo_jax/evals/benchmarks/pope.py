@@ -25,7 +25,7 @@ from mpo_jax.evals.benchmark import (
     Tools,
     Weighted,
 )
-from mpo_jax.evals.sources import Folder, Source, images_of, read_rows
+from mpo_jax.evals.sources import Folder, Source, read_rows
 from mpo_jax.verify import verdict
 
 QUESTIONS = "llava_pope_test.jsonl"
@@ -64,7 +64,7 @@ def read(folder: Folder) -> Iterator[Item]:
         if label not in (YES, NO):
             raise ValueError(f"{where}: the label {label!r} is neither yes nor no")
         question = rows.text(row, where, "text", "question")
-        images = images_of(row)
+        images = rows.images(folder, row, roots=("", "val2014", "coco/val2014"))
         yield Item(
             # The hub's question_id begins anew in each category, its id does not.
             id=rows.text(row, where, "id", "question_id", "index"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from mpo_jax.evals import corrected, extract, rows, vlmevalkit
 from mpo_jax.evals.benchmark import COT, Ask, Benchmark, Grade, Item, Protocol, Tools
 from mpo_jax.evals.benchmarks import m3cot
-from mpo_jax.evals.sources import Folder, Source, images_of
+from mpo_jax.evals.sources import Folder, Source
 
 SOURCE = Source(
     hub="derek-thomas/ScienceQA",
@@ -27,7 +27,7 @@ SOURCE = Source(
 def read(folder: Folder) -> Iterator[Item]:
     """Items with an image; ids are ``id`` or ``index``, else the row's place from 0."""
     for number, (where, row) in enumerate(rows.read(folder, SOURCE)):
-        images = images_of(row)
+        images = rows.images(folder, row)
         if not images:
             continue
         options = rows.options(row, where, "choices")
