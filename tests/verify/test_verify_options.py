@@ -196,3 +196,18 @@ def test_values_of_options_allow_no_tolerance():
     policy = Policy(relative=0.05)
     assert judged("102", "B", "100", "102", policy=policy) == "right"
     assert judged("101", "B", "100", "102", policy=policy) == "wrong"
+
+
+def test_a_sign_is_no_separator():
+    options = ("1 km", "2 km", "-0.4 km")
+    for said in ("(C) -0.4 km", "C) -0.4 km", "(C): -0.4 km"):
+        assert judged(said, "C", *options) == "right"
+    assert rule("(C) -2 km", "C", *options) == "option_contradiction"
+    assert judged("(B) - red", "B", "blue", "red") == "right"
+
+
+@pytest.mark.parametrize("said", ["A, b, c", "A. b", "A) b and c", "(A) b"])
+def test_further_letters_are_further_answers(said):
+    assert rule(said, "A", "x", "y", "z") == "ambiguous"
+    assert rule(said, "A") == "ambiguous"
+    assert judged("A. b", "A", "b", "a") == "right"
