@@ -30,22 +30,31 @@ def judged(
     by_task = {task.place: task for task in tasks if task.protocol.judge}
     wanted = [line for line in outcome.lines if _place(line) in by_task]
     grades: dict[lines.Key, lines.Judgement] = {}
-    failed = 0
+    again, refused = 0, []
     with progress.bar() as bar:
         number = bar.add_task("Judging", total=len(wanted))
         for place, task in by_task.items():
             those = [line for line in wanted if _place(line) == place]
             found = _ask(task, those, endpoint, workdir / KEPT)
-            failed += len(found.failures)
+            for (name, _), failure in found.failures.items():
+                again += failure.retry
+                if not failure.retry:
+                    refused.append(f"{place[0]} {name}: {failure.detail}")
             for line in those:
                 judgement = found.judgements.get((line.id, line.sample))
                 if judgement is not None:
                     grades[line.key] = judgement
             bar.advance(number, len(those))
-    if failed:
+    if again:
         raise evaluating.Incomplete(
-            f"{failed} answers could not be judged; start the same command again: what "
+            f"{again} answers could not be judged; start the same command again: what "
             f"{endpoint.model} said of the others is kept in {workdir / KEPT}"
+        )
+    if refused:
+        progress.console().print(
+            f"{len(refused)} answers are not judged, and have the rule's grade alone; "
+            f"the first: {refused[0]}",
+            markup=False,
         )
     graded = [
         dataclasses.replace(line, judge=grades.get(line.key)) for line in outcome.lines
