@@ -18,6 +18,9 @@ with
 Lines that cannot be used are named in OUTPUT.ledger.jsonl. OUTPUT appears when all is
 judged; with `--cache=FILE` a repeated or broken-off run is answered from FILE.
 
+`--endpoint=URL --endpoint_model=NAME` asks a model for what stays undecided; its
+verdicts bear the rule "model".
+
 `--format` says by which prompt's rules a final answer is read from a response; auto
 takes the last box, else what follows "Final answer:" or "答案:", else what the last
 "answer is" says, else all of it. docs/checking.md has the rest.
@@ -33,7 +36,8 @@ import rich.console
 import rich.table
 from absl import flags
 
-from mpo_jax.run import checking
+from mpo_jax.generate import text_endpoint
+from mpo_jax.run import checking, verifier_model
 from mpo_jax.utils import cli, progress
 from mpo_jax.verify import formats, maths
 from mpo_jax.verify import policy as policies
@@ -78,6 +82,15 @@ _WORKERS = flags.DEFINE_integer(
 _SECONDS = flags.DEFINE_float(
     "seconds", 0.5, "Processor time for the mathematics of one answer", lower_bound=0.01
 )
+_ENDPOINT = flags.DEFINE_string(
+    "endpoint", "", "URL of a server whose model is asked for what stays undecided"
+)
+_ENDPOINT_MODEL = flags.DEFINE_string(
+    "endpoint_model", "", "Its name there, with its version"
+)
+_CONCURRENCY = flags.DEFINE_integer(
+    "concurrency", 16, "Requests to the endpoint at a time", 1
+)
 
 
 def print_summary(summary: checking.Summary, console: rich.console.Console) -> None:
@@ -107,12 +120,20 @@ def main(argv: list[str]) -> None:
         units_optional=_UNITS_OPTIONAL.value,
         convert_units=_CONVERT_UNITS.value,
     )
-    output = os.path.expanduser(_OUTPUT.value)
+    output, last = os.path.expanduser(_OUTPUT.value), None
+    if _ENDPOINT.value:
+        model = text_endpoint.TextEndpoint(
+            _ENDPOINT.value,
+            model=_ENDPOINT_MODEL.value,
+            concurrency=_CONCURRENCY.value,
+        )
+        last = verifier_model.last(model)
     with Verifier(
         policy,
         workers=_WORKERS.value or min(os.cpu_count() or 1, maths.MAX_WORKERS),
         seconds=_SECONDS.value,
         cache_path=os.path.expanduser(_CACHE.value) or None,
+        last=last,
     ) as verifier:
         summary = checking.check_file(
             os.path.expanduser(_INPUT.value), output, verifier, form=_FORMAT.value
