@@ -157,10 +157,12 @@ def test_judge_beside_the_rule():
     judge = benchmark_lib.Judge("judge-1", lambda i, t: "", lambda i, t: grade())
     known = {"sums": graded_lines.benchmark(judge=judge)}
     pairs = [("right", "wrong"), ("wrong", "right"), ("right", "right")]
-    given = judged(*pairs, ("wrong", "undecided"), ("undecided", "right"))
+    pairs += [("wrong", "undecided"), ("undecided", "right"), ("undecided", "wrong")]
+    given = judged(*pairs)
     found = score([*given, line("never judged")], known=known)
-    assert (found["judge_model"], found["judged"]) == ("judge-1", 5)
-    assert found["judge_score"] == 60.0 and found["score"] == 50.0
+    assert (found["judge_model"], found["judged"]) == ("judge-1", 6)
+    assert found["judge_score"] == 50.0
+    assert found["score"] == pytest.approx(300 / 7, abs=1e-4)
     assert found["judge_undecided"] == 1
     assert found["judge_disagreements"] == {
         "rule_right_judge_wrong": 1,
