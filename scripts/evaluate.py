@@ -19,9 +19,12 @@ with "mode" ("direct" where absent), "benchmark" where several are scored and "s
 where there are several answers to an item; ids are the benchmark's own.
 
 The work directory gets report.md, report.html, report.json, plots, and items.jsonl
-with every item, answer and grade. Killed at any moment, the same command goes on, on
-any number of processes (started as scripts/train.py). `--base=WORKDIR` compares with
-the evaluation of another model, item by item.
+with every item, answer and grade; exports/ has the answers for VLMEvalKit and
+lmms-eval. Where authors grade by a model (MM-Vet, LLaVA-Bench, MMHal, MathVista's
+extraction), --judge_endpoint and --judge_model do so, beside a rule. Killed at any
+moment, the same command goes on, on any number of processes (started as
+scripts/train.py). `--base=WORKDIR` compares with the evaluation of another model, item
+by item.
 """
 
 from __future__ import annotations
@@ -38,8 +41,15 @@ from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
 from mpo_jax.evals import report
-from mpo_jax.generate import endpoint, requests, speaker
-from mpo_jax.run import answerer, answering, eval_report, eval_tasks, evaluating
+from mpo_jax.generate import endpoint, requests, speaker, text_endpoint
+from mpo_jax.run import (
+    answerer,
+    answering,
+    eval_judging,
+    eval_report,
+    eval_tasks,
+    evaluating,
+)
 from mpo_jax.utils import cli, progress, runtime
 from mpo_jax.verify import verifier
 
@@ -82,6 +92,12 @@ _CONCURRENCY = flags.DEFINE_integer(
 )
 _PARITY = flags.DEFINE_bool(
     "check_parity", True, "Refuse an endpoint that reads other prompt tokens than ours"
+)
+_JUDGE = flags.DEFINE_string(
+    "judge_endpoint", "", "URL of a server whose model grades where the authors' does"
+)
+_JUDGE_MODEL = flags.DEFINE_string(
+    "judge_model", "", "Its name there, with its version; scores are called after it"
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that judge mathematics; 0 is one per core", 0
@@ -150,7 +166,8 @@ def main(argv: list[str]) -> None:
     cfg, workdir = configured(), pathlib.Path(_WORKDIR.value).expanduser().absolute()
     runtime.initialise()
     tasks = eval_tasks.tasks(cfg)
-    with verifier.Verifier(workers=_WORKERS.value or os.cpu_count() or 1) as judged_by:
+    workers = _WORKERS.value or os.cpu_count() or 1
+    with verifier.Verifier(workers=workers) as judged_by:
         if _ANSWERS.value:
             given = pathlib.Path(_ANSWERS.value).expanduser()
             name = given.stem
@@ -162,6 +179,13 @@ def main(argv: list[str]) -> None:
             outcome = evaluating.answered_by_model(
                 tasks, cfg, workdir, asker(), judged_by.check
             )
+        if outcome is not None and _JUDGE.value:
+            judge = text_endpoint.TextEndpoint(
+                _JUDGE.value,
+                model=_JUDGE_MODEL.value,
+                concurrency=_CONCURRENCY.value,
+            )
+            outcome = eval_judging.judged(tasks, outcome, judge, workdir)
         if outcome is not None:
             found = eval_report.write(
                 name,

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax import config
-from mpo_jax.evals import lines, pin, report, report_run
+from mpo_jax.evals import benchmark, exports, lines, pin, report, report_run
 from mpo_jax.run import eval_tasks, evaluating
 
 UNANSWERED = "unanswered.jsonl"
+EXPORTS = "exports"
+"""Folder of the answers as other harnesses read them."""
 
 
 def write(
@@ -24,7 +26,7 @@ def write(
     scorer: Any,
     base: str = "",
 ) -> dict[str, Any]:
-    """Write ``items.jsonl`` and the reports.
+    """Write ``items.jsonl``, the reports, and answers for other harnesses.
 
     Args:
       name: of the model, in tables.
@@ -39,6 +41,8 @@ def write(
     """
     lines.write(workdir / report_run.ITEMS, outcome.lines)
     lines.write_unanswered(workdir / UNANSWERED, outcome.unanswered)
+    for task in tasks:
+        _export(task, outcome.lines, workdir / EXPORTS)
     run = report_run.Run(
         name, outcome.lines, outcome.unanswered, _pin(cfg, tasks, outcome, scorer)
     )
@@ -49,6 +53,22 @@ def write(
         base=report_run.Run.read(base) if base else None,
         items={task.benchmark.name: task.items for task in tasks},
     )
+
+
+def _export(
+    task: eval_tasks.Task, found: Sequence[lines.Line], folder: pathlib.Path
+) -> None:
+    """Write a task's answers as VLMEvalKit and lmms-eval have them."""
+    folder.mkdir(exist_ok=True)
+    those = [line for line in found if (line.benchmark, line.mode) == task.place]
+    name = f"{task.benchmark.name}_{task.mode}"
+    exports.vlmevalkit_table(folder / f"{name}.tsv", task.items, those)
+
+    def ask(item: benchmark.Item) -> benchmark.Ask:
+        return task.protocol.ask(item, task.mode)
+
+    path = folder / f"{name}_samples.jsonl"
+    exports.lmms_eval_samples(path, task.items, those, ask)
 
 
 def _pin(

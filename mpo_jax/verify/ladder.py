@@ -175,8 +175,8 @@ def _judge_sentence(said: str, gold: str, kind: str, policy: Policy) -> Verdict 
     """Judge the value that a sentence ends in, or that an option's label stands
     before, where it is plain; None: there is none."""
     value, true = _end_of_sentence(said), _end_of_sentence(gold)
-    if (value, true) == (said, gold):
-        return None
+    if (value, true) == (said, gold) or (value != said and true != gold):
+        return None  # two sentences, or labels, may be about different things
     if texts.same(value, true):
         return Verdict(RIGHT, "sentence")
     if not (_is_plain(value) and _is_plain(true)):

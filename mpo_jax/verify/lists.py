@@ -23,7 +23,8 @@ class Listing:
     Attributes:
       items: its elements, unified texts.
       brackets: the pair around it, ``()``, ``[]``, ``(]``, ``{}``; empty: none.
-      unordered: is it a set, or joined by a mere ``and`` or ``or``?
+      unordered: is it a set, or are they alternatives (``4 or 5``)? Of ``4 and 5``
+        nobody knows; the order may have been asked for.
     """
 
     items: tuple[str, ...]
@@ -32,6 +33,7 @@ class Listing:
 
 
 _JOIN = re.compile(r",?\s+(?:and|or|&)\s+|\s*[和或与及]\s*|\s*[;；]\s*|\s*\\\\\s*")
+_EITHER = re.compile(r"\sor\s|或")
 _CLOSING = {"(": ")]", "[": "])", "{": "}"}
 
 
@@ -43,16 +45,14 @@ def read(text: str) -> Listing | None:
     brackets, inner = "", text
     if text[:1] in _CLOSING and text[-1:] in _CLOSING[text[0]] and _is_whole(text):
         brackets, inner = text[0] + text[-1], text[1:-1].strip()
-    joined = _JOIN.search(inner) is not None and ";" not in inner
+    either = _EITHER.search(inner) is not None and not brackets
     items = [item.strip() for item in _split(_JOIN.sub(" , ", inner), not brackets)]
     if len(items) > _MOST or not all(items):
         return None
     if len(items) < 2:
         # (5) is 5, {5} may be a set of one; [5] is a list of one
         return Listing(tuple(items), brackets) if brackets == "[]" else None
-    return Listing(
-        tuple(items), brackets, brackets == "{}" or (joined and not brackets)
-    )
+    return Listing(tuple(items), brackets, unordered=brackets == "{}" or either)
 
 
 def _is_whole(text: str) -> bool:

@@ -11,10 +11,12 @@ from mpo_jax.verify.verdict import OPTION, RIGHT, UNDECIDED, WRONG, Truth, Verdi
 
 Judge = Callable[[str, str], Verdict | None]
 
+_OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefgh"
 _ALONE = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?\s*[.:,]?")
 _HEADS = (
-    re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]\s*[:.,-]?\s*(.+)", re.DOTALL),
-    re.compile(r"([A-Za-z])\s*\)\s*[:.,-]?\s*(.+)", re.DOTALL),
+    # A dash before a digit is a sign, not a separator.
+    re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]\s*(?:[:.,]|-(?!\S))?\s*(.+)", re.DOTALL),
+    re.compile(r"([A-Za-z])\s*\)\s*(?:[:.,]|-(?!\S))?\s*(.+)", re.DOTALL),
     re.compile(r"([A-Z])\s*[.:,]\s*(.+)", re.DOTALL),
     re.compile(r"([a-z])\s*[.:]\s+(.+)", re.DOTALL),
     re.compile(r"([A-Z])\s+((?:because|since|as|for)\b.+)", re.DOTALL),
@@ -24,6 +26,8 @@ _BEHIND = re.compile(r"(.+?)\s*[(\[]\s*([A-Z])\s*[)\]]", re.DOTALL)
 _LETTERS = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 _ARTICLE = re.compile(r"(?<![\w'])A(?= (?!and |or )[a-z])|(?<![\w'])I(?= )")
 _SEVERAL = re.compile(r"[(\[{]?\s*[A-Z](?:\s*(?:,|and|&|\s|和)?\s*[A-Z])*\s*[)\]}]?")
+_MORE = re.compile(r"[A-Ha-h](?:\s*(?:[,;/&]|and|和|\s)\s*[A-Ha-h])*\s*[.]?")
+"""Further letters of options, with nothing else."""
 _DENIAL = re.compile(
     r"\b(?:not|isn't|wrong|incorrect|false|except|nor|neither|no|or)\b|不|错|非|或",
     re.IGNORECASE,
@@ -79,7 +83,8 @@ def concerns(gold: str, truth: Truth) -> bool:
     if truth.options or truth.kind == OPTION:
         return True
     alone = _ALONE.fullmatch(gold)
-    return not truth.kind and alone is not None and alone[1].isupper()
+    # x is a variable; a to h are more often options than that
+    return not truth.kind and alone is not None and alone[1] in _OPTION_LETTERS
 
 
 def compare(said: str, gold: str, truth: Truth, judge: Judge) -> Verdict | None:
@@ -136,7 +141,7 @@ def _compare_letters(said: str, gold: str, judge: Judge) -> Verdict | None:
         if true.words and texts.same(said, true.words):
             return Verdict(RIGHT, "option_text")
         return Verdict(UNDECIDED, "option_unknown")
-    if _DENIAL.search(answer.words):
+    if _DENIAL.search(answer.words) or _MORE.fullmatch(answer.words):
         return Verdict(UNDECIDED, "ambiguous")
     if answer.index != true.index:
         return Verdict(WRONG, "option_letter")
@@ -218,6 +223,8 @@ def _compare_with_option(
         return _decide(found, true, "option_text" if equal else "option_value")
     if len(letters(said)) > 1 or len(_set_of_letters(said)) > 1:
         return Verdict(UNDECIDED, "ambiguous")
+    if re.match(r"[A-Z] ", said):  # a letter, to mathematics a factor
+        return Verdict(UNDECIDED, "ambiguous")
     if _ALONE.fullmatch(options[true]):  # a picture's letter: no value to compare
         return Verdict(UNDECIDED, "option_unknown")
     return judge(said, options[true])
@@ -254,7 +261,7 @@ def _compare_labelled(
     if own is not None and own.outcome == WRONG:
         return Verdict(UNDECIDED, "option_contradiction")
     others = letters(choice.words) - {chr(ord("A") + choice.index)}
-    if others or _DENIAL.search(choice.words):
+    if others or _DENIAL.search(choice.words) or _MORE.fullmatch(choice.words):
         return Verdict(UNDECIDED, "ambiguous")
     return _decide(frozenset({choice.index}), true, "option_letter")
 

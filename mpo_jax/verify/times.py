@@ -181,8 +181,10 @@ def compare_ratios(said: tuple[Fraction, ...], gold: tuple[Fraction, ...]) -> Ve
 def compare_ratio_with_number(
     ratio: tuple[Fraction, ...], number: Fraction
 ) -> Verdict | None:
-    """1:4 and 1/4 are the same share; anything else may be meant otherwise."""
-    if len(ratio) == 2 and ratio[1] and ratio[0] / ratio[1] == number:
+    """1:4 and 1/4 are the same share; 3 may be one side of 3:1 alone, and anything
+    else may be meant otherwise."""
+    share = ratio[0] / ratio[1] if len(ratio) == 2 and ratio[1] else None
+    if share == number and number.denominator > 1:
         return Verdict(RIGHT, "ratio_as_share")
     return Verdict(UNDECIDED, "ratio_against_number")
 

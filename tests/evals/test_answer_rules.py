@@ -132,6 +132,8 @@ OPTIONS = ("a red car", "a blue car", "nothing of these")
         ("A or B", ""),
         ("B is what I would say in this case", ""),  # not among the last five words
         ("the option is B", "B"),
+        ("so B is this one", "B"),  # the last but four
+        ("B is this one here", ""),
         ("A blue car", "A"),
         ("It is a BLUE car", "B"),
         ("red", ""),

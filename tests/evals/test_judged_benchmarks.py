@@ -12,7 +12,7 @@ import pytest
 import table_files
 from table_files import base64_of, hub_image, picture
 
-from mpo_jax.evals import benchmark, lines, registry, sources
+from mpo_jax.evals import benchmark, lines, registry, sheet, sources
 from mpo_jax.evals.benchmark import Benchmark, Grade, Item, Judge, Tools
 from mpo_jax.verify.verdict import Truth, Verdict
 
@@ -158,6 +158,7 @@ def test_what_mmvets_judge_is_shown():
         ("orange<OR>clementine", "It is a clementine.", 1.0),
         ("a<AND>b c<OR>d", "d", 1.0),
         ("42", "142", 0.0),
+        ("a long red car", "A red car", 0.0),  # short ones must be there as they are
         ("It is a very long red car on the road", "A red car", 4 / 10),
     ],
 )
@@ -244,6 +245,27 @@ def test_a_rated_reference_survives_the_file_of_items(tmp_path):
     (found,) = lines.read(tmp_path / "items.jsonl")
     assert found.judge is not None and found.judge.grade == grade
     assert found.grade.reference is None
+
+
+def test_a_report_measures_by_rated_references():
+    judge = judge_of("llava_bench", "paper")
+    answers = [
+        lines.Line(
+            benchmark="llava_bench",
+            protocol="paper",
+            mode="direct",
+            id=str(number),
+            answer="text",
+            grade=Grade.of("text", False, "rule"),
+            judge=lines.Judgement(
+                "gpt-4-0613", text, judge.parse(Item("1", "q", "a"), text)
+            ),
+        )
+        for number, text in enumerate(("8 4", "10 10"))
+    ]
+    found = sheet.Sheet.of([answers], {})
+    score = found.weighted(judge.metric, sheet.judged)
+    assert score(np.ones(2)) == pytest.approx(100 * 14 / 18)
 
 
 def test_what_llava_benchs_judge_is_shown():

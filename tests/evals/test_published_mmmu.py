@@ -45,10 +45,15 @@ def test_categories(folder, answers):
     assert len(found.by("discipline")) == 6
 
 
-def test_paper_compares_as_the_authors_do(folder, answers):
+def test_other_protocols_know_letters_without_options(folder, answers):
     official = scored.Scored("mmmu", "official", folder, answers)
     paper = scored.Scored("mmmu", "paper", folder, answers)
     assert paper.right == official.right
+    # An open question has two options there, of which B is "Other Answers".
+    vlmevalkit = scored.Scored("mmmu", "vlmevalkit", folder, answers)
+    right = [g.item for g in vlmevalkit.graded if g.grade.verdict.right]
+    choices = [item for item in right if item.fields["kind"] == "multiple-choice"]
+    assert len(choices) == 322
 
 
 @pytest.mark.parametrize(

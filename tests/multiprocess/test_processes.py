@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small_runs as helpers
+import speaking
 
 pytestmark = pytest.mark.slow
 
@@ -32,21 +33,47 @@ def recipe(world, cache_dir: pathlib.Path, *, tensor: int = 1):
     return cfg
 
 
+def with_benchmark(cfg, folder: pathlib.Path):
+    """The recipe, with five questions that are asked before, during and after."""
+    folder.mkdir()
+    rows = [
+        {"question": f"how many circles? {'red ' * i}", "answer": f"so #### {i}"}
+        for i in range(5)
+    ]
+    speaking.write_lines(folder / "test.jsonl", rows)
+    cfg.eval.benchmarks, cfg.eval.modes = ("gsm8k",), ("direct",)
+    cfg.eval.protocol, cfg.eval.data = "official", str(folder)
+    cfg.eval.every, cfg.eval.max_new_tokens = 2, 8
+    cfg.eval.temperature = 1.0  # else random weights say the same to everybody
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def one(world, root, tmp_path_factory):
     """Config file, metrics and cached log-probs that all other runs must equal."""
     tmp_path = tmp_path_factory.mktemp("one")
-    cfg = recipe(world, tmp_path / "data")
+    cfg = with_benchmark(recipe(world, tmp_path / "data"), tmp_path / "questions")
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     process = helpers.start_training(root, world, path, tmp_path / "one")
     output = helpers.output_of(process)
     assert process.returncode == 0, output
-    return path, results(tmp_path / "one"), cached(tmp_path / "data")
+    asked = said(tmp_path / "one")
+    assert set(asked) == {"step_0", "step_2", "step_3"}
+    assert len(set(asked["step_0"])) > 1  # not the same answer to every question
+    return path, results(tmp_path / "one"), cached(tmp_path / "data"), asked
 
 
 def results(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
     """Metrics by step, those of held-out pairs too."""
     return helpers.losses(workdir, held_out=True)
+
+
+def said(workdir: pathlib.Path) -> dict[str, list[str]]:
+    """Answers to the benchmark's questions in order, by step."""
+    return {
+        path.parents[1].name: [x["text"] for x in speaking.read_lines(path)]
+        for path in workdir.glob("benchmarks/step_*/answers/gsm8k*tokens.jsonl")
+    }
 
 
 def cached(cache_dir: pathlib.Path) -> dict[tuple[int, int], tuple[float, float]]:
@@ -107,8 +134,10 @@ def test_processes_whose_devices_lie_apart(
     processes, tensor, world, root, one, tmp_path
 ):
     """Each computes the reference itself: every record must get its own numbers."""
-    _, metrics, logps = one
+    _, metrics, logps, asked = one
     cfg = recipe(world, tmp_path / "data", tensor=tensor)
+    if (processes, tensor) == (2, 2):
+        cfg = with_benchmark(cfg, tmp_path / "questions")
     path = tmp_path / "recipe.json"
     path.write_text(cfg.to_json(), encoding="utf-8")
     train_with(
@@ -121,6 +150,8 @@ def test_processes_whose_devices_lie_apart(
         script="tests/interleaved_training.py",
     )
     assert_close(results(tmp_path / "many"), metrics)
+    if cfg.eval.every:
+        assert said(tmp_path / "many")["step_0"] == asked["step_0"]
     found = cached(tmp_path / "data")
     assert found.keys() == logps.keys() and len(logps) == 24 + 8
     for record, pair in logps.items():
@@ -128,9 +159,11 @@ def test_processes_whose_devices_lie_apart(
 
 
 def test_two_processes_change_nothing_and_one_goes_on(world, root, one, tmp_path):
-    path, expected, _ = one
+    path, expected, _, asked = one
     train_with(2, root, world, path, tmp_path / "many", devices=2)
     assert_close(results(tmp_path / "many"), expected)
+    assert said(tmp_path / "many").keys() == asked.keys()
+    assert said(tmp_path / "many")["step_0"] == asked["step_0"]
     # The same run as if it had been stopped after step 2.
     shutil.rmtree(tmp_path / "many/checkpoints/3")
     fewer = helpers.start_training(root, world, path, tmp_path / "many", devices=2)

@@ -12,9 +12,9 @@ import speaking
 from PIL import Image
 
 from mpo_jax import config
-from mpo_jax.evals import lines
-from mpo_jax.generate import requests
-from mpo_jax.run import eval_report, eval_tasks, evaluating
+from mpo_jax.evals import benchmark, lines
+from mpo_jax.generate import endpoint_reply, requests
+from mpo_jax.run import eval_judging, eval_report, eval_tasks, evaluating
 from mpo_jax.verify import verifier
 
 NAME = "own_benchmarks.signs"
@@ -205,3 +205,67 @@ def test_items_that_occur_twice_are_refused(data):
     path.write_text(path.read_text() + path.read_text().split("\n")[0] + "\n")
     with pytest.raises(ValueError, match="1 ids .* occur twice, such as '0'"):
         eval_tasks.tasks(configured(data))
+
+
+class Teacher:
+    """A judge that thinks every answer right, fails at some and refuses others."""
+
+    model = "teacher-1"
+
+    def __init__(self, *, fails: str = "", refuses: str = ""):
+        self.fails, self.refuses, self.asked = fails, refuses, 0
+
+    def answers(self, questions, *, temperature, max_new_tokens):
+        for question in questions:
+            self.asked += 1
+            name = question.question.partition(":")[0]
+            if name in (self.fails, self.refuses):
+                again = name == self.fails
+                yield requests.Failure(question.id, 0, "endpoint", f"no {name}", again)
+            else:
+                yield endpoint_reply.NamedAnswer(
+                    *(question.id, 0, "right", "stop", 9, 1, None), model=self.model
+                )
+
+
+@pytest.fixture
+def judged_task(data):
+    """The signs' direct answers, with a judge."""
+    (task,) = eval_tasks.tasks(configured(data, modes=("direct",)))
+    judge = benchmark.Judge(
+        "teacher-1",
+        lambda item, response: f"{item.id}: is {response} right?",
+        lambda item, text: benchmark.Grade.of(text, text == "right", "judge"),
+    )
+    protocol = dataclasses.replace(task.protocol, judge=judge)
+    return dataclasses.replace(task, protocol=protocol)
+
+
+def test_a_judge_stands_beside_the_rule(judged_task, tmp_path, capsys):
+    work = tmp_path / "work"
+
+    def asker(questions, sampling, max_tiles):
+        return Scripted("A")
+
+    def judged_by(teacher):
+        return eval_judging.judged([judged_task], outcome, teacher, work)
+
+    with verifier.Verifier() as checks:
+        outcome = evaluating.answered_by_model(
+            [judged_task], configured(data_of(judged_task)), work, asker, checks.check
+        )
+    assert outcome is not None
+    with pytest.raises(evaluating.Incomplete, match="1 answers .* teacher-1 said"):
+        judged_by(Teacher(fails="5"))
+    again = Teacher(refuses="5")
+    found = judged_by(again)
+    assert again.asked == 1  # what was judged is kept; nothing said is not asked about
+    assert "1 answers are not judged" in capsys.readouterr().err
+    judged = {line.id: line.judge for line in found.lines}
+    assert judged["5"] is None and not judged["2"].grade.verdict.right
+    assert all(judged[i].grade.verdict.right for i in "014")
+    assert [line.grade for line in found.lines] == [x.grade for x in outcome.lines]
+
+
+def data_of(task) -> pathlib.Path:
+    return task.folder.path

@@ -99,6 +99,7 @@ def test_a_letter_beyond_the_options_is_wrong():
         ("C. 60", "C", "right"),
         ("B. 60", "C", "undecided"),
         ("B. 61", "B", "undecided"),
+        ("B 60", "C", "undecided"),
         ("30", "C", "wrong"),
         ("61", "C", "wrong"),
         ("C", "60", "right"),
@@ -172,6 +173,10 @@ def test_without_options_letters_compare_with_letters():
     assert judged("B", "B. cat", kind="option") == "right"
     assert judged("cat", "B. cat", kind="option") == "right"
     assert judged("b", "B", kind="option") == "right"
+    assert judged("(B)", "b") == "right"
+    assert judged("a", "b") == "wrong"
+    assert judged("X", "x") != "right"
+    assert judged("(B) 4", "C. 4") != "right"
     assert judged("B", "5") == "undecided"  # the letter may be that of the 5
 
 
@@ -191,3 +196,18 @@ def test_values_of_options_allow_no_tolerance():
     policy = Policy(relative=0.05)
     assert judged("102", "B", "100", "102", policy=policy) == "right"
     assert judged("101", "B", "100", "102", policy=policy) == "wrong"
+
+
+def test_a_sign_is_no_separator():
+    options = ("1 km", "2 km", "-0.4 km")
+    for said in ("(C) -0.4 km", "C) -0.4 km", "(C): -0.4 km"):
+        assert judged(said, "C", *options) == "right"
+    assert rule("(C) -2 km", "C", *options) == "option_contradiction"
+    assert judged("(B) - red", "B", "blue", "red") == "right"
+
+
+@pytest.mark.parametrize("said", ["A, b, c", "A. b", "A) b and c", "(A) b"])
+def test_further_letters_are_further_answers(said):
+    assert rule(said, "A", "x", "y", "z") == "ambiguous"
+    assert rule(said, "A") == "ambiguous"
+    assert judged("A. b", "A", "b", "a") == "right"

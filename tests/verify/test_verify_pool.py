@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_each_bomb_ends_in_its_time(mathematics):
         start = time.monotonic()
         verdict = mathematics.check(bomb, "7x+1")
         assert verdict.outcome == UNDECIDED
-        assert time.monotonic() - start < 7, bomb  # ten times 0.5 s by the clock
+        assert time.monotonic() - start < 10, bomb  # ten times 0.5 s by the clock
 
 
 def test_time_and_memory_are_told_apart():
@@ -118,6 +119,17 @@ def test_time_and_memory_are_told_apart():
     with maths.Mathematics(1, seconds=0.05) as hasty:
         assert hasty.check("9^{9^{9^9}}", "7x").rule == "maths_timeout"
         assert hasty.check("x", "x").right
+
+
+def test_the_limit_is_of_processor_time():
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    before = used()
+    with maths.Mathematics(1, seconds=1.5) as pool:
+        assert pool.check("9^{9^{9^9}}", "7x").rule == "maths_timeout"
+    assert used() - before < 4  # the imports among it; the clock's limit is 15 s
 
 
 def test_a_killed_worker_loses_its_item_alone():
@@ -140,9 +152,9 @@ def test_a_killed_worker_loses_its_item_alone():
                 pid: int(text.rpartition(")")[2].split()[11])
                 for pid, text in states.items()
             }
-            return [pid for pid, used in ticks.items() if used > 150]
+            return [pid for pid, used in ticks.items() if used > 80]
 
-        assert until(busy, 20)
+        assert until(busy, 60)
         os.kill(busy()[0], signal.SIGKILL)
         thread.join(60)
         assert verdicts[0].rule == "maths_error"
@@ -215,7 +227,7 @@ def test_workers_go_when_the_caller_is_killed(root):
     caller.kill()
     caller.wait()
     caller.stdout.close()
-    assert until(lambda: not any(map(alive, pids)), 6)
+    assert until(lambda: not any(map(alive, pids)), 30)
 
 
 def test_a_failing_start_says_why(monkeypatch):

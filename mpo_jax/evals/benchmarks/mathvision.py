@@ -43,13 +43,15 @@ def read(folder: Folder, source: Source = SOURCE) -> Iterator[Item]:
     """Items; ids are ``id``."""
     for where, row in rows.read(folder, source):
         asked = rows.text(row, where, "question")
+        options = rows.options(row, where, "options", "choices")
+        answer = rows.text(row, where, "answer")
         yield Item(
             id=rows.text(row, where, "id", "index"),
             # VLMEvalKit's question is with hint and choices.
             question=bare(asked) if "index" in row else asked,
-            answer=rows.text(row, where, "answer"),
+            answer=rows.letter(answer, options, where) if options else answer,
             images=rows.images(folder, row, "decoded_image", "image", "image_path"),
-            options=rows.options(row, where, "options", "choices"),
+            options=options,
             categories={
                 "subject": rows.text(row, where, "subject", "category"),
                 "level": rows.optional(row, "level") or "unknown",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mpo_jax import ledger
 from mpo_jax.evals import (
     choices,
     corrected,
@@ -61,13 +62,12 @@ def read(folder: Folder) -> Iterator[Item]:
         yield Item(
             id=rows.text(row, where, "pid", "index"),
             question=rows.text(row, where, "question"),
-            answer=rows.text(row, where, "answer"),
+            answer=_answer(row, options, where),
             images=rows.images(folder, row, "decoded_image", "image", "image_path"),
             options=options,
             categories={
-                axis: str(about[axis])
-                for axis in (*TYPES, *METADATA)
-                if rows.given(about.get(axis))
+                **{axis: rows.text(row, where, axis) for axis in TYPES},
+                **{a: str(about[a]) for a in METADATA if rows.given(about.get(a))},
             },
             fields={
                 "query": queried or query(row, options),
@@ -75,6 +75,17 @@ def read(folder: Folder) -> Iterator[Item]:
                 "skills": (skills,) if isinstance(skills, str) else tuple(skills),
             },
         )
+
+
+def _answer(row: rows.Row, options: tuple[str, ...], where: str) -> str:
+    """The true number or text; of options always the text of one."""
+    answer = rows.text(row, where, "answer")
+    if row.get("question_type") != MULTI_CHOICE or answer in options:
+        return answer
+    letter = rows.optional(row, "answer_option")
+    if letter and letter in choices.letters(options):
+        return options[choices.LETTERS.index(letter)]
+    raise ValueError(f"{where}: answer={ledger.short(answer)} is none of the choices")
 
 
 _HINTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from mpo_jax.evals import (
@@ -171,7 +172,9 @@ def _open(item: Item, said: str) -> Grade:
 def _grade_vlmevalkit(item: Item, response: str, mode: str, tools: Tools) -> Grade:
     """An open question is one of two options there: the answer, or other answers."""
     if _is_choice(item):
-        return scienceqa.grade_vlmevalkit(item, response, mode, tools)
+        texts = item.options or ("",) * len(UNKNOWN_LETTERS)
+        known = dataclasses.replace(item, options=texts)
+        return scienceqa.grade_vlmevalkit(known, response, mode, tools)
     found = vlmevalkit.infer(
         _said(response, mode).strip(), (corrected.answers(item)[0], "Other Answers")
     )
