@@ -345,7 +345,9 @@ function start() {
   showChoices();
   refresh();
 }
+const asked = location.hash !== "";
 start();
-if (location.hash) document.querySelector("nav").scrollIntoView();
+// Who comes for an item need not pass all scores.
+if (asked) byId("about").open = false;
 })();
 """

@@ -305,6 +305,19 @@ def test_base_under_another_protocol_is_not_compared():
     }
 
 
+def test_base_is_measured_with_the_items_of_the_run():
+    def by_field(items, points):
+        assert all(item.fields == {"weight": 1} for item in items)
+        return benchmark_lib.accuracy(items, points)
+
+    known = {"sums": graded_lines.benchmark(metric=by_field)}
+    items = {"sums": [Item("1", "2 + 4?", "6", fields={"weight": 1})]}
+    run = modes.modes([line("1")], items=items)
+    base = modes.modes([line("1", "wrong")])  # from a file: no fields
+    found = comparing.with_base(base, run, known, DRAWS)["sums"]["direct"]
+    assert (found["first_score"], found["second_score"]) == (0.0, 100.0)
+
+
 def test_means_over_samples_have_no_mcnemar():
     given = modes.modes(several("1", "right", "wrong") + several("2", "right", "right"))
     found = comparing.with_base(given, given, PLAIN, DRAWS)["sums"]
