@@ -316,6 +316,18 @@ for (const key of ["j", "j", "ArrowRight", "k", "j", "ArrowLeft"])
 
 
 @pytest.mark.slow
+def test_what_was_extracted_is_marked_as_a_word(browser, tmp_path):
+    given = [
+        line("1", answer="It is e; boxed", grade=grade("wrong", "e")),
+        line("1", mode="cot", answer="boxed", grade=grade("wrong", "e")),
+    ]
+    run = Run("r", given)
+    report.write(tmp_path, run, known(), draws=Draws(resamples=20))
+    text = dom(browser, tmp_path / "report.html", tmp_path)
+    assert "It is <mark>e</mark>; boxed" in text and text.count("<mark>") == 1
+
+
+@pytest.mark.slow
 def test_keys_move_from_item_to_item(written, browser, tmp_path):
     press(written, KEYS)
     seen = see(browser, written, tmp_path, benchmark="sums")
