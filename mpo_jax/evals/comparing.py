@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,8 @@ def between(
     common = [id for id in ours if id in theirs]
     same = [id for id in common if _same_item(ours[id], theirs[id])]
     one, other = first.sheet.only(same), second.sheet.only(same)
+    # The same items, and perhaps only the second run's are whole.
+    one = dataclasses.replace(one, items=other.items)
     ones = np.ones(len(same))
     before, after = one.weighted(protocol.metric), other.weighted(protocol.metric)
     gain = statistics.difference(before, after)

@@ -145,7 +145,8 @@ def _about(report: Mapping[str, Any], left_out: int) -> str:
     if left_out:
         said = f"The page holds no more: {left_out:,} further items are in items.jsonl."
         parts.append(f"<p><b>{said}</b></p>")
-    return "<section>" + "".join(parts) + "</section>"
+    about = "".join(parts)
+    return f"<details id=about open><summary>scores</summary>{about}</details>"
 
 
 def _plots(plots: Sequence[str]) -> str:

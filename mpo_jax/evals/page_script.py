@@ -139,9 +139,22 @@ function picture(path) {
   return image;
 }
 
+// Where a text has the prediction last, as a word of its own; -1 if nowhere.
+function lastPlace(text, prediction) {
+  const inWord = (c) => c !== undefined && /[\\p{L}\\p{N}]/u.test(c);
+  let where = prediction ? text.lastIndexOf(prediction) : -1;
+  while (where >= 0) {
+    const end = where + prediction.length;
+    if (!(inWord(prediction[0]) && inWord(text[where - 1]))
+        && !(inWord(prediction.at(-1)) && inWord(text[end]))) return where;
+    where = where ? text.lastIndexOf(prediction, where - 1) : -1;
+  }
+  return -1;
+}
+
 function withMark(text, prediction) {
   const node = el("div", "answer text");
-  const where = prediction ? text.lastIndexOf(prediction) : -1;
+  const where = lastPlace(text, prediction);
   if (where < 0) {
     node.textContent = text;
   } else {
@@ -345,7 +358,9 @@ function start() {
   showChoices();
   refresh();
 }
+const asked = location.hash !== "";
 start();
-if (location.hash) document.querySelector("nav").scrollIntoView();
+// Who comes for an item need not pass all scores.
+if (asked) byId("about").open = false;
 })();
 """

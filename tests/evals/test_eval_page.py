@@ -193,6 +193,7 @@ class Seen(html.parser.HTMLParser):
         self.title, self.count, self.rows = "", "", []
         self.sides: dict[str, str] = {}
         self.item = ""
+        self.scores_open = False
         self.selected: list[str] = []
         self.stack: list[dict[str, str | None]] = []
         self.void = {"img", "meta", "input", "br", "link"}
@@ -204,6 +205,8 @@ class Seen(html.parser.HTMLParser):
             self.rows.append("")
             if found.get("aria-selected") == "true":
                 self.selected.append("")
+        if found.get("id") == "about":
+            self.scores_open = "open" in found
         if tag not in self.void:
             self.stack.append(found)
 
@@ -256,6 +259,7 @@ def test_a_browser_shows_items_and_hostile_texts_are_inert(written, browser, tmp
     seen = Seen(text)
     assert seen.title.startswith("Evaluation of </script>")  # not "owned"
     assert seen.count == "7 of 7 items" and len(seen.rows) == 7
+    assert seen.scores_open
     assert "✓✗s0  2 + 4?" in seen.rows[0]
     assert "It is 6." in seen.sides["direct"] and "cut off" in seen.sides["cot"]
     assert "baseright" not in seen.sides["direct"] and "answer of the base" in seen.item
@@ -294,6 +298,7 @@ def test_filters_of_the_address(written, browser, tmp_path, state, ids):
     assert len(seen.rows) == len(ids)
     assert all(id in row for id, row in zip(ids, seen.rows, strict=True))
     assert bool(seen.sides) == bool(ids)
+    assert not seen.scores_open
 
 
 def press(path: pathlib.Path, script: str) -> None:
@@ -308,6 +313,18 @@ KEYS = """
 for (const key of ["j", "j", "ArrowRight", "k", "j", "ArrowLeft"])
   document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 """
+
+
+@pytest.mark.slow
+def test_what_was_extracted_is_marked_as_a_word(browser, tmp_path):
+    given = [
+        line("1", answer="It is e; boxed", grade=grade("wrong", "e")),
+        line("1", mode="cot", answer="boxed", grade=grade("wrong", "e")),
+    ]
+    run = Run("r", given)
+    report.write(tmp_path, run, known(), draws=Draws(resamples=20))
+    text = dom(browser, tmp_path / "report.html", tmp_path)
+    assert "It is <mark>e</mark>; boxed" in text and text.count("<mark>") == 1
 
 
 @pytest.mark.slow

@@ -157,10 +157,12 @@ def test_judge_beside_the_rule():
     judge = benchmark_lib.Judge("judge-1", lambda i, t: "", lambda i, t: grade())
     known = {"sums": graded_lines.benchmark(judge=judge)}
     pairs = [("right", "wrong"), ("wrong", "right"), ("right", "right")]
-    given = judged(*pairs, ("wrong", "undecided"), ("undecided", "right"))
+    pairs += [("wrong", "undecided"), ("undecided", "right"), ("undecided", "wrong")]
+    given = judged(*pairs)
     found = score([*given, line("never judged")], known=known)
-    assert (found["judge_model"], found["judged"]) == ("judge-1", 5)
-    assert found["judge_score"] == 60.0 and found["score"] == 50.0
+    assert (found["judge_model"], found["judged"]) == ("judge-1", 6)
+    assert found["judge_score"] == 50.0
+    assert found["score"] == pytest.approx(300 / 7, abs=1e-4)
     assert found["judge_undecided"] == 1
     assert found["judge_disagreements"] == {
         "rule_right_judge_wrong": 1,
@@ -301,6 +303,19 @@ def test_base_under_another_protocol_is_not_compared():
     assert found["sums"]["direct"] == {
         "not_compared": "protocols differ: official and paper"
     }
+
+
+def test_base_is_measured_with_the_items_of_the_run():
+    def by_field(items, points):
+        assert all(item.fields == {"weight": 1} for item in items)
+        return benchmark_lib.accuracy(items, points)
+
+    known = {"sums": graded_lines.benchmark(metric=by_field)}
+    items = {"sums": [Item("1", "2 + 4?", "6", fields={"weight": 1})]}
+    run = modes.modes([line("1")], items=items)
+    base = modes.modes([line("1", "wrong")])  # from a file: no fields
+    found = comparing.with_base(base, run, known, DRAWS)["sums"]["direct"]
+    assert (found["first_score"], found["second_score"]) == (0.0, 100.0)
 
 
 def test_means_over_samples_have_no_mcnemar():
