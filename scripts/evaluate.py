@@ -194,6 +194,7 @@ def main(argv: list[str]) -> None:
                 tasks,
                 outcome,
                 scorer=judged_by.pins,
+                check=judged_by.check,
                 base=os.path.expanduser(_BASE.value),
             )
             show(found, workdir)

@@ -10,6 +10,7 @@ from typing import Any
 from mpo_jax import config
 from mpo_jax.evals import benchmark, exports, lines, pin, report, report_run
 from mpo_jax.run import eval_tasks, evaluating
+from mpo_jax.verify import verdict
 
 UNANSWERED = "unanswered.jsonl"
 EXPORTS = "exports"
@@ -24,6 +25,7 @@ def write(
     outcome: evaluating.Outcome,
     *,
     scorer: Any,
+    check: benchmark.Check,
     base: str = "",
 ) -> dict[str, Any]:
     """Write ``items.jsonl``, the reports, and answers for other harnesses.
@@ -31,6 +33,7 @@ def write(
     Args:
       name: of the model, in tables.
       scorer: JSON-able; versions of what grades.
+      check: says whether two predictions agree in a vote.
       base: work directory of an evaluation to compare with; "" compares with none.
 
     Returns:
@@ -43,6 +46,10 @@ def write(
     lines.write_unanswered(workdir / UNANSWERED, outcome.unanswered)
     for task in tasks:
         _export(task, outcome.lines, workdir / EXPORTS)
+
+    def same(one: str, other: str, line: lines.Line) -> bool:
+        return check(one, verdict.Truth(other, line.options)).right
+
     run = report_run.Run(
         name, outcome.lines, outcome.unanswered, _pin(cfg, tasks, outcome, scorer)
     )
@@ -52,6 +59,7 @@ def write(
         {task.benchmark.name: task.benchmark for task in tasks},
         base=report_run.Run.read(base) if base else None,
         items={task.benchmark.name: task.items for task in tasks},
+        same=same,
     )
 
 

@@ -89,10 +89,13 @@ def evaluate(cfg, workdir, answerer, **given):
         outcome = evaluating.answered_by_model(
             tasks, cfg, workdir, asker, judged_by.check
         )
-    assert outcome is not None
-    found = eval_report.write(
-        "mine", workdir, cfg, tasks, outcome, scorer=judged_by.pins, **given
-    )
+        assert outcome is not None
+        found = eval_report.write(
+            *("mine", workdir, cfg, tasks, outcome),
+            scorer=judged_by.pins,
+            check=judged_by.check,
+            **given,
+        )
     return found, limits
 
 
@@ -128,6 +131,27 @@ def test_it_goes_on_where_it_stopped(data, tmp_path):
     whole, _ = evaluate(cfg, tmp_path / "whole", Scripted("A"))
     assert found["scores"] == whole["scores"] and found["pin"] == whole["pin"]
     assert "cot@vote" in found["scores"][NAME]
+
+
+class Voters(Scripted):
+    """Three samples: two say the same in other words, one something else."""
+
+    def answers(self, questions, sampling, *, skip):
+        for question in questions:
+            for sample, text in enumerate(("B", "A", "(A) stop")):
+                answer = (question.id, sample, text, "stop", 30, 5, -1.0)
+                yield requests.Answer(*answer)
+
+
+def test_votes_count_answers_that_mean_the_same(data, tmp_path):
+    cfg = configured(data, modes=("direct",), n=3, temperature=1.0)
+    found, _ = evaluate(cfg, tmp_path / "work", Voters("A"))
+    scores = found["scores"][NAME]
+    # Of the five that can be asked, 0 and 4 are A, 1 and 5 are B.
+    assert scores["direct"]["correct"] == 2 and scores["direct@vote"]["correct"] == 2
+    voted = scores["direct@vote"]
+    assert voted["categories"]["country"]["de"]["correct"] == 2  # of A, not of B
+    assert scores["direct@any"]["correct"] == 4
 
 
 def test_what_pins_a_score_says_what_differs(data, tmp_path):
