@@ -99,6 +99,9 @@ _JUDGE = flags.DEFINE_string(
 _JUDGE_MODEL = flags.DEFINE_string(
     "judge_model", "", "Its name there, with its version; scores are called after it"
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would be asked, then stop before loading weights"
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that judge mathematics; 0 is one per core", 0
 )
@@ -166,6 +169,10 @@ def main(argv: list[str]) -> None:
     cfg, workdir = configured(), pathlib.Path(_WORKDIR.value).expanduser().absolute()
     runtime.initialise()
     tasks = eval_tasks.tasks(cfg)
+    if not _ANSWERS.value:
+        show_plan(tasks, cfg)
+    if _DRY_RUN.value:
+        return
     workers = _WORKERS.value or os.cpu_count() or 1
     with verifier.Verifier(workers=workers) as judged_by:
         if _ANSWERS.value:
@@ -199,6 +206,33 @@ def main(argv: list[str]) -> None:
             )
             show(found, workdir)
     runtime.barrier("reports are written")
+
+
+def show_plan(tasks: list[eval_tasks.Task], cfg: config_lib.EvaluationConfig) -> None:
+    """What is asked, and how much may be said."""
+    table = rich.table.Table(title="To be asked")
+    for column in ("benchmark", "mode", "protocol", "judge"):
+        table.add_column(column)
+    for column in ("items", "of", "answers", "tiles", "tokens at most"):
+        table.add_column(column, justify="right")
+    total = 0
+    for task in tasks:
+        asks = [task.protocol.ask(item, task.mode) for item in task.items]
+        tokens = [cfg.max_new_tokens or ask.max_new_tokens for ask in asks]
+        tiles = {cfg.max_tiles or ask.max_tiles for ask in asks}
+        total += cfg.n * sum(tokens)
+        judge = task.protocol.judge
+        table.add_row(
+            *(task.benchmark.name, task.mode, task.protocol_name),
+            judge.model if judge else "",
+            *(str(len(task.items)), str(len(task.ids)), str(cfg.n * len(task.items))),
+            *(", ".join(map(str, sorted(tiles))), f"{cfg.n * sum(tokens):,}"),
+        )
+    console = progress.console()
+    console.print(table)
+    console.print(
+        f"At most {total:,} tokens, should every answer be as long as it may."
+    )
 
 
 def show(found: dict[str, Any], workdir: pathlib.Path) -> None:
