@@ -22,7 +22,7 @@ import numpy as np
 from mpo_jax import ledger
 from mpo_jax.generate import capacity, local, prompts, questions, requests, results
 from mpo_jax.run import answerer as answerer_lib
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import atomic, progress, runtime
 
 
 class Lines:
@@ -171,6 +171,7 @@ def _begin(parts: results.Parts, job: dict[str, Any]) -> bool:
     Raises:
       ValueError: what is there belongs to another run.
     """
+    atomic.clean(parts.output.parent)  # what a kill during the merge has left
     beside = parts.output.with_name(parts.output.name + ".run.json")
     if parts.output.exists() and not parts.folder.exists():
         if not beside.exists():

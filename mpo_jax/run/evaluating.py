@@ -18,7 +18,7 @@ from mpo_jax import config, ledger
 from mpo_jax.evals import asking, benchmark, lines, responses
 from mpo_jax.generate import requests, results
 from mpo_jax.run import answering, eval_grading, eval_tasks
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import atomic, progress, runtime
 
 Asker = Callable[[answering.Lines, requests.Sampling, int], requests.Answerer]
 """Makes what answers a file of questions, with at most so many tiles each."""
@@ -139,6 +139,9 @@ def prepare(
     tasks: Tasks, cfg: config.EvaluationConfig, workdir: pathlib.Path
 ) -> Prepared:
     """Write the questions of all tasks; one process does it."""
+    for folder in (workdir, workdir / asking.QUESTIONS, workdir / asking.IMAGES):
+        if folder.is_dir():
+            atomic.clean(folder)  # what a killed process has left
     found: list[asking.Question] = []
     left_out = {}
     images: dict[str, dict[str, Sequence[str]]] = {}

@@ -295,3 +295,13 @@ def test_a_job_of_another_file_is_refused(given):
     with pytest.raises(ValueError, match="questions was '.*', now '"):
         run(given, Scripted())
     assert results.Parts(given.parent / "out/answers.jsonl").folder.is_dir()
+
+
+def test_what_a_kill_during_the_merge_left_is_removed(given):
+    folder = given.parent / "out"
+    folder.mkdir()
+    left = folder / "answers.jsonl.0123456789ab.tmp"
+    for path in (left, folder / "mine.tmp"):
+        path.write_text("half", encoding="utf-8")
+    assert run(given, Scripted())
+    assert not left.exists() and (folder / "mine.tmp").exists()
