@@ -16,6 +16,7 @@ from mpo_jax import fields, ledger
 from mpo_jax.generate import questions
 from mpo_jax.utils import atomic, progress
 from mpo_jax.verify import formats
+from mpo_jax.verify import options as options_lib
 from mpo_jax.verify.verdict import KINDS, UNDECIDED, Truth, Verdict
 from mpo_jax.verify.verifier import Verifier
 
@@ -201,7 +202,10 @@ def parse(line: bytes | None, form: str = AUTO) -> Answer:
     question = record.get("question")
     if question is not None and not isinstance(question, str):
         raise _bad("question", question, "a text")
-    truth = Truth(_value(record, "answer_gt"), _options(record), _kind(record))
+    options = _options(record)
+    if not options and record.get("options") is None:
+        options = options_lib.in_question(str(record.get("question") or ""))
+    truth = Truth(_value(record, "answer_gt"), options, _kind(record))
     return Answer(record, question or "", truth, _parsed(record, question or "", form))
 
 

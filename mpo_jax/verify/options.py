@@ -28,6 +28,13 @@ _ARTICLE = re.compile(r"(?<![\w'])A(?= (?!and |or )[a-z])|(?<![\w'])I(?= )")
 _SEVERAL = re.compile(r"[(\[{]?\s*[A-Z](?:\s*(?:,|and|&|\s|和)?\s*[A-Z])*\s*[)\]}]?")
 _MORE = re.compile(r"[A-Ha-h](?:\s*(?:[,;/&]|and|和|\s)\s*[A-Ha-h])*\s*[.]?")
 """Further letters of options, with nothing else."""
+_LISTED = (
+    re.compile(r"^[ \t]*\(?([A-Z])[.):：、．][ \t]*", re.MULTILINE),
+    re.compile(r"(?<![\w(])\(([A-Z])\)\s*"),
+)
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LONGEST = 20_000
+"""Characters of a question, from its end, in which options are looked for."""
 _DENIAL = re.compile(
     r"\b(?:not|isn't|wrong|incorrect|false|except|nor|neither|no|or)\b|不|错|非|或",
     re.IGNORECASE,
@@ -85,6 +92,29 @@ def concerns(gold: str, truth: Truth) -> bool:
     alone = _ALONE.fullmatch(gold)
     # x is a variable; a to h are more often options than that
     return not truth.kind and alone is not None and alone[1] in _OPTION_LETTERS
+
+
+def in_question(question: str) -> tuple[str, ...]:
+    """Options that a question lists: ``A. red`` in lines, or ``(A) red (B) blue`` in
+    one; empty where there are none, or their letters are not A, B, … in order.
+
+    Of several lists the last counts: a question may quote another.
+    """
+    text = question[-_LONGEST:]
+    for form in _LISTED:
+        found = list(form.finditer(text))
+        firsts = [number for number, label in enumerate(found) if label[1] == "A"]
+        labels = found[firsts[-1] :] if firsts else []
+        ends = [label.start() for label in labels[1:]] + [len(text)]
+        said = [
+            text[label.end() : end].strip()
+            for label, end in zip(labels, ends, strict=False)
+        ]
+        named = "".join(label[1] for label in labels)
+        if len(labels) > 1 and named == _ALPHABET[: len(labels)] and all(said):
+            last = said.pop().split("\n")[0]  # what follows it is no option
+            return (*said, last.strip())
+    return ()
 
 
 def compare(said: str, gold: str, truth: Truth, judge: Judge) -> Verdict | None:

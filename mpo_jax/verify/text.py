@@ -125,6 +125,7 @@ _SHORT_WORDS = frozenset(
 _MATHS_CHARACTERS = frozenset(" .,()[]{}+-*/^_!|=<>\\°×·÷±π∞≤≥≠∪")
 # Two numbers in a row, a unit or an ordinal behind one, letters with stops between
 # them, an operator without its right side, a range.
+_SUBSCRIPT = re.compile(r"_(\w)")
 _FRAGMENT = re.compile(
     r"\d \d|\d [a-zA-Z]{2}|\d(?:st|nd|rd|th)(?![a-z])|[a-zA-Z]\.[a-zA-Z]"
     r"|[+\-*/^_=×·÷,]$|^\d+ ?- ?\d+$"
@@ -298,6 +299,7 @@ def is_maths(text: str) -> bool:
     It picks what it can read from a text, the 5 of ``5 a.m.``, so that everything
     must be of its kind: no words, no fragments, no ``10-12`` that may be a range.
     """
+    text = _SUBSCRIPT.sub(r"_{\1}", text)  # \log_2 8: the 2 is no number before the 8
     bare = re.sub(r"\\[a-zA-Z]+", " ", text)
     if any(not (c.isalnum() or c in _MATHS_CHARACTERS) for c in bare):
         return False

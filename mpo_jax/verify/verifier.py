@@ -15,7 +15,7 @@ from mpo_jax.verify import bounds, cache, ladder, maths
 from mpo_jax.verify.policy import DEFAULT, Policy
 from mpo_jax.verify.verdict import UNDECIDED, Truth, Verdict
 
-VERSION = "2"
+VERSION = "3"
 """Of all rules; raised with whatever changes a verdict."""
 
 MODEL = "model"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from judged import judged, rule
 
+from mpo_jax.verify import options
+
 ANIMALS = ("dog", "cat", "a man on a horse", "fish")
 FORMS = [
     *("B", "b", "(B)", "(b)", "B.", "B)", "B:", "**B**", "$B$", "\\boxed{B}", "Ｂ"),
@@ -211,3 +213,25 @@ def test_further_letters_are_further_answers(said):
     assert rule(said, "A", "x", "y", "z") == "ambiguous"
     assert rule(said, "A") == "ambiguous"
     assert judged("A. b", "A", "b", "a") == "right"
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ("Which?\nA. red\nB. blue", ("red", "blue")),
+        ("Which?\n(A) red\n(B) dark blue\n(C) 3\n", ("red", "dark blue", "3")),
+        ("Which? (A) red (B) blue (C) I don't know", ("red", "blue", "I don't know")),
+        ("选哪个？\nA、红\nB、蓝", ("红", "蓝")),
+        ("Which?\nA: red\nB: blue\nAnswer with the letter.", ("red", "blue")),
+        ("In triangle (A) is right.", ()),
+        ("A. Smith and B. Jones meet.", ()),
+        ("Which?\nA. red\nC. blue", ()),
+        ("Which?\nB. red\nC. blue", ()),
+        ("Which?\nA. \nB. blue", ()),
+        ("As in:\nA. one\nB. two\nbut which?\nA. red\nB. blue", ("red", "blue")),
+        ("What is f(A) + f(B)?", ()),
+        ("", ()),
+    ],
+)
+def test_options_are_found_in_a_question(question, found):
+    assert options.in_question(question) == found
