@@ -82,7 +82,8 @@ def test_rollouts_of_every_format_in_order(given, tmp_path):
     asked = speaking.read_lines(out / "questions.jsonl")
     assert asked[0]["question"].startswith("<image>\nYour task is")
     # What was written is what build_pairs reads.
-    groups = list(rollouts.read(out / "rollouts.jsonl", root=str(given.parent)))
+    read = rollouts.read(out / "rollouts.jsonl", root=str(given.parent))
+    groups = [one for one in read if isinstance(one, rollouts.Group)]
     assert [len(group.rollouts) for group in groups] == [3] * 6
     assert [group.prompt for group in groups] == [line["question"] for line in asked]
     lines = [r.line() for group in groups for r in group.rollouts]
