@@ -21,7 +21,8 @@ annotations/ has a file for each source and reason, rollouts.jsonl all answers w
 their verdicts, manifest.json counts of every stage, ledger.jsonl lines that could not
 be used. The folder appears when all is done; with `--cache=FILE` a broken-off run is
 judged from FILE. What comes out depends neither on `--workers` nor on the order of
-questions. docs/pairs.md has the rest.
+questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
+included. docs/pairs.md has the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import rich.table
 from absl import flags
 
 from mpo_jax.prefs import pairs
-from mpo_jax.run import pairing
+from mpo_jax.run import legacy_judging, pairing
 from mpo_jax.utils import cli, progress
 from mpo_jax.verify import maths
 from mpo_jax.verify.verifier import Verifier
@@ -70,11 +71,16 @@ _WORKERS = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=maths.MAX_WORKERS,
 )
+_LEGACY = flags.DEFINE_bool(
+    "legacy", False, "Judge by the released rules, errors included, for comparison"
+)
 
 
 def rules() -> pairs.Rules:
     """How pairs are made."""
     return pairs.Rules(
+        entails=pairs.entailed_anyhow if _LEGACY.value else pairs.entailed,
+        none_is_text=_LEGACY.value,
         max_pairs=_MAX_PAIRS.value,
         seed=_SEED.value,
         min_accuracy=_MIN_ACCURACY.value,
@@ -112,14 +118,40 @@ def show(manifest: dict[str, Any]) -> None:
     console.print(f"Pairs: {_OUTPUT.value}", markup=False)
 
 
+def workers() -> int:
+    """Processes for mathematics."""
+    return _WORKERS.value or min(os.cpu_count() or 1, maths.MAX_WORKERS)
+
+
+def build() -> dict[str, Any]:
+    """Pairs by the project's rules; the manifest."""
+    with Verifier(
+        workers=workers(), cache_path=os.path.expanduser(_CACHE.value) or None
+    ) as verifier:
+        return pairing.build(job(verifier.pins), pairing.judge_with(verifier))
+
+
+def build_legacy() -> dict[str, Any]:
+    """Pairs by the released rules; the manifest.
+
+    Raises:
+      ValueError: an option has no meaning there.
+    """
+    for flag in (_CACHE, _TRUNCATED_NEGATIVES):
+        if flag.present:
+            raise ValueError(
+                f"--{flag.name}={flag.value}: --legacy keeps no verdicts and does not "
+                "ask what was cut off; leave it out"
+            )
+    with maths.Mathematics(workers()) as mathematics:
+        judge = legacy_judging.LegacyJudge(mathematics)
+        return pairing.build(job(judge.pins), judge)
+
+
 def main(argv: list[str]) -> None:
     del argv
     jax.config.update("jax_platforms", "cpu")  # messages open no device
-    with Verifier(
-        workers=_WORKERS.value or min(os.cpu_count() or 1, maths.MAX_WORKERS),
-        cache_path=os.path.expanduser(_CACHE.value) or None,
-    ) as verifier:
-        show(pairing.build(job(verifier.pins), pairing.judge_with(verifier)))
+    show(build_legacy() if _LEGACY.value else build())
 
 
 if __name__ == "__main__":

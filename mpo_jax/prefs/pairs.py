@@ -41,11 +41,13 @@ class Judged:
     Attributes:
       parsed: its final answer, or why there is none.
       verdict: of that answer; undecided, by the problem, where there is none.
+      cut: it counts as cut off.
     """
 
     rollout: Rollout
     parsed: formats.Parsed
     verdict: Verdict
+    cut: bool = False
 
     @property
     def role(self) -> str:
@@ -54,7 +56,7 @@ class Judged:
         What was cut off is never chosen; where it had stated a right answer, or one
         that nobody can judge, it is not rejected either.
         """
-        if self.rollout.truncated:
+        if self.cut:
             fails = self.parsed.prediction is None or self.verdict.outcome == WRONG
             return TRUNCATED if fails else UNDECIDED
         if self.parsed.prediction is None:

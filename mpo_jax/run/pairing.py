@@ -191,6 +191,7 @@ def judged(groups: Sequence[Group], verifier: Verifier) -> list[list[pairs.Judge
                 Verdict(UNDECIDED, one.problem)
                 if one.prediction is None
                 else next(verdicts),
+                cut=rollout.truncated,
             )
             for rollout, one in zip(group.rollouts, row, strict=True)
         ]

@@ -31,7 +31,8 @@ def judged(*said, texts=(), question=QUESTION):
         rollout = Rollout(question, "en", sample, text, ended)
         problem = "" if prediction is not None else "no_answer"
         parsed = formats.Parsed(prediction, problem)
-        found.append(pairs.Judged(rollout, parsed, Verdict(outcome, "rule")))
+        verdict = Verdict(outcome, "rule")
+        found.append(pairs.Judged(rollout, parsed, verdict, cut=rollout.truncated))
     return Group("prompt", tuple(one.rollout for one in found)), found
 
 
