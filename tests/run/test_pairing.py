@@ -246,7 +246,7 @@ def test_refusals_leave_nothing_behind(tmp_path, verifier):
 
 
 def test_lines_of_other_pipelines(tmp_path, verifier):
-    lines = [
+    lines: list[dict] = [
         {
             **{"image": "a.png", "answer": "5", "prompt_version": "en"},
             **{"question": "<image>\nPrompt", "question_orig": "How many?"},
