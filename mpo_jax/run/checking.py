@@ -12,18 +12,17 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from mpo_jax import fields, ledger
+from mpo_jax import ledger
 from mpo_jax.generate import questions
+from mpo_jax.prefs import line_fields
 from mpo_jax.utils import atomic, progress
 from mpo_jax.verify import formats
 from mpo_jax.verify import options as options_lib
-from mpo_jax.verify.verdict import KINDS, UNDECIDED, Truth, Verdict
+from mpo_jax.verify.verdict import UNDECIDED, Truth, Verdict
 from mpo_jax.verify.verifier import Verifier
 
 AUTO = "auto"
 READ = ("answer_gt", "response", "prediction", "question", "options", "kind")
-MAX_OPTIONS = 26
-"""One for every letter."""
 
 _STATED = re.compile(r"\banswer\**\s{0,3}(?:is|:)\**\s?:?|答案[是为：]", re.IGNORECASE)
 _CHUNK_LINES = 2048
@@ -178,10 +177,7 @@ def _line_of(answer: Answer, verdict: Verdict) -> bytes:
         "verdict": verdict.outcome,
         "rule": verdict.rule,
     }
-    try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # lone surrogates stay escapes
-        return json.dumps(record).encode() + b"\n"
+    return line_fields.dumps(record)
 
 
 def parse(line: bytes | None, form: str = AUTO) -> Answer:
@@ -190,84 +186,29 @@ def parse(line: bytes | None, form: str = AUTO) -> Answer:
     Raises:
       BadRecord: it is none; names field and value.
     """
-    if line is None:
-        detail = f"the line has more than {questions.MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
+    record = line_fields.load(line)
     question = record.get("question")
     if question is not None and not isinstance(question, str):
-        raise _bad("question", question, "a text")
-    options = _options(record)
-    if not options and record.get("options") is None:
-        options = options_lib.in_question(str(record.get("question") or ""))
-    truth = Truth(_value(record, "answer_gt"), options, _kind(record))
-    return Answer(record, question or "", truth, _parsed(record, question or "", form))
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _bad(name: str, value: Any, wanted: str) -> ledger.BadRecord:
-    return ledger.BadRecord(
-        "bad_field", f"{name}={ledger.short(value)}: must be {wanted}"
+        raise line_fields.bad("question", question, "a text")
+    options = line_fields.options(record)
+    if record.get("options") is None:
+        options = options_lib.in_question(question or "")
+    truth = Truth(
+        line_fields.value(record, "answer_gt"), options, line_fields.kind(record)
     )
-
-
-def _value(record: Mapping[str, Any], name: str) -> str:
-    """A text, or a number or truth value as text."""
-    if name not in record:
-        near = fields.nearest(name, list(record))
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ledger.BadRecord("bad_field", f"the line has no {name}{hint}")
-    value = record[name]
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    if not isinstance(value, str):
-        raise _bad(name, value, "a text or a number")
-    return value
-
-
-def _options(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Texts of the options in the order of their letters."""
-    value = record.get("options")
-    if not value and not isinstance(value, bool | int | float):
-        return ()
-    if isinstance(value, dict):
-        letters = [chr(ord("A") + i) for i in range(len(value))]
-        if sorted(value) != letters[:MAX_OPTIONS]:
-            raise _bad("options", sorted(value), "named A, B, C, … without a gap")
-        value = [value[letter] for letter in letters]
-    if not isinstance(value, list) or len(value) > MAX_OPTIONS:
-        wanted = f'a list of at most {MAX_OPTIONS} texts, or {{"A": text, …}}'
-        raise _bad("options", value, wanted)
-    return tuple(_value({"options": option}, "options") for option in value)
-
-
-def _kind(record: Mapping[str, Any]) -> str:
-    value = record.get("kind") or ""
-    if value and value not in KINDS:
-        raise _bad("kind", value, f"one of {', '.join(KINDS)}, or absent")
-    return value
+    return Answer(record, question or "", truth, _parsed(record, question or "", form))
 
 
 def _parsed(record: Mapping[str, Any], question: str, form: str) -> formats.Parsed:
     """The final answer: as the line gives it, else as the response does."""
     if record.get("prediction") is not None:
-        return formats.Parsed(_value(record, "prediction"))
+        return formats.Parsed(line_fields.value(record, "prediction"))
     response = record.get("response")
     if response is None:
         wanted = "a text; the line has no prediction either"
-        raise _bad("response", response, wanted)
+        raise line_fields.bad("response", response, wanted)
     if not isinstance(response, str):
-        raise _bad("response", response, "a text")
+        raise line_fields.bad("response", response, "a text")
     if form == AUTO:
         return parse_any(response, question)
     return formats.get_format(form).parse(response)

@@ -1,0 +1,207 @@
+"""Rollouts judged and paired: streamed, in order; the output folder appears whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mpo_jax import ledger
+from mpo_jax.prefs import pair_counts, pair_files, pairs, prompts, questions, rollouts
+from mpo_jax.prefs.rollouts import Group
+from mpo_jax.run import checking, sampling
+from mpo_jax.utils import atomic, progress
+from mpo_jax.verify import formats
+from mpo_jax.verify.verdict import UNDECIDED, Verdict
+from mpo_jax.verify.verifier import Verifier
+
+CHUNK = 2048
+"""Rollouts that are judged together; the output does not depend on it."""
+
+Judge = Callable[[Sequence[Group]], list[list[pairs.Judged]]]
+"""Judges the rollouts of some prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is built.
+
+    Attributes:
+      inputs: files of rollouts; their order is that of the pairs.
+      output: the folder.
+      root: what image paths are below; "" is what the sampling's manifest beside the
+        input says, else the input's folder.
+      rules: how pairs are made.
+      judged_by: what verdicts depend on, as JSON values, for the manifest.
+    """
+
+    inputs: Sequence[str]
+    output: pathlib.Path
+    root: str
+    rules: pairs.Rules
+    judged_by: Any
+
+    @property
+    def images(self) -> str:
+        """The absolute folder that images are below.
+
+        Raises:
+          ValueError: inputs have different ones.
+        """
+        found = [root_of(path, self.root) for path in self.inputs]
+        if len(set(found)) > 1:
+            other = next(i for i, root in enumerate(found) if root != found[0])
+            raise ValueError(
+                f"images of {self.inputs[0]} are below {found[0]}, those of "
+                f"{self.inputs[other]} below {found[other]}; name one --root that "
+                "holds both, with paths relative to it"
+            )
+        return found[0]
+
+
+def root_of(path: str, root: str) -> str:
+    """What a file's images are below, absolute."""
+    manifest = pathlib.Path(path).parent / sampling.MANIFEST
+    if not root and manifest.is_file():
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        return os.path.abspath(manifest.parent / told["root"])
+    return questions.root_of(path, root)
+
+
+def build(job: Job, judge: Judge, *, chunk: int = CHUNK) -> dict[str, Any]:
+    """Judge, pair and write everything.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      FileExistsError: the output is there, or another process is writing it.
+      OSError: a file cannot be read or written.
+      ValueError: the inputs cannot be used together, or rollouts of a prompt do not
+        stand together.
+    """
+    if not job.inputs:
+        raise ValueError("input is empty; name one or more files of rollouts")
+    output = pathlib.Path(os.path.abspath(job.output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def refuse() -> None:
+        raise FileExistsError(f"another process is writing {output}; wait for it")
+
+    with atomic.alone(output.with_name(output.name + ".lock"), busy=refuse):
+        if output.exists():
+            raise FileExistsError(f"{output} is there; name another --output")
+        atomic.clean(output.parent)
+        with atomic.new_folder(output) as folder:
+            return _build(job, judge, folder, output, chunk)
+
+
+def _build(
+    job: Job, judge: Judge, folder: pathlib.Path, output: pathlib.Path, chunk: int
+) -> dict[str, Any]:
+    counts = pair_counts.Counts()
+    root = job.images
+    start = time.perf_counter()
+    with (
+        pair_files.Writer(folder, root=os.path.relpath(root, output)) as writer,
+        progress.bar(extra="{task.fields[rate]}") as bar,
+    ):
+        task = bar.add_task("Rollouts", total=None, rate="")
+        for found in _chunks(job.inputs, root, chunk):
+            for entry in found:
+                if isinstance(entry, ledger.Entry):
+                    counts.leave_out(entry)
+                    writer.leave_out(entry)
+            groups = [group for group in found if isinstance(group, Group)]
+            for group, judged in zip(groups, judge(groups), strict=True):
+                made = pairs.make(group, judged, job.rules)
+                counts.add(group, judged, made)
+                for one in judged:
+                    writer.write_rollout(one)
+                for pair in made.pairs:
+                    writer.write_pair(pair, group)
+                bar.advance(task, len(judged))
+            rate = sum(counts.roles.values()) / (time.perf_counter() - start)
+            bar.update(task, rate=f"{rate:.0f} answers/s")
+        manifest = {
+            "inputs": [os.path.basename(path) for path in job.inputs],
+            "rules": _rules(job.rules),
+            "judged_by": job.judged_by,
+            **counts.report(),
+        }
+        writer.finish(manifest)
+    return manifest
+
+
+def _rules(rules: pairs.Rules) -> dict[str, Any]:
+    found = dataclasses.asdict(rules)
+    return found | {"entails": rules.entails.__name__}
+
+
+def _chunks(
+    inputs: Sequence[str], root: str, size: int
+) -> Iterator[list[Group | ledger.Entry]]:
+    """Some prompts at a time, with what was left out between them."""
+    chunk: list[Group | ledger.Entry] = []
+    number = 0
+    for path in inputs:
+        for found in rollouts.read(path, root=root):
+            chunk.append(found)
+            number += len(found.rollouts) if isinstance(found, Group) else 1
+            if number >= size:
+                yield chunk
+                chunk, number = [], 0
+    if chunk:
+        yield chunk
+
+
+def judge_with(verifier: Verifier) -> Judge:
+    """Judges by the project's rules: each format's own parser, then `verifier`."""
+
+    def judge(groups: Sequence[Group]) -> list[list[pairs.Judged]]:
+        return judged(groups, verifier)
+
+    return judge
+
+
+def judged(groups: Sequence[Group], verifier: Verifier) -> list[list[pairs.Judged]]:
+    """The rollouts of some prompts with their verdicts."""
+    parsed = [[_parsed(one) for one in group.rollouts] for group in groups]
+    said = [
+        (one.prediction, group)
+        for group, row in zip(groups, parsed, strict=True)
+        for one in row
+        if one.prediction is not None
+    ]
+    verdicts = iter(
+        verifier.check_many(
+            [(prediction, group.question.truth) for prediction, group in said],
+            [group.question.text for _, group in said],
+        )
+    )
+    return [
+        [
+            pairs.Judged(
+                rollout,
+                one,
+                Verdict(UNDECIDED, one.problem)
+                if one.prediction is None
+                else next(verdicts),
+                cut=rollout.truncated,
+            )
+            for rollout, one in zip(group.rollouts, row, strict=True)
+        ]
+        for group, row in zip(groups, parsed, strict=True)
+    ]
+
+
+def _parsed(rollout: rollouts.Rollout) -> formats.Parsed:
+    """The final answer, by the rules of the prompt that was asked."""
+    if rollout.form:
+        return prompts.get_format(rollout.form).parse(rollout.response)
+    prompt = rollout.prompt or rollout.question.text
+    return checking.parse_any(rollout.response, prompt)

@@ -1,0 +1,158 @@
+r"""Make preference pairs of a model's answers: right against wrong, ready for training.
+
+  python scripts/build_pairs.py --input=runs/rollouts/rollouts.jsonl \
+      --output=runs/pairs
+  python scripts/train.py --config=configs/internvl2_8b_mpo.py \
+      --config.data.meta=runs/pairs/meta.json …
+
+`--input` is what scripts/sample_responses.py writes, or several files with commas
+between them; lines with "prompt_version" (InternVL's pipeline) or with all "responses"
+to a question are read, too. The rollouts of a question must stand together.
+
+Every answer is judged (docs/checking.md): right, wrong or undecided. Right ones are
+paired with wrong ones, at most `--max_pairs` a prompt, all answers as evenly used as
+can be; undecided ones stand on neither side. Answers without a final answer and answers
+that were cut off are rejected in pairs of their own (`apart`), together with the wrong
+ones (`mixed`) or not at all (`none`). A wrong answer that holds the right one makes no
+pair with it.
+
+OUTPUT/meta.json is what scripts/train.py and scripts/prepare_data.py take;
+annotations/ has a file for each source and reason, rollouts.jsonl all answers with
+their verdicts, manifest.json counts of every stage, ledger.jsonl lines that could not
+be used. The folder appears when all is done; with `--cache=FILE` a broken-off run is
+judged from FILE. What comes out depends neither on `--workers` nor on the order of
+questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
+included. docs/pairs.md has the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import rich.table
+from absl import flags
+
+from mpo_jax.prefs import pairs
+from mpo_jax.run import legacy_judging, pairing
+from mpo_jax.utils import cli, progress
+from mpo_jax.verify import maths
+from mpo_jax.verify.verifier import Verifier
+
+_INPUT = flags.DEFINE_list("input", None, "Rollouts, JSON lines", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the pairs", required=True)
+_ROOT = flags.DEFINE_string(
+    "root", "", "Folder of the images; '' is that of the sampling, or the input's"
+)
+_MAX_PAIRS = flags.DEFINE_integer("max_pairs", 15, "Of a prompt and a reason")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draw of pairs")
+_MIN_ACCURACY = flags.DEFINE_float(
+    "min_accuracy", 0.0, "Prompts with a smaller share of right answers make no pairs"
+)
+_MAX_ACCURACY = flags.DEFINE_float(
+    "max_accuracy", 1.0, "Prompts with a larger share make none"
+)
+_FORMAT_NEGATIVES = flags.DEFINE_enum(
+    "format_negatives", pairs.APART, pairs.NEGATIVES, "Answers without a final answer"
+)
+_TRUNCATED_NEGATIVES = flags.DEFINE_enum(
+    "truncated_negatives", pairs.APART, pairs.NEGATIVES, "Answers that were cut off"
+)
+_MAX_LENGTH_RATIO = flags.DEFINE_float(
+    "max_length_ratio", 0.0, "Longer response over the shorter one; 0 takes all"
+)
+_CACHE = flags.DEFINE_string("cache", "", "File that keeps verdicts (SQLite), or none")
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    0,
+    "Processes for mathematics; 0 is one per core",
+    lower_bound=0,
+    upper_bound=maths.MAX_WORKERS,
+)
+_LEGACY = flags.DEFINE_bool(
+    "legacy", False, "Judge by the released rules, errors included, for comparison"
+)
+
+
+def rules() -> pairs.Rules:
+    """How pairs are made."""
+    return pairs.Rules(
+        entails=pairs.entailed_anyhow if _LEGACY.value else pairs.entailed,
+        none_is_text=_LEGACY.value,
+        max_pairs=_MAX_PAIRS.value,
+        seed=_SEED.value,
+        min_accuracy=_MIN_ACCURACY.value,
+        max_accuracy=_MAX_ACCURACY.value,
+        format_negatives=_FORMAT_NEGATIVES.value,
+        truncated_negatives=_TRUNCATED_NEGATIVES.value,
+        max_length_ratio=_MAX_LENGTH_RATIO.value,
+    )
+
+
+def job(judged_by: Any) -> pairing.Job:
+    """What is built."""
+    return pairing.Job(
+        [os.path.expanduser(path) for path in _INPUT.value],
+        pathlib.Path(_OUTPUT.value).expanduser(),
+        os.path.expanduser(_ROOT.value),
+        rules(),
+        judged_by,
+    )
+
+
+def show(manifest: dict[str, Any]) -> None:
+    """The most important counts, and where the rest is."""
+    table = rich.table.Table("what", "number", box=None)
+    for name in ("rollouts", "roles", "prompts", "answered", "pairs_by_reason"):
+        value = manifest[name]
+        for what, count in value.items() if isinstance(value, dict) else [("", value)]:
+            label = f"{name}: {what}" if what else name
+            table.add_row(label.replace("_", " "), f"{count:,}")
+    console = progress.stdout_console()
+    console.print(table)
+    left_out = ", ".join(f"{n} {why}" for why, n in manifest["left_out"].items())
+    if left_out:
+        console.print(f"Left out: {left_out}; see ledger.jsonl", markup=False)
+    console.print(f"Pairs: {_OUTPUT.value}", markup=False)
+
+
+def workers() -> int:
+    """Processes for mathematics."""
+    return _WORKERS.value or min(os.cpu_count() or 1, maths.MAX_WORKERS)
+
+
+def build() -> dict[str, Any]:
+    """Pairs by the project's rules; the manifest."""
+    with Verifier(
+        workers=workers(), cache_path=os.path.expanduser(_CACHE.value) or None
+    ) as verifier:
+        return pairing.build(job(verifier.pins), pairing.judge_with(verifier))
+
+
+def build_legacy() -> dict[str, Any]:
+    """Pairs by the released rules; the manifest.
+
+    Raises:
+      ValueError: an option has no meaning there.
+    """
+    for flag in (_CACHE, _TRUNCATED_NEGATIVES):
+        if flag.present:
+            raise ValueError(
+                f"--{flag.name}={flag.value}: --legacy keeps no verdicts and does not "
+                "ask what was cut off; leave it out"
+            )
+    with maths.Mathematics(workers()) as mathematics:
+        judge = legacy_judging.LegacyJudge(mathematics)
+        return pairing.build(job(judge.pins), judge)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    jax.config.update("jax_platforms", "cpu")  # messages open no device
+    show(build_legacy() if _LEGACY.value else build())
+
+
+if __name__ == "__main__":
+    cli.run(main)
