@@ -188,8 +188,8 @@ def test_few_rows_meet_a_large_kernel_as_columns_on_a_cpu(rows, kernel, order):
     lines = [line for line in str(compiled.as_text()).splitlines() if " dot(" in line]
     if rows != (1, 1):  # XLA's own way with one row
         assert len(lines) == 1 and f"lhs_contracting_dims={{{order}}}" in lines[0]
-    columns = "optimization_barrier" in str(jax.make_jaxpr(twice)(x, w))
-    assert columns == (order == 0)
+    barriers = str(jax.make_jaxpr(twice)(x, w)).count("= optimization_barrier")
+    assert barriers == (0 if order else 2)
 
 
 @pytest.mark.parametrize(
@@ -218,17 +218,17 @@ def test_rows_as_columns_on_a_mesh_move_no_kernel(kernel, places, moved):
     np.testing.assert_allclose(contract(*args, num_in), 256.0)
 
 
-def test_the_gradient_is_the_same_where_rows_are_columns():
-    rng = np.random.default_rng(0)
-    shapes = (4, 8, 256), (256, 4, LARGE // 1024), (4, 8, 4, LARGE // 1024)
-    x, w, cotangent = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+def test_rows_are_not_columns_where_a_gradient_is_asked_for():
+    x, w = jnp.ones((4, 8, 256)), jnp.ones((256, LARGE // 256))
 
-    def pulled(of):
-        out, pull = jax.vjp(lambda x, w: of.contract(x, w, 1), x, w)
-        return out, *pull(cotangent)
+    def value(x, w):
+        return cpu_products.contract(x, w, 1)
 
-    for a, b in zip(pulled(cpu_products), pulled(products), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4 * float(abs(b).max()))
+    def gradient(x, w):
+        return jax.vjp(value, x, w)[0]
+
+    assert "= optimization_barrier" in str(jax.make_jaxpr(value)(x, w))
+    assert "= optimization_barrier" not in str(jax.make_jaxpr(gradient)(x, w))
 
 
 def test_forward_mode_goes_through_a_linear_map_elsewhere(monkeypatch):
