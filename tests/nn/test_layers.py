@@ -158,6 +158,79 @@ def test_a_cpu_transposes_the_smaller_operand(width):
     assert products[-1].invars[0].aval.shape == (5, 7, min(6, width))
 
 
+LARGE = cpu_products.LARGE_KERNEL
+
+
+@pytest.mark.parametrize(
+    ("rows", "kernel", "order"),
+    [
+        ((4, 8), (256, LARGE // 256), 0),
+        ((128, 1), (4, 64, LARGE // 256), 0),
+        ((2, 3), (256, 8, LARGE // 2048), 0),
+        ((129,), (256, LARGE // 256), 1),
+        ((1, 1), (256, LARGE // 256), 1),
+        ((4, 8), (256, LARGE // 256 - 1), 1),
+    ],
+)
+def test_few_rows_meet_a_large_kernel_as_columns_on_a_cpu(rows, kernel, order):
+    num_in = len(kernel) - 1 if kernel[0] == 4 else 1
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*rows, *kernel[:num_in])).astype(np.float32)
+    w = rng.normal(size=kernel).astype(np.float32)
+
+    def twice(x, w):
+        # What comes before must not be drawn into the product, nor the order lost.
+        return cpu_products.contract(2 * x, w, num_in)
+
+    compiled = jax.jit(twice).lower(x, w).compile()
+    expected = np.tensordot(2 * x.astype(np.float64), w, num_in)
+    np.testing.assert_allclose(compiled(x, w), expected, rtol=1e-4, atol=1e-3)
+    lines = [line for line in str(compiled.as_text()).splitlines() if " dot(" in line]
+    if rows != (1, 1):  # XLA's own way with one row
+        assert len(lines) == 1 and f"lhs_contracting_dims={{{order}}}" in lines[0]
+    barriers = str(jax.make_jaxpr(twice)(x, w)).count("= optimization_barrier")
+    assert barriers == (0 if order else 2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "places", "moved"),
+    [
+        ((256, 4, LARGE // 1024), (None, "tensor"), set()),
+        ((4, 64, LARGE // 256), ("tensor",), {"all-reduce"}),
+    ],
+)
+def test_rows_as_columns_on_a_mesh_move_no_kernel(kernel, places, moved):
+    mesh = sharding.make_mesh(data=2, fsdp=1, tensor=4)
+    num_in = 2 if kernel[0] == 4 else 1
+    x = jnp.ones((4, 8, *kernel[:num_in]))
+    spec = jax.sharding.PartitionSpec
+    wide = spec("data", None, *places[:num_in])
+
+    def at(x: jax.Array, where: jax.sharding.PartitionSpec) -> jax.Array:
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, where))
+
+    contract = jax.jit(cpu_products.contract, static_argnums=2)
+    args = at(x, wide), at(jnp.ones(kernel), spec(*places))
+    text = contract.lower(*args, num_in).compile().as_text() or ""
+    known = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    assert {name for name in known if f" {name}(" in text} == moved
+    assert "lhs_contracting_dims={0}" in text
+    np.testing.assert_allclose(contract(*args, num_in), 256.0)
+
+
+def test_rows_are_not_columns_where_a_gradient_is_asked_for():
+    x, w = jnp.ones((4, 8, 256)), jnp.ones((256, LARGE // 256))
+
+    def value(x, w):
+        return cpu_products.contract(x, w, 1)
+
+    def gradient(x, w):
+        return jax.vjp(value, x, w)[0]
+
+    assert "= optimization_barrier" in str(jax.make_jaxpr(value)(x, w))
+    assert "= optimization_barrier" not in str(jax.make_jaxpr(gradient)(x, w))
+
+
 def test_forward_mode_goes_through_a_linear_map_elsewhere(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     rng = np.random.default_rng(0)
