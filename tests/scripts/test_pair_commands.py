@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import time
 
 import pytest
@@ -81,6 +82,26 @@ def test_sampling_is_announced_resumed_and_complete(root, place):
     again = sample(root, place, "broken")
     assert again.wait(200) == 0, speaking.output_of(again)
     assert files(place / "broken") == files(place / "whole")
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    two = [
+        sample(
+            *(root, place, "two"),
+            MPO_COORDINATOR=address,
+            MPO_NUM_PROCESSES="2",
+            MPO_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [speaking.output_of(process) for process in two]
+    finally:
+        for process in two:  # one that failed leaves the other waiting
+            process.kill()
+    assert [process.returncode for process in two] == [0, 0], outputs
+    assert files(place / "two") == files(place / "whole")
 
 
 @pytest.fixture
