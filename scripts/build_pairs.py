@@ -74,6 +74,11 @@ _WORKERS = flags.DEFINE_integer(
 _LEGACY = flags.DEFINE_bool(
     "legacy", False, "Judge by the released rules, errors included, for comparison"
 )
+_ANSWER_FIX = flags.DEFINE_bool(
+    "answer_fix",
+    False,
+    "With --legacy: rewrite answers that hold the right one, wrong ones too",
+)
 
 
 def rules() -> pairs.Rules:
@@ -144,13 +149,15 @@ def build_legacy() -> dict[str, Any]:
                 "ask what was cut off; leave it out"
             )
     with maths.Mathematics(workers()) as mathematics:
-        judge = legacy_judging.LegacyJudge(mathematics)
+        judge = legacy_judging.LegacyJudge(mathematics, fix=_ANSWER_FIX.value)
         return pairing.build(job(judge.pins), judge)
 
 
 def main(argv: list[str]) -> None:
     del argv
     jax.config.update("jax_platforms", "cpu")  # messages open no device
+    if _ANSWER_FIX.value and not _LEGACY.value:
+        raise ValueError("--answer_fix rewrites answers; it belongs to --legacy")
     show(build_legacy() if _LEGACY.value else build())
 
 

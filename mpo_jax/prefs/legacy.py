@@ -8,9 +8,11 @@ are granted on geometry; a final answer counts only behind two line feeds; a res
 without a box is its own answer; a positive ``no`` is "entailed" by a missing answer,
 whose text is ``None``.
 
+On demand wrong answers that hold the right one are rewritten to it (:func:`fixed`), and
+trained against.
+
 Not reproduced: the comparison of LaTeX by sympy's parser (``latex_score``, of files
-called mavis), the rewriting of answers (``answer_fix``), and the order and draw of
-pairs, which depend there on the process.
+called mavis), and the order and draw of pairs, which depend there on the process.
 """
 
 from __future__ import annotations
@@ -100,6 +102,42 @@ def _parse_triggered(response: str) -> Parsed:
         and "\n" not in answer
     )
     return Parsed(answer) if good else Parsed(None, formats.NO_ANSWER)
+
+
+def fixed(response: str, prediction: str, truth: str) -> str | None:
+    """A response that ends in the true answer where its own holds that.
+
+    The verdict is of the prediction before, so that a wrong ``15`` becomes a rejected
+    response with the right answer ``5``.
+
+    Returns:
+      None for a response of one line, on which the released code fails.
+    """
+    if "\n" not in response:
+        return None
+    said = _letter(prediction) if re.fullmatch("[A-N]", truth) else prediction
+    held = said is not None and (
+        truth.lower() in said.lower() or _bare(truth) in _bare(said)
+    )
+    if held and prediction and prediction in response:
+        head, _, tail = response.rpartition(prediction)
+        if prediction.startswith("**"):
+            head = head.rstrip(" ")
+        response = (head + truth + tail).removesuffix("**")
+    head, _, last = response.rpartition("\n")
+    if last.startswith("**Final"):
+        last = last[2:]
+    return f"{head}\n{last}"
+
+
+def _letter(prediction: str) -> str | None:
+    """The letter of an option, or None."""
+    found = re.match(r"[*\s(]*([A-N])(?![A-Za-z])", prediction)
+    return found[1] if found else None
+
+
+def _bare(text: str) -> str:
+    return text.lower().replace(".", "").replace(",", "")
 
 
 def check(prediction: str, truth: str, modes: tuple[str, ...], tools: Tools) -> Verdict:

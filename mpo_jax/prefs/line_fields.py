@@ -6,6 +6,7 @@ same names; each is read here.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -64,13 +65,23 @@ def bad(name: str, value: Any, wanted: str) -> ledger.BadRecord:
 
 def check_names(record: Mapping[str, Any], read: Sequence[str]) -> None:
     """Refuse a name that is nearly one that is read; other fields are notes."""
-    for name in record:
-        near = fields.nearest(name, [n for n in read if n not in record])
-        if name not in read and near:
-            raise ledger.BadRecord(
-                "bad_field",
-                f"{ledger.short(name)} is not read; did you mean {near[0]}?",
-            )
+    unknown = [name for name in record if name not in read]
+    if unknown:
+        absent = tuple(name for name in read if name not in record)
+        for name in unknown:
+            near = _near(name[:MAX_ID], absent)
+            if near:
+                raise ledger.BadRecord(
+                    "bad_field",
+                    f"{ledger.short(name)} is not read; did you mean {near}?",
+                )
+
+
+@functools.lru_cache(maxsize=1024)
+def _near(name: str, absent: tuple[str, ...]) -> str:
+    """The field that a name nearly is, or ""; lines of a file ask the same."""
+    near = fields.nearest(name, absent)
+    return near[0] if near else ""
 
 
 def value(record: Mapping[str, Any], name: str) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import math
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -32,6 +31,10 @@ their own; they are drawn together with the wrong ones."""
 
 SAME, ENTAILED, LENGTH = SKIPPED = ("same_text", "entailed", "length_ratio")
 """Why two rollouts make no pair."""
+
+_LONGEST_WORD = 1000
+"""Characters of an answer of which it matters what stands around it."""
+_DECIMAL = (".", ",")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,11 +273,26 @@ def entailed(positive: str, negative: str) -> bool:
     Such as ``5`` in ``5 or 6``, where a rule may have erred; not ``5`` in ``15`` or in
     ``5.9``, nor ``no`` in ``north``, which are other answers.
     """
-    found = re.escape(positive.strip().lower())
-    if not found:
+    wanted, text = positive.strip().lower(), negative.lower()
+    if not wanted or len(wanted) > _LONGEST_WORD:
+        return bool(wanted) and wanted in text
+    start = text.find(wanted)
+    while start >= 0:
+        if _stands_alone(text, start, start + len(wanted)):
+            return True
+        start = text.find(wanted, start + 1)
+    return False
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Does no word or number go on around these characters?"""
+    before = text[start - 1] if start else ""
+    after = text[end : end + 1]
+    if any(c.isascii() and c.isalnum() for c in (before, after)):
         return False
-    alone = rf"(?<![a-z0-9])(?<!\d[.,]){found}(?![a-z0-9])(?![.,]\d)"
-    return re.search(alone, negative.lower()) is not None
+    decimal = before in _DECIMAL and start > 1 and text[start - 2].isdigit()
+    decimals = after in _DECIMAL and text[end + 1 : end + 2].isdigit()
+    return not (decimal or decimals)
 
 
 def entailed_anyhow(positive: str, negative: str) -> bool:

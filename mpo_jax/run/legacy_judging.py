@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from mpo_jax.evals import edit_distance, text_scores
 from mpo_jax.prefs import legacy, pairs
-from mpo_jax.prefs.rollouts import Group
+from mpo_jax.prefs.rollouts import Group, Rollout
 from mpo_jax.verify import bounds, formats
 from mpo_jax.verify.maths import Mathematics
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
+
+_FIXED = ("en", "zh")
 
 
 class LegacyJudge:
@@ -19,8 +22,12 @@ class LegacyJudge:
     Whether an answer was cut off is not asked.
     """
 
-    def __init__(self, maths: Mathematics):
-        self._maths = maths
+    def __init__(self, maths: Mathematics, *, fix: bool = False):
+        """
+        Args:
+          fix: rewrite responses in the formats en and zh, see ``legacy.fixed``.
+        """
+        self._maths, self._fix = maths, fix
         self._known: dict[tuple[str, str], bool] = {}
         self._tools = legacy.Tools(
             text_scores.evalai,
@@ -31,7 +38,7 @@ class LegacyJudge:
     @property
     def pins(self) -> list[Any]:
         """What verdicts depend on, as JSON values."""
-        return ["legacy"]
+        return ["legacy", *(["answer_fix"] if self._fix else [])]
 
     def __call__(self, groups: Sequence[Group]) -> list[list[pairs.Judged]]:
         parsed = [
@@ -41,7 +48,7 @@ class LegacyJudge:
         self._known = self._compared(groups, parsed)
         return [
             [
-                pairs.Judged(rollout, one, self._verdict(group, one))
+                self._judged(group, rollout, one)
                 for rollout, one in zip(group.rollouts, row, strict=True)
             ]
             for group, row in zip(groups, parsed, strict=True)
@@ -63,6 +70,20 @@ class LegacyJudge:
         for pair, verdict in zip(fit, self._maths.check_many(fit), strict=True):
             known[pair] = verdict.right
         return known
+
+    def _judged(
+        self, group: Group, rollout: Rollout, parsed: formats.Parsed
+    ) -> pairs.Judged:
+        verdict = self._verdict(group, parsed)
+        if self._fix and rollout.form in _FIXED and parsed.prediction is not None:
+            truth = group.question.truth.answer
+            text = legacy.fixed(rollout.response, parsed.prediction, truth)
+            if text is None:
+                parsed = formats.Parsed(None, formats.NO_ANSWER)
+                verdict = Verdict(UNDECIDED, formats.NO_ANSWER)
+            else:
+                rollout = dataclasses.replace(rollout, response=text)
+        return pairs.Judged(rollout, parsed, verdict)
 
     def _verdict(self, group: Group, parsed: formats.Parsed) -> Verdict:
         if parsed.prediction is None:

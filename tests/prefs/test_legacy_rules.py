@@ -149,3 +149,21 @@ def test_a_positive_no_is_entailed_by_a_missing_answer():
     found = pairs.make(group, judged, released)
     assert found.pairs == () and found.skipped == {"entailed": 1}
     assert pairs.entailed_anyhow("5", "15") and not pairs.entailed("5", "15")
+
+
+@pytest.mark.parametrize(
+    "response, prediction, truth, wanted",
+    [
+        ("a\nFinal answer: 15", "15", "5", "a\nFinal answer: 5"),
+        ("15\nFinal answer: 15", "15", "5", "15\nFinal answer: 5"),
+        ("a\nFinal answer:** A. cat", "** A. cat", "A", "a\nFinal answer:A"),
+        ("a\nFinal answer: ** A. cat", "** A. cat", "A", "a\nFinal answer:A"),
+        ("a\nFinal answer: Bob", "Bob", "B", "a\nFinal answer: Bob"),
+        ("a\nFinal answer: 1,500", "1,500", "1500", "a\nFinal answer: 1500"),
+        ("a\n**Final answer: 5**", "5**", "5", "a\nFinal answer: 5"),
+        ("a\nFinal answer: 8", "8", "5", "a\nFinal answer: 8"),
+        ("Final answer: 15", "15", "5", None),
+    ],
+)
+def test_answers_are_rewritten_wrong_ones_too(response, prediction, truth, wanted):
+    assert legacy.fixed(response, prediction, truth) == wanted

@@ -202,6 +202,7 @@ def test_the_order_of_questions_changes_no_pair(tmp_path, verifier):
     third = contents(tmp_path / "third")
     name = "annotations/geo_pairs_vqa_correctness_rules.jsonl"
     assert one[name] == third[name]
+    assert one["rollouts.jsonl"] == third["rollouts.jsonl"]
 
 
 def test_what_was_judged_can_be_built_from_again(tmp_path, verifier):

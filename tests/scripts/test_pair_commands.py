@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import time
 
 import pytest
@@ -82,6 +83,26 @@ def test_sampling_is_announced_resumed_and_complete(root, place):
     assert again.wait(200) == 0, speaking.output_of(again)
     assert files(place / "broken") == files(place / "whole")
 
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    two = [
+        sample(
+            *(root, place, "two"),
+            MPO_COORDINATOR=address,
+            MPO_NUM_PROCESSES="2",
+            MPO_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [speaking.output_of(process) for process in two]
+    finally:
+        for process in two:  # one that failed leaves the other waiting
+            process.kill()
+    assert [process.returncode for process in two] == [0, 0], outputs
+    assert files(place / "two") == files(place / "whole")
+
 
 @pytest.fixture
 def run(root, tmp_path):
@@ -155,6 +176,10 @@ def test_the_released_rules_on_demand(run, tmp_path):
     assert [line["role"] for line in lines] == [
         *("right", "wrong", "right", "right", "wrong", "format", "format"),
     ]
+    run(*flags, "--answer_fix", f"--output={tmp_path / 'fixed'}")
+    fixed = speaking.read_lines(tmp_path / "fixed" / "rollouts.jsonl")
+    assert fixed[3]["response"].endswith("Final answer: 5")
+    assert [line["role"] for line in fixed] == [line["role"] for line in lines]
     for more in ("--cache=x", "--truncated_negatives=mixed"):
         said = run(*flags, more, f"--output={tmp_path / 'no'}", code=1)
         assert f"{more}: --legacy keeps no verdicts" in said
@@ -168,5 +193,7 @@ def test_errors_say_what_to_do(run, tmp_path):
     assert "is there; name another --output" in said
     said = run(*flags, f"--output={tmp_path / 'x'}", "--max_accuracy=2", code=1)
     assert "max_accuracy=2.0" in said and not (tmp_path / "x").exists()
+    said = run(*flags, f"--output={tmp_path / 'x'}", "--answer_fix", code=1)
+    assert "--answer_fix rewrites answers; it belongs to --legacy" in said
     said = run("--input=none.jsonl", f"--output={tmp_path / 'x'}", code=1)
     assert "none.jsonl: No such file" in said and not (tmp_path / "x").exists()
