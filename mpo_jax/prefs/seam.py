@@ -174,7 +174,5 @@ def _fit(inputs: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
         slope = inputs.T @ (-labels * special.expit(-margin)) + _PENALTY * weights
         return float(value), slope
 
-    found = optimize.minimize(
-        loss, np.zeros(BUCKETS), jac=True, method="L-BFGS-B"
-    )
+    found = optimize.minimize(loss, np.zeros(BUCKETS), jac=True, method="L-BFGS-B")
     return found.x
