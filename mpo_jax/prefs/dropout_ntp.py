@@ -23,6 +23,7 @@ REASON = "dropout_ntp"
 TOKENS, WORDS = "tokens", "words"
 UNITS = (TOKENS, WORDS)
 
+DUPLICATE = "duplicate"
 TEXT_ONLY = "text_only"
 EMPTY_QUESTION = "empty_question"
 EMPTY_CHOSEN = "empty_chosen"
@@ -36,6 +37,7 @@ IDENTICAL = "identical"
 NO_ANSWER = "no_answer"
 
 DROPPED = {
+    DUPLICATE: "an earlier line is the same, its images' bytes included",
     TEXT_ONLY: "the question has no image, which is what would be left out",
     EMPTY_QUESTION: "nothing is asked beside the image",
     EMPTY_CHOSEN: "the chosen answer is empty",

@@ -21,6 +21,8 @@ SIDE = 32
 """Pixels of the grey picture, each way."""
 _BANDS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))
 """Start and width in bits: of five bands four differing bits leave one alone."""
+_STEP = 2
+"""Grey levels of a step that counts: on a white ground, less is the encoder's noise."""
 _FLAT = 2.0
 """Standard deviation in grey levels, below which there is nothing to recognise."""
 
@@ -30,7 +32,8 @@ class Look:
     """What a picture looks like.
 
     Attributes:
-      hash: 64 bits; bit ``8 y + x`` says that brightness grows from column x to x + 1.
+      hash: 64 bits; bit ``8 y + x`` says that brightness grows from column x to
+        x + 1.
       grey: float32 ``[SIDE * SIDE]`` of mean 0 and length 1.
     """
 
@@ -45,7 +48,7 @@ def look(image: Image.Image) -> Look | None:
     if small.std() < _FLAT:
         return None
     rows = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = (rows[:, 1:] > rows[:, :-1]).reshape(-1)
+    bits = (rows[:, 1:] > rows[:, :-1] + _STEP).reshape(-1)
     number = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
     centred = (small - small.mean()).reshape(-1)
     return Look(number, centred / np.linalg.norm(centred))

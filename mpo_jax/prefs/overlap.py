@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mpo_jax.inputs import template
 from mpo_jax.prefs import image_hash
 
 EQUAL, NEAR, RENUMBERED = "equal", "near", "renumbered"
@@ -44,6 +43,7 @@ _GRAM = 5
 _BANDS, _ROWS = 48, 4
 """Of the MinHash: at 0.7 it misses two pairs in a million, at 0.3 it spares 2 of 3."""
 
+_PLACEHOLDERS = re.compile(r"<image ?\d*>")  # numbered in MathVision and MMMU
 _NUMBER = r"\d+(?:[.,]\d+)*"
 _SIGNS = re.compile(rf"{_NUMBER}|[+*/=<>^√×÷±≤≥]|(?<![^\W\d_])[-−]|[-−](?![^\W\d_])")
 # A point between digits belongs to the number: 5.9 is not 5 9.
@@ -70,7 +70,7 @@ class Text:
 
 def normalised(question: str) -> Text:
     """A question without what does not matter to its meaning."""
-    text = unicodedata.normalize("NFKC", question.replace(template.PLACEHOLDER, " "))
+    text = unicodedata.normalize("NFKC", _PLACEHOLDERS.sub(" ", question))
     text = text.casefold()[:MAX_TEXT]
     signs = tuple(_SIGNS.findall(text))
     plain = " ".join(_PUNCTUATION.sub(" ", text).split())

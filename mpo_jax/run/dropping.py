@@ -25,8 +25,6 @@ from mpo_jax.utils import atomic, progress, runtime
 
 Asker = Callable[[answering.Lines, requests.Sampling], requests.Answerer]
 """Makes what answers a file of questions."""
-DUPLICATE = "duplicate"
-"""Dropped: an earlier line is the same, its images' bytes included."""
 META, MANIFEST, LEDGER = "meta.json", "manifest.json", "ledger.jsonl"
 _WORK, _JOB = "work", "job.json"
 _GIVEN, _OWN, _CUT = "given.jsonl", "own.jsonl", "cut.jsonl"
@@ -165,7 +163,7 @@ def _write_given(task: Task, tally: Tally) -> None:
                         dataclasses.replace(found, source=dropout_ntp.REASON)
                     )
                 elif bytes.fromhex(found.key) in seen:
-                    tally.dropped[DUPLICATE] += 1
+                    tally.dropped[dropout_ntp.DUPLICATE] += 1
                 else:
                     seen.add(bytes.fromhex(found.key))
                     yield found

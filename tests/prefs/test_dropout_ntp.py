@@ -10,7 +10,7 @@ import tiny_mmpr
 from mpo_jax import ledger
 from mpo_jax.generate import requests
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.prefs import dropout_ntp
+from mpo_jax.prefs import dropout_ntp, overlap
 from mpo_jax.prefs.dropout_ntp import Chosen, Variant
 
 STOP = 999
@@ -189,3 +189,10 @@ def test_variants_have_names_and_bounds():
             Variant(ratio=ratio)
     with pytest.raises(ValueError, match="by='lines': must be one of tokens, words"):
         Variant(by="lines")
+
+
+def test_the_page_names_every_reason_and_kind(root):
+    page = (root / "docs" / "dropout_ntp.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if "|" in line}
+    for name in (*dropout_ntp.DROPPED, *overlap.MEANING):
+        assert f"`{name}`" in rows, name

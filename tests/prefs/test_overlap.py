@@ -28,6 +28,7 @@ def test_writing_does_not_matter():
     items = [("What's the area of triangle ABC?", ())]
     same = "<image>\nwhat s the  AREA of triangle\nＡＢＣ"
     assert kinds(same, *items) == [("equal", "0")]
+    assert kinds(f"{same}\n<image1>", *items) == [("equal", "0")]
     assert kinds("What is the area of square PQ?", *items) == []
 
 
