@@ -199,9 +199,13 @@ def test_what_failed_for_good_is_counted(given, tokens):
                 yield found
 
     task = task_of(given)
-    counts = dropping.make(task, tokens, Refused(tokens, fails=("Which", "Two")))
-    assert counts["counts"]["dropped"]["no_answer"] == 2
-    assert [line["question"] for line in pairs_of(task)] == ["<image>\nHow many?"]
+    manifest = dropping.make(task, tokens, Refused(tokens, fails=("How many", "Two")))
+    assert manifest["counts"]["dropped"]["no_answer"] == 2
+    assert [line["question"] for line in pairs_of(task)] == ["Which?"]
+    first = task_of(given, output=given.parent / "first")
+    dropping.make(first, tokens, Refused(tokens, fails=("Which", "<image>\nHow")))
+    (pair,) = pairs_of(first)
+    assert pair["question"] == "<image><image>\nTwo?" and pair["chosen"] == OWN
 
 
 def test_another_image_is_another_question(given, tokens):
