@@ -148,9 +148,10 @@ def _features(windows: Sequence[Window]) -> sparse.csr_matrix:
         named.append((len(one), one[BEFORE - 1], one[BEFORE]))
         columns += [_bucket(item) for item in named]
         starts.append(len(columns))
-    ones = np.ones(len(columns))
+    used, places = np.unique(columns, return_inverse=True)  # few, as a rule
     matrix = sparse.csr_matrix(
-        (ones, np.array(columns), np.array(starts)), shape=(len(windows), BUCKETS)
+        (np.ones(len(columns)), places, np.array(starts)),
+        shape=(len(windows), len(used)),
     )
     matrix.sum_duplicates()
     return matrix
@@ -163,7 +164,7 @@ def _bucket(item: tuple[int, int, int]) -> int:
 
 
 def _fit(inputs: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
-    """Weights of a logistic regression, float64 ``[BUCKETS]``; the optimum is unique.
+    """Weights of a logistic regression, float64, one per column; there is one optimum.
 
     No intercept: there are as many chosen answers as rejected ones.
     """
@@ -174,5 +175,6 @@ def _fit(inputs: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
         slope = inputs.T @ (-labels * special.expit(-margin)) + _PENALTY * weights
         return float(value), slope
 
-    found = optimize.minimize(loss, np.zeros(BUCKETS), jac=True, method="L-BFGS-B")
+    start = np.zeros_like(inputs.T @ labels)
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B")
     return found.x

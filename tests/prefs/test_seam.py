@@ -26,8 +26,8 @@ def drawn(number: int, *, marker: float = 0.0, seed: int = 0):
 
 
 def test_equal_distributions_are_at_chance():
-    held = [seam.check(drawn(300, seed=seed)).at_chance for seed in range(12)]
-    assert sum(held) >= 10  # a 95 % interval
+    held = [seam.check(drawn(300, seed=seed)).at_chance for seed in range(8)]
+    assert sum(held) >= 6  # a 95 % interval
 
 
 def test_a_planted_marker_is_found():
