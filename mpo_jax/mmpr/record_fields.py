@@ -19,7 +19,8 @@ READ = ("image", "question", "chosen", "rejected")
 _NOTES = frozenset(
     "id idx index uid uuid key answer answer_gt gt_answer ground_truth gt meta "
     "metadata length width height dataset ds_name source subset split category "
-    "task subject level prompt_version origin_dataset origin_split".split()
+    "task subject level prompt_version origin_dataset origin_split reason "
+    "variant".split()
 )
 _NOTE = re.compile(
     r".+_(meta|metadata|model|score|id|idx|index|type|kind|length|size|orig)"
