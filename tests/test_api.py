@@ -196,6 +196,7 @@ def _orbax(directory, out, model):
     files.copy_carried(directory, out / hub.FILES)
 
 
+@pytest.mark.slow
 def test_from_converted_checkpoint(directory, model, batch, tmp_path):
     _orbax(directory, tmp_path, model)
     again = api.InternVL.from_pretrained(tmp_path)
@@ -225,6 +226,7 @@ def test_what_is_no_model(tmp_path):
         api.InternVL.from_pretrained(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_generate_ids_go_on_with_a_prompt(model, batch):
     """Greedy, step by step as the logits have it, through images."""
     ids, _, tiles = batch

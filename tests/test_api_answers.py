@@ -15,6 +15,8 @@ from mpo_jax import api, ledger
 from mpo_jax.generate import prompts, requests, speaker
 from mpo_jax.utils import profiling
 
+pytestmark = pytest.mark.slow
+
 NEW = {"max_new_tokens": 8}
 
 

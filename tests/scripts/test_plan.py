@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from mpo_jax import config
 from mpo_jax.utils import slices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -110,6 +111,8 @@ def test_every_recipe_names_a_slice_that_is_sold(file):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     cfg = module.get_config()
+    if not isinstance(cfg, config.RunConfig):
+        return  # an evaluation runs wherever the model fits
     if cfg.topology:
         found = slices.lookup(cfg.topology)
         assert found.devices > 1

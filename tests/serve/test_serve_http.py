@@ -163,6 +163,7 @@ def test_a_client_that_hangs_up_frees_its_slot(start, stream):
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing(start):
     limits = Limits(write_seconds=0.3)
     service, engine, address = start(limits=limits, chunk=500, max_new_tokens=10**6)
@@ -222,6 +223,7 @@ def test_bodies_together_have_a_limit(start):
     assert not engine.asked and service.room.held_bytes == 0
 
 
+@pytest.mark.slow
 def test_slow_clients(start):
     limits = Limits(head_seconds=0.3, body_seconds=0.3)
     service, _, address = start(limits=limits)

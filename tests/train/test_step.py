@@ -401,6 +401,7 @@ def test_online_reference_gives_the_cached_numbers(weights):
     np.testing.assert_allclose(online[1]["loss/bco_pair"], 2 * np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_moving_reference_moves_when_it_should(weights):
     cfg = run_config(
         reference__mode="moving",
