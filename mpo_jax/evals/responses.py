@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mpo_jax import fields, ledger
+from mpo_jax.generate import questions
 
 MAX_LINE_BYTES = 16_000_000
 MAX_SAMPLES = 4096
@@ -112,15 +113,8 @@ def _lines(file: Any) -> Iterator[bytes]:
 
 
 def _parsed(raw: bytes, places: Collection[Place]) -> tuple[Place, Key, Response]:
-    if len(raw) > MAX_LINE_BYTES:
-        detail = f"the line has more than {MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
+    whole = raw if len(raw) <= MAX_LINE_BYTES else None
+    record = questions.record_of(whole, most=MAX_LINE_BYTES)
     for name in record:
         near = fields.nearest(name, [n for n in _READ if n not in record])
         if name not in _READ and near:

@@ -97,15 +97,7 @@ def parse(line: bytes | None, base: Base) -> requests.Question:
     Raises:
       BadRecord: it is none; names field and value.
     """
-    if line is None:
-        detail = f"the line has more than {MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
+    record = record_of(line)
     _check_names(record)
     return requests.Question(
         id=_id(record),
@@ -116,6 +108,35 @@ def parse(line: bytes | None, base: Base) -> requests.Question:
         history=_history(record),
         seed=_seed(record),
     )
+
+
+def record_of(
+    line: bytes | None, *, most: int = 0, strict: bool = False
+) -> dict[str, Any]:
+    """The JSON object of a line; None is one that was too long to be read.
+
+    Args:
+      most: bytes of a line that is read, for the message; 0 is :data:`MAX_LINE_BYTES`.
+      strict: refuse NaN and infinities, which are no JSON and cannot be written again.
+
+    Raises:
+      BadRecord: ``bad_json``.
+    """
+    if line is None:
+        detail = f"the line has more than {most or MAX_LINE_BYTES} bytes"
+        raise ledger.BadRecord("bad_json", detail)
+    constant = _no_number if strict else None
+    try:
+        record = json.loads(line.decode("utf-8-sig"), parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
+    if not isinstance(record, dict):
+        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
+    return record
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _bad(name: str, value: Any, wanted: str) -> ledger.BadRecord:

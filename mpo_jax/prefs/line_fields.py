@@ -32,20 +32,7 @@ def load(line: bytes | None) -> dict[str, Any]:
     Raises:
       BadRecord: it is none.
     """
-    if line is None:
-        detail = f"the line has more than {questions.MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
-    return record
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    return questions.record_of(line, strict=True)
 
 
 def dumps(record: Mapping[str, Any]) -> bytes:

@@ -81,7 +81,7 @@ def read(
 def _given(
     line: bytes | None, number: int, root: str, read_image: Callable[[str], bytes]
 ) -> Given:
-    record = _record(line)
+    record = questions.record_of(line)
     named = record.get("id") is not None
     numbered = record if named else {**record, "id": number}
     # What is given without a root lies below the input's folder: meta.json has one.
@@ -107,19 +107,6 @@ def _given(
         chosen=chosen,
         seed=asked.seed,
     )
-
-
-def _record(line: bytes | None) -> dict[str, Any]:
-    if line is None:
-        detail = f"the line has more than {questions.MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
-    return record
 
 
 def _below(image: str, root: str) -> str:

@@ -82,15 +82,8 @@ def lines(path: pathlib.Path, root: str) -> Iterator[Line | ledger.Entry]:
 
 
 def _line(raw: bytes | None, number: int, name: str, base: questions.Base) -> Line:
-    if raw is None:
-        detail = f"the line has more than {questions.MAX_LINE_BYTES} bytes"
-        raise ledger.BadRecord("bad_json", detail)
-    try:
-        record = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ledger.BadRecord("bad_json", f"{error}"[:200]) from error
-    if not isinstance(record, dict):
-        raise ledger.BadRecord("bad_json", f"{ledger.short(record)} is no JSON object")
+    record = questions.record_of(raw)
+    assert raw is not None  # else it is no record
     # items.jsonl of an evaluation has "images", a file of questions "image".
     image = record.get("images", record.get("image"))
     asked = {"id": number, "question": record.get("question"), "image": image}
