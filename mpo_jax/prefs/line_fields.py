@@ -16,6 +16,7 @@ from typing import Any
 from mpo_jax import fields, ledger
 from mpo_jax.generate import questions
 from mpo_jax.mmpr import image_paths
+from mpo_jax.verify import options as verify_options
 from mpo_jax.verify.verdict import KINDS, Truth
 
 MAX_OPTIONS = 26
@@ -105,8 +106,11 @@ def _check_unicode(name: str, found: str) -> None:
 
 
 def options(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Texts of the options in the order of their letters."""
+    """Texts of the options in the order of their letters; those that the question
+    lists where the line names none."""
     found = record.get("options")
+    if found is None:
+        return verify_options.in_question(str(record.get("question") or ""))
     if not found and not isinstance(found, bool | int | float):
         return ()
     if isinstance(found, dict):

@@ -17,7 +17,6 @@ from mpo_jax.generate import questions
 from mpo_jax.prefs import line_fields
 from mpo_jax.utils import atomic, progress
 from mpo_jax.verify import formats
-from mpo_jax.verify import options as options_lib
 from mpo_jax.verify.verdict import UNDECIDED, Truth, Verdict
 from mpo_jax.verify.verifier import Verifier
 
@@ -190,11 +189,10 @@ def parse(line: bytes | None, form: str = AUTO) -> Answer:
     question = record.get("question")
     if question is not None and not isinstance(question, str):
         raise line_fields.bad("question", question, "a text")
-    options = line_fields.options(record)
-    if record.get("options") is None:
-        options = options_lib.in_question(question or "")
     truth = Truth(
-        line_fields.value(record, "answer_gt"), options, line_fields.kind(record)
+        line_fields.value(record, "answer_gt"),
+        line_fields.options(record),
+        line_fields.kind(record),
     )
     return Answer(record, question or "", truth, _parsed(record, question or "", form))
 

@@ -144,3 +144,18 @@ def test_a_question_is_asked_in_all_formats_or_in_none(tmp_path):
     for forms, said in (((), "name one or more"), (("en", "en"), "each once")):
         with pytest.raises(ValueError, match=said):
             asking.check_formats(forms)
+
+
+def test_options_that_the_question_lists_are_its_options(tmp_path):
+    text = "Which?\nA. red\nB. blue"
+    path = speaking.write_lines(
+        tmp_path / "q.jsonl",
+        [
+            {"question": text, "answer": "B"},
+            {"question": text, "answer": "B", "options": []},
+        ],
+    )
+    found = dict(questions.read(path))
+    assert found[1].truth == Truth("B", ("red", "blue"))
+    assert found[2].truth == Truth("B")  # said to have none
+    assert prompts.prompt_of(found[1], "en").count("B. blue") == 1
