@@ -40,7 +40,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.evals import report
+from mpo_jax.evals import report, report_run
 from mpo_jax.generate import endpoint, requests, speaker, text_endpoint
 from mpo_jax.run import (
     answerer,
@@ -120,6 +120,17 @@ def configured() -> config_lib.EvaluationConfig:
     }
     cfg = dataclasses.replace(cfg, **{k: v for k, v in given.items() if v})
     cfg.validate()
+    if _JUDGE.value and not _JUDGE_MODEL.value:
+        raise ValueError(
+            "--judge_model is empty; name the model behind --judge_endpoint, with its "
+            "version: scores are called after it"
+        )
+    base = pathlib.Path(_BASE.value).expanduser()
+    if _BASE.value and not (base / report_run.ITEMS).is_file():
+        raise ValueError(
+            f"--base={_BASE.value}: there is no {report_run.ITEMS} in it; name the "
+            "--workdir of an evaluation that has ended"
+        )
     return cfg
 
 
@@ -178,9 +189,11 @@ def main(argv: list[str]) -> None:
         if _ANSWERS.value:
             given = pathlib.Path(_ANSWERS.value).expanduser()
             name = given.stem
-            outcome = evaluating.answered_by_file(
-                tasks, cfg, workdir, given, judged_by.check
-            )
+            outcome = None
+            if runtime.is_main():  # there is nothing to share
+                outcome = evaluating.answered_by_file(
+                    tasks, cfg, workdir, given, judged_by.check
+                )
         else:
             name = pathlib.PurePath(_MODEL.value.rstrip("/")).name
             outcome = evaluating.answered_by_model(

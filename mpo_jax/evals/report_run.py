@@ -12,6 +12,7 @@ from mpo_jax.evals.lines import Line, Unanswered
 from mpo_jax.evals.pin import Pin
 
 ITEMS = "items.jsonl"
+UNANSWERED = "unanswered.jsonl"
 JSON = "report.json"
 
 
@@ -43,6 +44,8 @@ class Run:
         """
         folder = pathlib.Path(folder)
         found = lines_lib.read(folder / ITEMS)
+        missing = folder / UNANSWERED
+        unanswered = lines_lib.read_unanswered(missing) if missing.is_file() else ()
         path = folder / JSON
         pinned = None
         if path.is_file():
@@ -54,4 +57,4 @@ class Run:
                 ) from error
             value = report.get("pin") if isinstance(report, dict) else None
             pinned = None if value is None else Pin.from_json(value, str(path))
-        return cls(name or folder.resolve().name, found, pin=pinned)
+        return cls(name or folder.resolve().name, found, unanswered, pinned)

@@ -12,7 +12,6 @@ from mpo_jax.evals import benchmark, exports, lines, pin, report, report_run
 from mpo_jax.run import eval_tasks, evaluating
 from mpo_jax.verify import verdict
 
-UNANSWERED = "unanswered.jsonl"
 EXPORTS = "exports"
 """Folder of the answers as other harnesses read them."""
 
@@ -43,7 +42,7 @@ def write(
       OSError, ValueError: `base` is no evaluation, or a damaged one.
     """
     lines.write(workdir / report_run.ITEMS, outcome.lines)
-    lines.write_unanswered(workdir / UNANSWERED, outcome.unanswered)
+    lines.write_unanswered(workdir / report_run.UNANSWERED, outcome.unanswered)
     for task in tasks:
         _export(task, outcome.lines, workdir / EXPORTS)
 

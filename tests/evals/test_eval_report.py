@@ -86,6 +86,9 @@ def test_a_run_is_read_from_its_folder(tmp_path):
     )
     (tmp_path / "report.json").unlink()
     assert Run.read(tmp_path, name="base") == Run("base", found.lines)
+    failed = [Unanswered("sums", "paper", "cot", "1", "endpoint: 500", 0)]
+    lines.write_unanswered(tmp_path / report_run.UNANSWERED, failed)
+    assert Run.read(tmp_path).unanswered == failed
     (tmp_path / report_run.JSON).write_text("{")
     with pytest.raises(ValueError, match="report.json: not JSON"):
         Run.read(tmp_path)

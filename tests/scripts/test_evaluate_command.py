@@ -93,6 +93,7 @@ def test_a_dry_run_asks_nobody(root, data, tmp_path):
     [
         (("--benchmarks=popp",), "pope"),
         ((), "--model is empty"),
+        (("--base=nowhere",), "--base=nowhere: there is no items.jsonl"),
         (("--config=configs/eval_paper.py", "--config.nn=3"), "config has no field"),
     ],
 )
