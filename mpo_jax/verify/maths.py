@@ -233,24 +233,29 @@ class _Processes:
         """
         line = self._lines[place]
         asked = {"n": number, "prediction": prediction, "truth": truth}
-        began, sent = False, 1
         try:
-            line.send(asked)
-            while sent <= _TRIES:
-                said = line.read(self._patience)
-                if said.get("n") == number and said.get("outcome") in OUTCOMES:
-                    return Verdict(said["outcome"], str(said["rule"]))
-                began = began or said.get("began") == number
-                if "died" in said:
-                    if began:
-                        return Verdict(UNDECIDED, str(said["died"]))
-                    line.send(asked)  # it died before, and may have taken it along
-                    sent += 1
-            return Verdict(UNDECIDED, ERROR)
+            with line.used:
+                return self._answer(line, asked)
         except TimeoutError as error:
             raise _Gone(TIMEOUT) from error
         except OSError as error:
             raise _Gone() from error
+
+    def _answer(self, line: _Line, asked: dict[str, Any]) -> Verdict:
+        """Ask, and once more where a worker died before it began."""
+        began, sent = False, 1
+        line.send(asked)
+        while sent <= _TRIES:
+            said = line.read(self._patience)
+            if said.get("n") == asked["n"] and said.get("outcome") in OUTCOMES:
+                return Verdict(said["outcome"], str(said["rule"]))
+            began = began or said.get("began") == asked["n"]
+            if "died" in said:
+                if began:
+                    return Verdict(UNDECIDED, str(said["died"]))
+                line.send(asked)  # it died before, and may have taken it along
+                sent += 1
+        return Verdict(UNDECIDED, ERROR)
 
     def pids(self) -> list[int]:
         """Of the forking process and its children."""
@@ -275,11 +280,16 @@ class _Processes:
 
 
 class _Line:
-    """JSON lines over a socket."""
+    """JSON lines over a socket.
+
+    Attributes:
+      used: held by whoever asks.
+    """
 
     def __init__(self, end: socket.socket):
         self._socket = end
         self._rest = b""
+        self.used = threading.Lock()
 
     def send(self, value: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(value).encode() + b"\n")
@@ -309,7 +319,12 @@ class _Line:
                 return found
 
     def close(self) -> None:
-        # A thread that waits for it is woken up, unlike by close alone.
+        """Wake whoever asks; close the socket when they have left it.
+
+        Its number is free at once for the next socket that is made, and a thread that
+        asks here would wait there.
+        """
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        with self.used:
+            self._socket.close()

@@ -123,10 +123,17 @@ def many(start, qwen2, *, clients: int, each: int) -> None:
             sampling = {"seed": number, "temperature": 1.0, "max_new_tokens": 12}
             assert text == answer_of(qwen2, question, **sampling)
 
+    async def open_gate() -> None:  # when all wait, so that every slot is taken
+        while service.room.requests < clients:
+            await asyncio.sleep(0.01)
+        engine.gate.set()
+
     async def everyone() -> None:
         async with client_of(address, openai.AsyncOpenAI) as client:
-            await asyncio.gather(*(one(client, number) for number in range(clients)))
+            asked = (one(client, number) for number in range(clients))
+            await asyncio.gather(open_gate(), *asked)
 
+    engine.gate.clear()
     asyncio.run(everyone())
     parts.wait_for(lambda: not service.room.requests)
     assert service.counters.responses == {(CHAT, 200): clients * each}

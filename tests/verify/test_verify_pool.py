@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -185,6 +187,28 @@ def test_children_go_on_without_the_first_and_are_replaced_when_they_go():
         assert all(verdict.right for verdict in pool.check_many(pairs))
         assert len(pool.pids()) == 3 and not set(before) & set(pool.pids())
         assert until(lambda: not any(map(alive, before)))
+
+
+def test_a_socket_is_closed_when_nobody_asks_on_it_any_more():
+    ours, theirs = socket.socketpair()
+    line = maths._Line(ours)
+    with theirs, concurrent.futures.ThreadPoolExecutor(2) as threads:
+
+        def ask() -> None:
+            with line.used:
+                began.set()
+                try:
+                    line.read(60)
+                finally:
+                    held.append(ours.fileno())  # its number would go to another
+
+        began, held = threading.Event(), []
+        asking = threads.submit(ask)
+        assert began.wait(60)
+        line.close()
+        with pytest.raises(ConnectionError):
+            asking.result()
+        assert held[0] != -1 and ours.fileno() == -1
 
 
 def test_workers_are_renewed():
