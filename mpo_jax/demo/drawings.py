@@ -5,7 +5,7 @@ grid, so that a small vision transformer can learn to read them within minutes:
 
 - ``count``: squares and circles in two colours on a 3x3 grid,
 - ``chart``: three bars of integer height 1-6 against grid lines,
-- ``geometry``: one rectangle on a unit grid.
+- ``geometry``: one rectangle on a unit grid, with discs beside it, in any colours.
 
 Every question reduces to a few small integers read off the image, the *readings*.
 They are drawn uniformly first and the image is built around them. Misread values come
@@ -23,9 +23,12 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from mpo_jax.verify import formats
 
 IMAGE_SIZE = 112
 CELL = 14
@@ -34,13 +37,6 @@ TOPICS = ("count", "chart", "geometry")
 SPLITS = ("train", "eval")
 EVAL_BUCKETS = 32
 """Out of 256 digest values, those that belong to the eval split."""
-
-COT_INSTRUCTION = (
-    "Your task is to answer the question below. Give step by step reasoning before "
-    "you answer, and when you're ready to answer, please use the format "
-    '"Final answer: .."\n\nQuestion:\n\n{question}'
-)
-"""The English chain-of-thought prompt of MMPR (text as upstream has it)."""
 
 REJECTED_KINDS = {
     "perception": 0.4,
@@ -77,6 +73,29 @@ _GRID = (205, 205, 205)
 
 Readings = tuple[int, ...]
 
+SHIFT = 3
+"""Pixels by which the grid of a geometry drawing may be off the patches, each way."""
+MAX_DISCS = 3
+"""Discs beside the rectangle of a geometry drawing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """Everything that is drawn of a geometry question.
+
+    Attributes:
+      box: left, top, width and height of the rectangle, in units of the grid.
+      fill, paper: RGB of the rectangle and of what is behind it.
+      shift: of the grid, in pixels, to the right and down.
+      discs: column, row and RGB of each.
+    """
+
+    box: tuple[int, ...]
+    fill: tuple[int, ...]
+    paper: tuple[int, ...]
+    shift: tuple[int, ...]
+    discs: tuple[tuple, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -86,8 +105,10 @@ class Item:
       topic: one of :data:`TOPICS`.
       task: what is asked, e.g. ``count/total``.
       image: RGB, :data:`IMAGE_SIZE` square.
+      asked: the question alone.
       question: MMPR prompt text, ``<image>`` placeholder and instruction included.
       chosen, rejected: chains of thought of three or four lines.
+      imagined: a chain of thought on readings that are made up.
       rejected_kind: key of :data:`REJECTED_KINDS`.
       answer: the right final answer.
       readings: the integers that must be read off the image.
@@ -96,9 +117,11 @@ class Item:
     topic: str
     task: str
     image: Image.Image
+    asked: str
     question: str
     chosen: str
     rejected: str
+    imagined: str
     rejected_kind: str
     answer: int
     readings: Readings
@@ -115,7 +138,7 @@ class _Task:
       valid: whether readings can occur together in one image.
       solve: right result of the last computation.
       write: lines of reasoning, given readings and the (perhaps wrong) result.
-      scene: what is drawn, given readings: a tuple that determines every pixel.
+      scene: what is drawn, given readings: its repr determines every pixel.
     """
 
     name: str
@@ -123,11 +146,13 @@ class _Task:
     ranges: tuple[tuple[int, int], ...]
     solve: Callable[[Readings], int]
     write: Callable[[Readings, int], list[str]]
-    scene: Callable[[Readings, np.random.Generator], tuple]
+    scene: Callable[[Readings, np.random.Generator], Any]
     valid: Callable[[Readings], bool] = lambda readings: True
 
 
-def draw_item(index: int, *, seed: int, split: str) -> Item:
+def draw_item(
+    index: int, *, seed: int, split: str, topics: Sequence[str] = TOPICS
+) -> Item:
     """Make pair `index` of a split; a function of its arguments alone.
 
     Topics take turns, so any run of consecutive indices is balanced.
@@ -136,16 +161,19 @@ def draw_item(index: int, *, seed: int, split: str) -> Item:
       index: number of the pair, from 0.
       seed: seed of the data set.
       split: ``train`` or ``eval``; no image occurs in both, whatever the seeds.
+      topics: that take turns.
 
     Raises:
-      ValueError: negative `index` or `seed`, unknown `split`.
+      ValueError: negative `index` or `seed`, unknown `split` or topic.
     """
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed must be >= 0, got {index} and {seed}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if not topics or not set(topics) <= set(TOPICS):
+        raise ValueError(f"topics must be some of {TOPICS}, got {topics!r}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    topic = TOPICS[index % len(TOPICS)]
+    topic = topics[index % len(topics)]
     tasks = _tasks()[topic]
     task = tasks[rng.integers(len(tasks))]
     while True:  # one image in eight belongs to eval: 8 turns on average there
@@ -160,9 +188,11 @@ def draw_item(index: int, *, seed: int, split: str) -> Item:
         topic=topic,
         task=task.name,
         image=_RENDER[topic](scene),
-        question="<image>\n" + COT_INSTRUCTION.format(question=question),
+        asked=question,
+        question="<image>\n" + formats.get_format("en").wrap(question),
         chosen=_respond(task, readings, task.solve(readings)),
         rejected=_reject(task, readings, kind, rng),
+        imagined=_imagine(task, rng),
         rejected_kind=kind,
         answer=task.solve(readings),
         readings=readings,
@@ -191,6 +221,12 @@ def _reject(
         return _respond(task, readings, slips[rng.integers(len(slips))])
     lines = task.write(readings, truth)
     return "\n".join([*lines, HEDGES[rng.integers(len(HEDGES))]])
+
+
+def _imagine(task: _Task, rng: np.random.Generator) -> str:
+    """A consistent response on any readings, as one writes who sees no image."""
+    readings = _sample(task, rng)
+    return _respond(task, readings, task.solve(readings))
 
 
 def _sample(task: _Task, rng: np.random.Generator) -> Readings:
@@ -229,7 +265,7 @@ def _continuations(task: _Task, readings: Readings) -> list[Readings]:
     raise AssertionError(f"every reading of {task.name} has the answer {truth}")
 
 
-def _split_of(topic: str, scene: tuple) -> str:
+def _split_of(topic: str, scene: Any) -> str:
     digest = hashlib.blake2b(repr((topic, scene)).encode(), digest_size=1).digest()
     return "eval" if digest[0] < EVAL_BUCKETS else "train"
 
@@ -362,7 +398,8 @@ def _perimeter_task() -> _Task:
     def write(r: Readings, result: int) -> list[str]:
         half = r[0] + r[1]
         return [
-            f"The rectangle is {r[0]} wide and {r[1]} high.",
+            "The perimeter is twice the sum of width and height.",
+            f"The width is {r[0]}. The height is {r[1]}.",
             f"{r[0]} + {r[1]} = {half}, and 2 x {half} = {result}.",
         ]
 
@@ -382,7 +419,8 @@ def _perimeter_task() -> _Task:
 def _area_task() -> _Task:
     def write(r: Readings, result: int) -> list[str]:
         return [
-            f"The rectangle is {r[0]} wide and {r[1]} high.",
+            "The area is the product of width and height.",
+            f"The width is {r[0]}. The height is {r[1]}.",
             f"{r[0]} x {r[1]} = {result}.",
         ]
 
@@ -420,12 +458,33 @@ def _colour_bars(heights: Sequence[int], rng: np.random.Generator) -> tuple:
     return tuple((int(h), names[i]) for h, i in zip(heights, picks, strict=True))
 
 
-def _place_rectangle(size: Readings, rng: np.random.Generator) -> tuple:
-    """(left, top, width, height, colour) in grid units, inside a margin of one."""
+def _place_rectangle(size: Readings, rng: np.random.Generator) -> _Scene:
+    """A rectangle of a size in units, and what a reader must not mind.
+
+    The place, the colours, where the grid begins, and discs beside the rectangle: some
+    10^12 drawings of each size.
+    """
     width, height = size
-    left = int(rng.integers(1, 8 - width))
-    top = int(rng.integers(1, 8 - height))
-    return (left, top, width, height, list(COLOURS)[rng.integers(len(COLOURS))])
+    box = (int(rng.integers(1, 8 - width)), int(rng.integers(1, 8 - height)))
+    free = [
+        (x, y)
+        for x, y in itertools.product(range(8), repeat=2)
+        if not (box[0] <= x < box[0] + width and box[1] <= y < box[1] + height)
+    ]
+    discs = rng.choice(len(free), size=int(rng.integers(MAX_DISCS + 1)), replace=False)
+    return _Scene(
+        box=(*box, width, height),
+        fill=_free_colour(rng),
+        paper=tuple(int(255 - tint) for tint in rng.integers(0, 24, size=3)),
+        shift=tuple(int(by) for by in rng.integers(-SHIFT, SHIFT + 1, size=2)),
+        discs=tuple((*free[i], _free_colour(rng)) for i in discs),
+    )
+
+
+def _free_colour(rng: np.random.Generator) -> tuple[int, ...]:
+    """Any colour that stands out from paper and ink."""
+    hue, saturation, value = rng.integers([0, 60, 55], [360, 101, 91])
+    return ImageColor.getrgb(f"hsv({hue}, {saturation}%, {value}%)")
 
 
 # Rendering -------------------------------------------------------------------------
@@ -436,8 +495,10 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(11)  # bundled with Pillow: no system font needed
 
 
-def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (255, 255, 255))
+def _canvas(
+    paper: tuple[int, ...] = (255, 255, 255),
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), paper)
     return image, ImageDraw.Draw(image)
 
 
@@ -478,19 +539,26 @@ def _render_chart(scene: tuple) -> Image.Image:
     return image
 
 
-def _render_geometry(scene: tuple) -> Image.Image:
-    image, draw = _canvas()
-    left, top, width, height, colour = scene
-    box = (left * CELL, top * CELL, (left + width) * CELL, (top + height) * CELL)
-    draw.rectangle(box, fill=COLOURS[colour])
-    for at in range(0, IMAGE_SIZE + 1, CELL):  # over the fill: units can be counted
-        draw.line((at, 0, at, IMAGE_SIZE), fill=_GRID)
-        draw.line((0, at, IMAGE_SIZE, at), fill=_GRID)
+def _render_geometry(scene: _Scene) -> Image.Image:
+    image, draw = _canvas(scene.paper)
+    right, down = scene.shift
+    left, top, width, height = scene.box
+    box = [
+        *(CELL * left + right, CELL * top + down),
+        *(CELL * (left + width) + right, CELL * (top + height) + down),
+    ]
+    draw.rectangle(box, fill=scene.fill)
+    for x, y, colour in scene.discs:
+        x, y = CELL * x + right, CELL * y + down
+        draw.ellipse((x + 3, y + 3, x + CELL - 3, y + CELL - 3), fill=colour)
+    for at in range(0, IMAGE_SIZE + CELL, CELL):  # over the fill: units can be counted
+        draw.line((at + right, 0, at + right, IMAGE_SIZE), fill=_GRID)
+        draw.line((0, at + down, IMAGE_SIZE, at + down), fill=_GRID)
     draw.rectangle(box, outline=_INK, width=2)
     return image
 
 
-_RENDER: dict[str, Callable[[tuple], Image.Image]] = {
+_RENDER: dict[str, Callable[[Any], Image.Image]] = {
     "count": _render_count,
     "chart": _render_chart,
     "geometry": _render_geometry,

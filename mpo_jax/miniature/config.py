@@ -1,0 +1,111 @@
+"""Configuration of the miniature: a drawn world, a start, methods, seeds.
+
+``configs/miniature.py`` and ``configs/quickstart.py`` build a :class:`MiniatureConfig`.
+
+Annotations are not postponed here: the flag library reads field types as classes.
+"""
+
+import dataclasses
+
+from mpo_jax import config, fields, recipe_config, recipes
+from mpo_jax.demo import drawings
+from mpo_jax.fields import field
+from mpo_jax.miniature import methods
+
+
+@dataclasses.dataclass
+class WorldConfig:
+    """What is drawn for every seed; all drawings are different ones."""
+
+    topics: tuple[str, ...] = field(
+        ("geometry",), choices=drawings.TOPICS, each_once=True
+    )
+    mixture: int = field(22_400, at_least=1)
+    """Records that the start is trained on."""
+    direct: float = field(0.47, within=(0, 1))
+    """Share of them with a bare answer."""
+    blind: float = field(0.06, within=(0, 1))
+    """Share of them without an image; all others are chains of thought."""
+    wrong: float = field(0.1, within=(0, 1))
+    """Share of the chains that are wrong."""
+    questions: int = field(3_000, at_least=1)
+    """New questions that the start answers for pairs of right and wrong."""
+    blind_questions: int = field(1_200, at_least=0)
+    """New questions for Dropout-NTP; 0 makes no such pairs."""
+    held_out: int = field(1_000, at_least=2)
+    """Questions that models are scored on."""
+
+
+@dataclasses.dataclass
+class MiniatureConfig:
+    """Everything that defines a miniature."""
+
+    name: str = "miniature"
+    seeds: tuple[int, ...] = field((0, 1, 2, 3, 4), each_once=True, at_least=0)
+    """Of drawings, model, samples, order and held-out questions alike."""
+    methods: tuple[str, ...] = field(
+        tuple(methods.METHODS), choices=tuple(methods.METHODS), each_once=True
+    )
+    learning_rates: tuple[float, ...] = field((3e-4,) * 5, positive=True)
+    """One per method."""
+    workers: int = field(0, at_least=0)
+    """Processes; 0 is one per core. One process uses all cores."""
+    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
+    start: config.RunConfig = dataclasses.field(
+        default_factory=lambda: recipes.drawn("sft")
+    )
+    """How the start is trained; model and data are filled in."""
+    recipe: recipe_config.RecipeConfig = dataclasses.field(
+        default_factory=recipe_config.RecipeConfig
+    )
+    """How pairs are made and models scored; `recipe.train` is what all methods have in
+    common. Model, questions and data are filled in."""
+    samples: int = field(2, at_least=0)
+    """Answers of each held-out question at temperature 1; 0 draws none."""
+
+    def validate(self) -> None:
+        """Check every field by itself, and the learning rates.
+
+        What is filled in is checked with each seed.
+
+        Raises:
+          ValueError: naming field, value and remedy.
+        """
+        for name in ("name", "seeds", "methods", "learning_rates", "workers"):
+            fields.check(self.only(name))
+        if len(self.learning_rates) != len(self.methods):
+            raise ValueError(
+                f"learning_rates={self.learning_rates}: name one for each of "
+                f"methods={self.methods}"
+            )
+        fields.check(self.world, "world.")
+
+    def rate(self, method: str) -> float:
+        """The learning rate of a method."""
+        return self.learning_rates[self.methods.index(method)]
+
+
+def miniature() -> MiniatureConfig:
+    """Five methods, five seeds."""
+    cfg = MiniatureConfig()
+    cfg.recipe.name = "miniature"
+    cfg.recipe.sampling.n = 8
+    cfg.recipe.sampling.max_new_tokens = cfg.recipe.ntp.max_new_tokens = 80
+    cfg.recipe.sampling.max_tiles = cfg.recipe.ntp.max_tiles = 1
+    cfg.recipe.pairs.max_pairs = 3
+    cfg.recipe.pairs.workers = 1
+    cfg.recipe.train = recipes.drawn("mpo")
+    return cfg
+
+
+def quickstart() -> MiniatureConfig:
+    """One seed, MPO alone."""
+    cfg = miniature()
+    cfg.name, cfg.recipe.name = "quickstart", "quickstart"
+    cfg.seeds, cfg.methods, cfg.learning_rates = (0,), ("mpo",), (3e-4,)
+    cfg.workers = 1
+    cfg.world.mixture, cfg.world.questions = 14_400, 1_500
+    cfg.world.blind_questions, cfg.world.held_out = 400, 500
+    cfg.start.optim.max_steps = 450
+    cfg.recipe.train.optim.max_steps = 100
+    return cfg
