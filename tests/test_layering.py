@@ -18,7 +18,7 @@ ROWS = (
     {"generate", "packing"},
     {"losses", "models", "mmpr"},
     {"nn", "inputs", "verify", "checkpoint"},
-    {"sharding", "recipes"},
+    {"sharding", "recipes", "recipe_config"},
     {"utils"},
     {"config"},
     {"config_checks", "config_paths"},
@@ -36,7 +36,7 @@ _HOST_MAY = {
 
 # Units that may use less than the rows below them.
 ONLY = {
-    "configs": {"config", "models.config", "recipes"},
+    "configs": {"config", "models.config", "recipe_config", "recipes"},
     "inputs": _HOST_MAY,
     "mmpr": _HOST_MAY | {"inputs"},
     "packing": _HOST_MAY | {"inputs", "mmpr"},

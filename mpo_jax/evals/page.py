@@ -129,18 +129,18 @@ def _about(report: Mapping[str, Any], left_out: int) -> str:
     if report["pin"] is not None:
         parts.append(f"<p class=note>pin {html.escape(report['pin']['id'])}</p>")
     shown = (tables.headline, tables.against_base, tables.selections)
-    found = [table for table in (make(report) for make in shown) if table]
-    parts += ["<div class=tables>", *map(_table, found), "</div>"]
+    found = [one for one in (make(report) for make in shown) if one]
+    parts += ["<div class=tables>", *map(table, found), "</div>"]
     for name, of in report["scores"].items():
         for subset in dict.fromkeys(e["subset"] for e in of.values() if e["subset"]):
             parts.append(f"<p><b>{html.escape(f'{name}: {subset}')}</b></p>")
         parts.append(f"<details><summary>{html.escape(name)}</summary>")
         notes = report["benchmarks"][name]["notes"]
         parts += [f"<p class=note>{html.escape(note)}</p>" for note in notes]
-        parts.append(_table(tables.modes(of)))
+        parts.append(table(tables.modes(of)))
         beside = tables.rules(of)
-        parts += [_table(beside)] if beside else []
-        parts += [_table(tables.categories(of, axis)) for axis in tables.axes(of)]
+        parts += [table(beside)] if beside else []
+        parts += [table(tables.categories(of, axis)) for axis in tables.axes(of)]
         parts.append("</details>")
     if left_out:
         said = f"The page holds no more: {left_out:,} further items are in items.jsonl."
@@ -159,7 +159,9 @@ def _plots(plots: Sequence[str]) -> str:
     return f"<details class=plots><summary>plots</summary>{images}</details>"
 
 
-def _table(found: Table) -> str:
+def table(found: Table) -> str:
+    """A table in HTML; texts to the left, as they are."""
+
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{' class=left' if i <= found.texts else ''}>"
