@@ -10,7 +10,8 @@ same pairs by every method, and scores all models on held-out drawings, directly
 with chain of thought. Every step is what the project's commands do at full size.
 
 With several workers each has one core of its own; WORKDIR/logs has what they say.
-Killed at any moment, the same command goes on. WORKDIR/report.md has the table, the
+`--dry_run` says what would be made. Killed at any moment, the same command goes on.
+WORKDIR/report.md has the table, the
 claims of the paper held against it, every seed, and a figure; each model's own page of
 answers is WORKDIR/seed_N/METHOD/evaluation/report.html. Any setting can be changed:
 --config.seeds=7 --config.methods=mpo --config.learning_rates=1e-3.
@@ -26,13 +27,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from mpo_jax.miniature import config as config_lib
-from mpo_jax.miniature import methods, pool, report, results, seed
+from mpo_jax.miniature import methods, plan, pool, report, results, seed
 from mpo_jax.utils import cli, progress, runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/miniature.py", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would be made, and end")
 
 
 def main(argv: list[str]) -> None:
@@ -40,6 +42,10 @@ def main(argv: list[str]) -> None:
     began = time.perf_counter()
     cfg: config_lib.MiniatureConfig = _CONFIG.value
     cfg.validate()
+    for line in plan.words(cfg):
+        progress.stdout_console().print(line, markup=False)
+    if _DRY_RUN.value:
+        return
     workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
     runtime.initialise()
     pool.run(cfg, workdir)

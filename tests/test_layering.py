@@ -13,6 +13,7 @@ import pytest
 # From top to bottom. A module imports its own unit or a lower row, never a sibling.
 ROWS = (
     {"scripts", "configs"},
+    {"miniature"},
     {"run", "demo", "api", "plan", "serve"},
     {"evals", "prefs", "train", "convert", "importers"},
     {"generate", "packing"},
@@ -36,7 +37,9 @@ _HOST_MAY = {
 
 # Units that may use less than the rows below them.
 ONLY = {
-    "configs": {"config", "models.config", "recipe_config", "recipes"},
+    "configs": {
+        *("config", "models.config", "recipe_config", "recipes", "miniature.config"),
+    },
     "inputs": _HOST_MAY,
     "mmpr": _HOST_MAY | {"inputs"},
     "packing": _HOST_MAY | {"inputs", "mmpr"},

@@ -5,6 +5,7 @@
 Annotations are not postponed here: the flag library reads field types as classes.
 """
 
+import copy
 import dataclasses
 
 from mpo_jax import config, fields, recipe_config, recipes
@@ -66,19 +67,22 @@ class MiniatureConfig:
     def validate(self) -> None:
         """Check every field by itself, and the learning rates.
 
-        What is filled in is checked with each seed.
+        How the fields of trainings and pairs fit together is checked with each seed.
 
         Raises:
           ValueError: naming field, value and remedy.
         """
-        for name in ("name", "seeds", "methods", "learning_rates", "workers"):
-            fields.check(self.only(name))
+        filled = copy.deepcopy(self)
+        for training in (filled.start, filled.recipe.train):
+            training.model.path = training.data.meta = recipe_config.FILLED
+        filled.recipe.model = recipe_config.FILLED
+        filled.recipe.questions.files = (recipe_config.FILLED,)
+        fields.check(filled)
         if len(self.learning_rates) != len(self.methods):
             raise ValueError(
                 f"learning_rates={self.learning_rates}: name one for each of "
                 f"methods={self.methods}"
             )
-        fields.check(self.world, "world.")
 
     def rate(self, method: str) -> float:
         """The learning rate of a method."""

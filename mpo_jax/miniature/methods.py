@@ -39,9 +39,7 @@ METHODS = {
     "dpo": Method("DPO", ("sigmoid",), (1.0,), (75.8, 72.7)),
     "bco": Method("BCO", ("bco_pair",), (1.0,), (78.1, 78.4)),
     "dpo_sft": Method("DPO + SFT", ("sigmoid", "sft"), (1.0, 1.0), (76.4, 78.9)),
-    "mpo": Method(
-        "MPO", ("sigmoid", "bco_pair", "sft"), (0.8, 0.2, 1.0), (77.7, 79.1)
-    ),
+    "mpo": Method("MPO", ("sigmoid", "bco_pair", "sft"), (0.8, 0.2, 1.0), (77.7, 79.1)),
 }
 
 

@@ -160,5 +160,3 @@ def _logged(cfg: MiniatureConfig, workdir: pathlib.Path, job: Job) -> None:
             for fd, kept in zip((1, 2), saved, strict=True):
                 os.dup2(kept, fd)
                 os.close(kept)
-
-

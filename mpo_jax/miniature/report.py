@@ -84,9 +84,7 @@ def table(cfg: MiniatureConfig, rows: Sequence[Row]) -> Table:
     found = []
     for name in (methods.START, *cfg.methods):
         start = name == methods.START
-        direct, cot = (
-            methods.START_PAPER if start else methods.METHODS[name].paper
-        )
+        direct, cot = methods.START_PAPER if start else methods.METHODS[name].paper
         rate = cfg.start.optim.learning_rate if start else cfg.rate(name)
         cells = [
             results.summary(rows, name, what)

@@ -67,7 +67,7 @@ class Mean:
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.value:.1f}"
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
 def mean(values: Iterable[float]) -> Mean:

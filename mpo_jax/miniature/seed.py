@@ -136,10 +136,7 @@ class Seed:
 
     def _recipe_steps(self) -> list[steps.Step]:
         """Of a recipe, those before its training."""
-        own = {
-            recipe.name_of(0, what)
-            for what in (recipe.TRAIN, recipe.EVALUATION)
-        }
+        own = {recipe.name_of(0, what) for what in (recipe.TRAIN, recipe.EVALUATION)}
         found = recipe.recipe_steps(self.recipe(), self.folder)
         return [step for step in found if step.name not in own]
 

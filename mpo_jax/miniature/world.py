@@ -1,4 +1,4 @@
-"""What is drawn for one seed; all kinds of drawings are drawn from seeds of their own."""
+"""What is drawn for one seed: a mixture, a tiny model, new questions, held-out ones."""
 
 from __future__ import annotations
 

@@ -215,8 +215,7 @@ class _Recipe:
 
     def _training(self, turn: int) -> None:
         cfg = training(self.cfg, self.workdir, turn)
-        flat = fields.flat(dataclasses.asdict(cfg))
-        flat = {k: v for k, v in flat.items() if not k.startswith(_HOW_ONLY)}
+        flat = training_settings(cfg)
         start = {"start": self._begun(turn)}
         after = [name_of(turn, DATA), *self._before(turn)]
         if caches(cfg):
@@ -284,6 +283,12 @@ def training(
     if not found.compile_cache:
         found.compile_cache = str(workdir / "compile_cache")
     return found
+
+
+def training_settings(cfg: config.RunConfig) -> dict[str, Any]:
+    """What the result of a training depends on, paths aside; by dotted names."""
+    flat = fields.flat(dataclasses.asdict(cfg))
+    return {k: v for k, v in flat.items() if not k.startswith(_HOW_ONLY)}
 
 
 def caches(cfg: config.RunConfig) -> bool:

@@ -162,7 +162,13 @@ def plot_beside(
             colour = _COLOURS[name]
             legend = name if number == 1 else ""
             _bars(
-                axes, middle, values, flat=False, thick=thick, name=legend, colour=colour
+                axes,
+                middle,
+                values,
+                flat=False,
+                thick=thick,
+                name=legend,
+                colour=colour,
             )
             for value in values:
                 low = min(low, value.score if value.low is None else value.low)
