@@ -24,7 +24,7 @@ def lines_of_prompt(draw: random.Random, number: int) -> list[bytes]:
     """Lines of one prompt, with bad ones among them."""
     kind = draw.choice(["en", "en", "direct", "theirs", "several", "plain"])
     asked: dict[str, Any] = {
-        "id": draw.choice([number, f"n{number}", f"Frage {number} ä✓"]),
+        "id": draw.choice([10**6 + number, f"n{number}", f"Frage {number} ä✓"]),
         "question": draw.choice(["How many?", "Wie viele €?", "多少？"]) + f" {number}",
         "answer_gt": "5",
         "source": draw.choice(["geo", "signs", "chart qa", "ü"]),
