@@ -91,10 +91,9 @@ def write(path: pathlib.Path, seed: int, prompts: int, *, cut_off: bool = False)
     return path
 
 
-def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """All files below a folder."""
+def contents(folder: pathlib.Path) -> dict[str, bytes | None]:
+    """All files below a folder, and its folders as None."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
     }

@@ -44,11 +44,11 @@ def wild(tmp_path):
     ]
 
 
-def here(judge, *, seed=0, twice=False):
+def here(judge, *, seed=0):
     """Does the work in this process, in any order, as a worker would that gets it."""
 
     def spread(work, ranges):
-        order = list(ranges) * (1 + twice)
+        order = list(ranges)
         random.Random(seed).shuffle(order)
         for item in order:
             other, (number, lines) = pickle.loads(pickle.dumps((work, item)))
@@ -75,9 +75,15 @@ def test_ranges_change_nothing(tmp_path, judge, wild, size, rules):
     assert {p.name for p in tmp_path.iterdir()} == {"data", "plain", "spread"}
 
 
-def test_work_that_is_done_twice_is_done_once(tmp_path, judge, wild):
+def test_work_that_is_done_is_not_done_again(tmp_path, judge, wild):
+    def idle(groups):
+        raise AssertionError("judged again")
+
+    def spread(work, ranges):
+        here(judge)(work, ranges)
+        here(idle)(work, ranges)
+
     pairing.build(job(wild, tmp_path / "plain"), judge)
-    spread = here(judge, twice=True)
     pair_ranges.build(job(wild, tmp_path / "twice"), spread, size=3000)
     plain = wild_rollouts.contents(tmp_path / "plain")
     assert wild_rollouts.contents(tmp_path / "twice") == plain
@@ -125,14 +131,25 @@ def test_the_same_is_refused(tmp_path, judge, wild, monkeypatch):
     assert one == other and "input is empty" in one
 
 
-def test_a_file_that_changes_is_refused(tmp_path, judge, wild):
-    def spread(work, ranges):
-        with open(wild[0], "ab") as file:
-            file.write(b"\n")
-        here(judge)(work, ranges)
+def changing(path, spread):
+    """A file changes before the work is spread."""
 
-    with pytest.raises(ValueError, match="one.jsonl has changed since it was cut"):
+    def run(work, ranges):
+        with open(path, "ab") as file:
+            file.write(b"\n")
+        spread(work, ranges)
+        assert work.part(0).is_dir()  # workers go on; the driver refuses
+
+    return run
+
+
+def test_a_file_that_changes_is_refused(tmp_path, judge, wild):
+    spread = changing(wild[0], here(judge))
+    with pytest.raises(
+        ValueError, match=r"one.jsonl has changed since it was cut"
+    ) as e:
         pair_ranges.build(job(wild, tmp_path / "out"), spread)
+    assert "in read_range" in e.value.__notes__[0]
     assert {p.name for p in tmp_path.iterdir()} == {"data"}
 
 
@@ -198,7 +215,7 @@ def test_beam_writes_the_same_files(tmp_path, judge, wild, options, size):
 
 @needs_beam
 @pytest.mark.slow
-def test_beam_refuses_other_rules_and_prompts_apart(tmp_path, wild):
+def test_beam_refuses_what_the_plain_build_refuses(tmp_path, wild):
     from mpo_jax.run import beam_pairing
 
     opening = functools.partial(legacy_judging.open_judge, 1, fix=False)
@@ -210,6 +227,10 @@ def test_beam_refuses_other_rules_and_prompts_apart(tmp_path, wild):
         first = file.readline()
         file.seek(0, os.SEEK_END)
         file.write(first)
+    processes = [*options, "--direct_running_mode=multi_processing"]
+    spread = changing(wild[1], beam_pairing.spread(processes, opening, ["legacy"]))
+    with pytest.raises(ValueError, match="has changed since it was cut"):
+        pair_ranges.build(job(wild, tmp_path / "out"), spread)
     spread = beam_pairing.spread(options, opening, ["legacy"])
     with pytest.raises(ValueError, match="prompts do not stand together"):
         pair_ranges.build(job(wild, tmp_path / "out"), spread, size=2000)
