@@ -36,10 +36,11 @@ def check(path: pathlib.Path, size: int) -> int:
     whole, one = [], array.array("Q")
     whole += rollouts.read_range(rollouts.Range(str(path)), one, root=ROOT)
     assert read_all(ranges) == (whole, one)
-    ends = [lines.end for lines in ranges]
+    ends = [lines.end or 0 for lines in ranges]
     assert [lines.start for lines in ranges] == [0, *ends][: len(ranges)]
     assert (ends or [0])[-1] == path.stat().st_size
-    assert all(lines.end - lines.start >= size for lines in ranges[:-1])
+    sizes = [end - lines.start for end, lines in zip(ends, ranges, strict=True)]
+    assert all(found >= size for found in sizes[:-1])
     return len(ranges)
 
 
