@@ -47,6 +47,7 @@ class _Worker(beam.DoFn):
 
     def __init__(self, work: pair_ranges.Work, opening: pairing.Opening, pins: Any):
         self._work, self._opening, self._pins = work, opening, pins
+        self._open = contextlib.ExitStack()  # nothing yet
 
     def setup(self) -> None:
         with contextlib.ExitStack() as stack:
