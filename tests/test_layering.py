@@ -65,7 +65,7 @@ HOMES = {
     "etils": {"checkpoint"},
     "torch": {"convert.verify"},
     "tensorflow_datasets": {"mmpr.shard_builder"},
-    "apache_beam": {"mmpr.shard_builder"},
+    "apache_beam": {"mmpr.shard_builder", "run.beam_pairing"},
     "array_record": {"mmpr.shard_writer"},
     "math_verify": {"verify"},
     "openai": {"generate.endpoint_client"},
