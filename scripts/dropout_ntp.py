@@ -30,7 +30,7 @@ import pathlib
 from absl import flags
 
 from mpo_jax.generate import requests
-from mpo_jax.prefs import dropout_ntp
+from mpo_jax.prefs import dropout_ntp, seam
 from mpo_jax.run import answerer, answering, dropping
 from mpo_jax.utils import cli, progress, runtime
 
@@ -126,7 +126,7 @@ def show(manifest: dict, wanted: dropping.Task) -> None:
         told = ", ".join(f"{number} {why}" for why, number in counts[kind].items())
         if told:
             console.print(f"{kind.replace('_', ' ').capitalize()}: {told}")
-    console.print(dropping.seam_words(manifest["seam"]))
+    console.print(seam.words(manifest["seam"]))
 
 
 if __name__ == "__main__":

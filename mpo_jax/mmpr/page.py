@@ -7,15 +7,15 @@ anything. What it holds is bounded, whatever the data set is.
 
 from __future__ import annotations
 
-import base64
 import collections
-import hashlib
 import html
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import index as indexes
 from mpo_jax.mmpr import likeness, page_records, shares, summary
+from mpo_jax.utils import web_page
 
 MAX_ENTRIES = 20
 """Left-out records that the page lists per reason."""
@@ -84,12 +84,13 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
     alike = likeness.Alike(index)
     numbers = page_records.choose(index, alike, sample, seed=seed)
     kinds = likeness.kinds(index, numbers, alike)
-    parts = [_head(title), _filter(index, kinds)]
+    policy = web_page.embedded_only(_SCRIPT)
+    parts = [web_page.head(title, _STYLE, policy), _filter(index, kinds)]
     parts += [_summary_table(summary.summarise(index))]
     parts += [_poor(shares.poor(shares.shares(index)))]
     parts += ["<h2>Lengths</h2><div class=histograms>"]
     parts += [_bars(name, bins) for name, bins in summary.histograms(index).items()]
-    parts += ["</div>", _alike(index, alike), _left_out(index)]
+    parts += ["</div>", _alike(index, alike), left_out(index.ledger_path)]
     parts += [f"<h2>Records ({len(numbers)} of {len(index)})</h2>"]
     pictures = page_records.Pictures(index.key["policy"]["max_image_pixels"])
     parts += [
@@ -97,20 +98,6 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
         for number, found in zip(numbers, kinds, strict=True)
     ]
     return "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
-
-
-def _head(title: str) -> str:
-    script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{script}'"
-    )
-    safe = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{safe}</title><style>{_STYLE}</style></head><body><h1>{safe}</h1>"
-    )
 
 
 def _table(
@@ -176,10 +163,16 @@ def _meaning(kind: str) -> str:
     return html.escape(likeness.MEANING[kind])
 
 
-def _left_out(index: indexes.Index) -> str:
+def left_out(path: pathlib.Path) -> str:
+    """What a ledger names, by reason, with the first entries of each.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no ledger.
+    """
     counts = collections.Counter[str]()
     first: dict[str, list[ledger.Entry]] = collections.defaultdict(list)
-    for entry in ledger.read(index.ledger_path):  # may be millions: not held
+    for entry in ledger.read(path):  # may be millions: not held
         counts[entry.reason] += 1
         if len(first[entry.reason]) < MAX_ENTRIES:
             first[entry.reason].append(entry)
