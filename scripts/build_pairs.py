@@ -22,7 +22,8 @@ their verdicts, manifest.json counts of every stage, ledger.jsonl lines that cou
 be used. The folder appears when all is done; with `--cache=FILE` a broken-off run is
 judged from FILE. What comes out depends neither on `--workers` nor on the order of
 questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
-included. docs/pairs.md has the rest.
+included. `--html` writes OUTPUT/report.html too, which scripts/inspect_pairs.py makes of
+finished folders. docs/pairs.md has the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import jax
 import rich.table
 from absl import flags
 
-from mpo_jax.prefs import pairs
+from mpo_jax.prefs import pairs, quality_page
 from mpo_jax.run import legacy_judging, pairing
 from mpo_jax.utils import cli, progress
 from mpo_jax.verify import maths
@@ -78,6 +79,10 @@ _ANSWER_FIX = flags.DEFINE_bool(
     "answer_fix",
     False,
     "With --legacy: rewrite answers that hold the right one, wrong ones too",
+)
+_HTML = flags.DEFINE_bool("html", False, "Write OUTPUT/report.html, for a person")
+_OVERLAP = flags.DEFINE_string(
+    "overlap", "", "With --html: report of find_overlap.py on the questions"
 )
 
 
@@ -158,7 +163,11 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # messages open no device
     if _ANSWER_FIX.value and not _LEGACY.value:
         raise ValueError("--answer_fix rewrites answers; it belongs to --legacy")
+    if _OVERLAP.value and not _HTML.value:
+        raise ValueError("--overlap is shown on the page; it belongs to --html")
     show(build_legacy() if _LEGACY.value else build())
+    if _HTML.value:
+        quality_page.write_beside(_OUTPUT.value, overlap=_OVERLAP.value)
 
 
 if __name__ == "__main__":

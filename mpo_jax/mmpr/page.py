@@ -100,13 +100,16 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
     return "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
 
 
-def _table(
+def table(
     head: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
     sources: Sequence[str] | None = None,
 ) -> str:
-    """A table; with `sources`, one per row, the filter by source concerns its rows."""
+    """Text as a table of HTML.
+
+    With `sources`, one per row, the filter by source concerns its rows.
+    """
     kind = " class=entries" if sources else ""
     lines = [f"<table{kind}><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
     lines.append("</tr>")
@@ -120,8 +123,8 @@ def _table(
 def _summary_table(summaries: Sequence[summary.SourceSummary]) -> str:
     note = "equal: records that repeat another one; pairs: per epoch, after repeat; "
     note += "prompt, chosen, rejected: mean tokens; tiles: mean"
-    table = _table(summary.SUMMARY_HEAD, summary.summary_rows(summaries))
-    return f"{table}<p class=note>{note}</p>"
+    found = table(summary.SUMMARY_HEAD, summary.summary_rows(summaries))
+    return f"{found}<p class=note>{note}</p>"
 
 
 def _poor(found: Sequence[shares.Share]) -> str:
@@ -185,7 +188,7 @@ def left_out(path: pathlib.Path) -> str:
         group = first[reason]
         rows = [(e.source, f"{e.file}:{e.line}", _short(e.detail)) for e in group]
         names = [e.source for e in group]
-        parts.append(_table(("source", "where", "detail"), rows, sources=names))
+        parts.append(table(("source", "where", "detail"), rows, sources=names))
         if count > len(group):
             parts.append(f"<p class=note>and {count - len(group)} more</p>")
         parts.append("</details>")
