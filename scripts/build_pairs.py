@@ -22,7 +22,7 @@ their verdicts, manifest.json counts of every stage, ledger.jsonl lines that cou
 be used. The folder appears when all is done; with `--cache=FILE` a broken-off run is
 judged from FILE. What comes out depends neither on `--workers` nor on the order of
 questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
-included. `--html` writes OUTPUT/report.html too, which scripts/inspect_pairs.py makes of
+included. `--html` writes OUTPUT/report.html, too; scripts/inspect_pairs.py makes it of
 finished folders. docs/pairs.md has the rest.
 """
 
@@ -163,8 +163,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # messages open no device
     if _ANSWER_FIX.value and not _LEGACY.value:
         raise ValueError("--answer_fix rewrites answers; it belongs to --legacy")
-    if _OVERLAP.value and not _HTML.value:
-        raise ValueError("--overlap is shown on the page; it belongs to --html")
+    quality_page.check(html=_HTML.value, overlap=_OVERLAP.value)
     show(build_legacy() if _LEGACY.value else build())
     if _HTML.value:
         quality_page.write_beside(_OUTPUT.value, overlap=_OVERLAP.value)

@@ -107,8 +107,7 @@ def ask(
 
 def main(argv: list[str]) -> None:
     del argv
-    if _OVERLAP.value and not _HTML.value:
-        raise ValueError("--overlap is shown on the page; it belongs to --html")
+    quality_page.check(html=_HTML.value, overlap=_OVERLAP.value)
     wanted = task()
     runtime.initialise()
     runtime.programs_cache(_COMPILE_CACHE.value)

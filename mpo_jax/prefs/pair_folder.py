@@ -25,6 +25,8 @@ MAX_JSON_BYTES = 64 << 20
 MAX_REASONS = 40
 """Reasons that are told apart; lines of further ones count as :data:`OTHER`."""
 OTHER = "other"
+_NUMBERS = ("rollouts", "prompts", "pairs", "filtered_by_accuracy")
+_COUNTS = ("left_out", "roles", "answered", "accuracy", "skipped")
 _MAX_NAME = 60
 _MAX_ANSWER = 200
 CHOSEN, REJECTED = SIDES = ("chosen", "rejected")
@@ -110,6 +112,7 @@ class Folder:
         self.manifest: dict[str, Any] = {}
         if (self.path / pair_files.MANIFEST).is_file():
             self.manifest = read_json(self.path / pair_files.MANIFEST)
+            _check_counts(self.path / pair_files.MANIFEST, self.manifest)
         # A folder without a single pair has a meta.json without sources.
         empty = read_json(self.path / pair_files.META) == {}
         self.sources = [] if empty else meta.load_meta(self.path / pair_files.META)
@@ -140,6 +143,36 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object; name a file of the pipeline")
     return found
+
+
+def _check_counts(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest whose counts are none."""
+    nested = manifest.get("counts", {})
+    sources = manifest.get("sources", {})
+    for found in (nested, sources):
+        if not isinstance(found, dict):
+            raise _no_count(path, "counts or sources", found)
+    for name, found in [
+        *((name, manifest.get(name, 0)) for name in _NUMBERS),
+        *((name, nested.get(name, 0)) for name in ("pairs",)),
+    ]:
+        if type(found) is not int:
+            raise _no_count(path, name, found)
+    for name, found in [
+        *((name, manifest.get(name, {})) for name in _COUNTS),
+        *((name, nested.get(name, {})) for name in ("dropped", "left_out")),
+        *sources.items(),
+    ]:
+        numbers = found.values() if isinstance(found, dict) else [None]
+        if any(type(number) is not int for number in numbers):
+            raise _no_count(path, name, found)
+
+
+def _no_count(path: pathlib.Path, name: str, found: Any) -> ValueError:
+    return ValueError(
+        f"{path}: {ledger.short(name)}={ledger.short(found)}: must be counts, as "
+        "build_pairs.py and dropout_ntp.py write them; build the folder again"
+    )
 
 
 class Reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mpo_jax import ledger
@@ -142,8 +142,20 @@ def parts(
     found: list[list[tuple[str, str]]] = []
     for text, of in zip(texts, rest, strict=True):
         begin = [(SAME, text[:shared])] if shared else []
-        found.append(begin + [(DIFFERS if d else COMMON, words) for d, words in of])
+        found.append(begin + _joined(of))
     return found[0], found[1]
+
+
+def _joined(of: Sequence[page_records.Part]) -> list[tuple[str, str]]:
+    """Parts of a kind, where blanks between words that differ belong to these."""
+    found: list[tuple[str, str]] = []
+    for place, (differs, words) in enumerate(of):
+        between = 0 < place < len(of) - 1 and not words.strip()
+        kind = DIFFERS if differs or between else COMMON
+        if found and found[-1][0] == kind:
+            words = found.pop()[1] + words
+        found.append((kind, words))
+    return found
 
 
 def _shared(first: str, second: str) -> int:

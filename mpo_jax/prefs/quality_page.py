@@ -67,6 +67,21 @@ def write(
     return found
 
 
+def check(*, html: bool, overlap: str) -> None:
+    """Refuse options before hours of work that would fail at its end.
+
+    Raises:
+      OSError: the report of find_overlap.py cannot be read.
+      ValueError: it is none, or no page is asked for that shows it.
+    """
+    if overlap and not html:
+        raise ValueError(
+            f"--overlap={overlap} is shown on the page; ask for it with --html"
+        )
+    if overlap:
+        Report(overlap)
+
+
 def write_beside(folder: str | os.PathLike[str], *, overlap: str = "") -> None:
     """Write the page into the finished folder itself, and say so.
 
@@ -226,7 +241,7 @@ def _short_cuts(folders: Sequence[Folder], found: Quality) -> list[str]:
             "of pairs."
         )
     for folder in folders:
-        seams = folder.manifest.get("seam")
-        if seams and not seams["at_chance"]:
-            said.append(f"{parts.seam_words(folder)}")
+        words, checked = parts.seam_words(folder), folder.manifest.get("seam")
+        if words and checked and not checked["at_chance"]:
+            said.append(words)
     return said

@@ -105,6 +105,8 @@ def test_counts_and_files(tmp_path, verifier):
     assert told["pairs_per_prompt"] == {"0": 3, "1": 1, "2": 1, "4": 1, "6": 1}
     assert sum(told["length_ratio"].values()) == told["pairs"] == 13
     assert told["sources"]["signs"]["pairs, wrong"] == 4
+    assert told["sources"]["signs"]["prompts, mixed"] == 1
+    assert told["sources"]["geo"]["prompts, mixed"] == 3
     assert sorted(p.name for p in (out / "annotations").iterdir()) == [
         "geo_pairs_vqa_correctness_rules.jsonl",
         "geo_pairs_vqa_format_rules.jsonl",
