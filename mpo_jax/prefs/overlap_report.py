@@ -44,7 +44,7 @@ class Report:
       kept_in: name of the file of questions without overlap; None where none was
         written.
       standing: examples that ought to be left out and stand in a pair.
-      looked: number of examples that were looked for.
+      looked: number of questions among the examples that were looked for.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -66,7 +66,7 @@ class Report:
                 "its --output"
             ) from error
         wanted = [e for e in self.examples if e.kind != overlap.SAME_TEXT_OTHER_IMAGE]
-        self.looked = len(wanted)
+        self.looked = len({(e.source, e.id) for e in wanted})
         self._texts = {e: overlap.normalised(e.question).plain for e in wanted}
         self._by_id = collections.defaultdict[str, list[Example]](list)
         self._by_text = collections.defaultdict[str, list[Example]](list)

@@ -64,6 +64,7 @@ class Line:
       form: the format, or "".
       source: its file's, without the reason.
       reason: why the rejected answer is rejected.
+      truth: the true answer, at most 200 characters; None where none is told.
       image: as the line has it.
     """
 
@@ -74,6 +75,7 @@ class Line:
     form: str
     source: str
     reason: str
+    truth: str | None
     image: Any
     chosen: Side
     rejected: Side
@@ -234,6 +236,7 @@ class Reader:
         source = self.annotations[number].name
         reason, form = record.get("reason"), record.get("prompt_version")
         name, by_name = _split(source)
+        truth = record.get("answer_gt")
         id = record.get("id")
         return Line(
             annotation=number,
@@ -243,6 +246,7 @@ class Reader:
             form=form[:_MAX_NAME] if isinstance(form, str) else "",
             source=name,
             reason=self._known(reason if isinstance(reason, str) else by_name),
+            truth=truth[:_MAX_ANSWER] if isinstance(truth, str) else None,
             image=record.get("image"),
             chosen=_side(record, CHOSEN),
             rejected=_side(record, REJECTED),

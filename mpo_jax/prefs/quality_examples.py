@@ -104,6 +104,7 @@ def entry(line: Line) -> dict[str, Any]:
         "form": line.form,
         "verdict": verdict(line.rejected),
         "question": clipped(line.question),
+        "truth": None if line.truth is None else visible(line.truth),
         "chosen": _side(line.chosen, chosen),
         "rejected": _side(line.rejected, rejected),
     }

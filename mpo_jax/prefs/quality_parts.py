@@ -247,8 +247,9 @@ def overlaps(report: Report | None) -> str:
     ]
     names = ("kind", "id", "question", "evaluation", "its question", "in a pair")
     return (
-        f"<p>{html.escape(text)}</p>{table(head, rows)}<details><summary>examples"
-        f"</summary>{table(names, examples)}</details>"
+        f"<p>{html.escape(text)}</p><div class=texts>{table(head, rows)}</div>"
+        "<details><summary>examples</summary>"
+        f"<div class=texts>{table(names, examples)}</div></details>"
     )
 
 
@@ -256,14 +257,9 @@ def standing_words(report: Report) -> str:
     """Whether what overlaps was left out, as far as the report's examples tell."""
     if not report.looked:
         return "There is none that pairs could hold."
-    if report.standing:
-        return (
-            f"Of {report.looked:,} examples that should be left out, "
-            f"{len(report.standing):,} stand in pairs."
-        )
-    return (
-        f"Of {report.looked:,} examples that should be left out, none stands in a pair."
-    )
+    standing = len({(e.source, e.id) for e in report.standing})
+    said = f"{standing:,} stand in pairs" if standing else "none stands in a pair"
+    return f"Of {report.looked:,} examples that should be left out, {said}."
 
 
 def rollouts(folders: Iterable[Folder]) -> tuple[int, int]:

@@ -18,8 +18,8 @@ table { border-collapse: collapse; margin: .6em 0; font-size: 92%; }
 th, td { border: 1px solid #ccc; padding: .2em .6em; text-align: right; }
 th { background: #f5f6f8; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+.texts td, .texts th { text-align: left; overflow-wrap: anywhere; min-width: 4em; }
 .entries td, .entries th { text-align: left; overflow-wrap: anywhere; }
-.beside { display: flex; flex-wrap: wrap; gap: 0 2.5em; align-items: start; }
 .note { color: #666; font-size: 92%; margin: .3em 0; max-width: 60em; }
 .numbers { display: flex; flex-wrap: wrap; gap: .6em 2.2em; margin: .8em 0; }
 .numbers b { display: block; font-size: 1.5em; }
@@ -33,7 +33,7 @@ summary { cursor: pointer; margin: .4em 0; font-weight: 600; }
 nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ccc;
   padding: .6em 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .5em 1.1em;
   align-items: center; }
-nav select, nav input, nav button { font: inherit; max-width: 14em; }
+nav select, nav input, nav button { font: inherit; max-width: 11em; }
 nav #count { font-weight: 600; margin-left: auto; }
 article { border: 1px solid #bbb; border-radius: 6px; margin: 1em 0;
   padding: .8em 1em; }
@@ -43,6 +43,7 @@ article { border: 1px solid #bbb; border-radius: 6px; margin: 1em 0;
 .asked > .text { flex: 1 1 24em; min-width: 0; max-height: 18em; overflow-y: auto; }
 .pictures img { max-height: 260px; max-width: 100%; border: 1px solid #ddd;
   margin: 0 .5em .3em 0; }
+.truth { margin: .5em 0; } .truth b { color: #2c6e2c; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .sides { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr);
   gap: 1em; }
@@ -141,10 +142,13 @@ function side(name, told) {
 function article(pair) {
   const tags = [pair.reason, pair.source, pair.form, pair.id && `id ${pair.id}`];
   const shown = el("div", "pictures", null, ...pair.images.map(picture));
+  const truth = pair.truth === null ? []
+    : [el("div", "truth", "true answer: ", el("b", "text", pair.truth))];
   if (pair.image_note) shown.append(el("span", "note text", pair.image_note));
   return el("article", "", null,
     el("div", "", null, ...tags.filter(Boolean).map((tag) => el("span", "tag", tag))),
     el("div", "asked", null, shown, el("div", "text", pair.question)),
+    ...truth,
     el("div", "sides", null, side("chosen", pair.chosen),
       side("rejected", pair.rejected)));
 }

@@ -294,6 +294,7 @@ def test_overlap_that_still_stands_in_pairs_is_found(tmp_path):
             ("same_text_other_image", "3", "How many are there?"),  # stays
             ("image", "77", "Without an id?"),
             ("image", "78", "It was left out"),
+            ("equal", "78", "It was left out"),
         ],
         kept_in="kept.jsonl",
     )

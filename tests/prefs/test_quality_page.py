@@ -50,7 +50,7 @@ def example():
     both = {"chosen_meta": right, "rejected_meta": wrong}
     return {
         "a" + WRONG: [
-            pair(1, BEFORE + BEHIND, BEFORE + "So it is 6.", **both),
+            pair(1, BEFORE + BEHIND, BEFORE + "So it is 6.", answer_gt="five", **both),
             pair(
                 *(HOSTILE, HOSTILE + " 1", HOSTILE + " 2"),
                 image=["none.png", "a.png"],
@@ -180,6 +180,7 @@ def test_pairs_and_pictures_are_bounded_and_whole(written):
     assert first["rejected"]["parts"][0] == ["same", BEFORE]
     assert first["rejected"]["prediction"] == "5 apples"
     assert first["chosen"]["characters"] == len(BEFORE + BEHIND)
+    assert first["truth"] == "five" and by_id["3"]["truth"] is None
     assert first["verdict"] == "wrong: number" and first["chosen"]["tokens"] == 9
     long = by_id["3"]
     shown = "".join(text for _, text in long["chosen"]["parts"])
@@ -363,6 +364,7 @@ def test_a_browser_shows_pairs_and_hostile_texts_are_inert(written, browser, tmp
     assert "right⟨U+202E⟩ to left" in long
     assert "final answer: 5 apples" in "".join(seen.articles)
     assert "12 tokens" in "".join(seen.articles)
+    assert "".join(seen.articles).count("true answer: five") == 1
 
 
 @pytest.mark.slow
