@@ -18,7 +18,7 @@ table { border-collapse: collapse; margin: .6em 0; font-size: 92%; }
 th, td { border: 1px solid #ccc; padding: .2em .6em; text-align: right; }
 th { background: #f5f6f8; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-.texts td, .texts th { text-align: left; overflow-wrap: anywhere; min-width: 4em; }
+.texts td, .texts th { text-align: left; overflow-wrap: anywhere; min-width: 7em; }
 .entries td, .entries th { text-align: left; overflow-wrap: anywhere; }
 .note { color: #666; font-size: 92%; margin: .3em 0; max-width: 60em; }
 .numbers { display: flex; flex-wrap: wrap; gap: .6em 2.2em; margin: .8em 0; }
