@@ -23,7 +23,8 @@ be used. The folder appears when all is done; with `--cache=FILE` a broken-off r
 judged from FILE. What comes out depends neither on `--workers` nor on the order of
 questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
 included. `--beam=--runner=DirectRunner,…` has Beam's workers judge and pair; the same
-files come out. docs/pairs.md has the rest.
+files come out. `--html` writes OUTPUT/report.html, too; scripts/inspect_pairs.py makes
+it of finished folders. docs/pairs.md has the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import jax
 import rich.table
 from absl import flags
 
-from mpo_jax.prefs import pairs
+from mpo_jax.prefs import pairs, quality_page
 from mpo_jax.run import legacy_judging, pair_ranges, pairing
 from mpo_jax.utils import cli, progress
 from mpo_jax.verify import maths
@@ -86,6 +87,10 @@ _ANSWER_FIX = flags.DEFINE_bool(
     "answer_fix",
     False,
     "With --legacy: rewrite answers that hold the right one, wrong ones too",
+)
+_HTML = flags.DEFINE_bool("html", False, "Write OUTPUT/report.html, for a person")
+_OVERLAP = flags.DEFINE_string(
+    "overlap", "", "With --html: report of find_overlap.py on the questions"
 )
 
 
@@ -194,7 +199,10 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # messages open no device
     if _ANSWER_FIX.value and not _LEGACY.value:
         raise ValueError("--answer_fix rewrites answers; it belongs to --legacy")
+    quality_page.check(html=_HTML.value, overlap=_OVERLAP.value)
     show(build())
+    if _HTML.value:
+        quality_page.write_beside(_OUTPUT.value, overlap=_OVERLAP.value)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mpo_jax.evals import page_parts, page_script, tables
 from mpo_jax.evals.tables import Table
-from mpo_jax.utils import atomic
+from mpo_jax.utils import atomic, web_page
 
 CHUNK_BYTES = 4 << 20
 """Items that one file holds; fewer stand in the page itself."""
@@ -27,7 +25,6 @@ MAX_BYTES = 256 << 20
 """Items that a page shows, together; further ones are counted."""
 
 _CHUNK = "_items_"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write(
@@ -70,19 +67,6 @@ def write(
     _write(path, "\n".join([head, *body, loader, data, script, "</body></html>\n"]))
 
 
-def safe_json(value: Any) -> str:
-    """JSON that ends no script and opens no comment, as JavaScript too.
-
-    ``<`` stands in JSON within texts alone, where it may be written as an escape. Half
-    a surrogate pair becomes U+FFFD, which is how a browser would show it.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    text = _SURROGATE.sub("\ufffd", text)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
 def _chunks(
     entries: Iterable[Mapping[str, Any]], chunk_bytes: int, max_bytes: int
 ) -> tuple[list[str], int, str]:
@@ -95,7 +79,7 @@ def _chunks(
     chunks: list[list[str]] = [[]]
     size = total = left_out = 0
     for entry in entries:
-        text = safe_json(entry)
+        text = web_page.safe_json(entry)
         length = len(text.encode())
         if left_out or total + length > max_bytes:
             left_out += 1
@@ -115,13 +99,7 @@ def _head(title: str, nonce: str) -> str:
         "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; "
         f"script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'"
     )
-    safe = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{safe}</title><style>{page_parts.STYLE}</style></head><body>"
-        f"<h1>{safe}</h1>"
-    )
+    return web_page.head(title, page_parts.STYLE, policy)
 
 
 def _about(report: Mapping[str, Any], left_out: int) -> str:

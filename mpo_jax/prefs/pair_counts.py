@@ -86,6 +86,7 @@ class Counts:
             source["rollouts"] += 1
             source[f"rollouts, {one.role}"] += 1
         self.answered[answered(made.accuracy)] += 1
+        source[f"prompts, {answered(made.accuracy)}"] += 1
         if made.accuracy is not None:
             self.accuracy[bin_of(made.accuracy)] += 1
         self.filtered += made.filtered

@@ -63,7 +63,9 @@ def _meta(judged: pairs.Judged) -> dict[str, Any]:
         "sample": judged.rollout.sample,
         "prediction": judged.parsed.prediction,
         "role": judged.role,
+        "verdict": judged.verdict.outcome,
         "rule": judged.verdict.rule,
+        "tokens": judged.rollout.tokens,
     }
 
 
