@@ -66,6 +66,9 @@ _TRUNCATED_NEGATIVES = flags.DEFINE_enum(
 _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "max_length_ratio", 0.0, "Longer response over the shorter one; 0 takes all"
 )
+_MAX_TILES = flags.DEFINE_integer(
+    "max_tiles", 0, "Tile limit that training is told; 0 is the sampling's", 0
+)
 _CACHE = flags.DEFINE_string("cache", "", "File that keeps verdicts (SQLite), or none")
 _WORKERS = flags.DEFINE_integer(
     "workers",
@@ -117,6 +120,7 @@ def job(judged_by: Any) -> pairing.Job:
         os.path.expanduser(_ROOT.value),
         rules(),
         judged_by,
+        _MAX_TILES.value,
     )
 
 

@@ -153,12 +153,14 @@ class Writer:
             self.lengths[name] = 0
         return self._files[name]
 
-    def finish(self, root: str, manifest: dict[str, Any]) -> None:
+    def finish(self, root: str, max_tiles: int, manifest: dict[str, Any]) -> None:
         """Write meta.json and manifest.json, and all to the disk.
 
         Args:
           root: of the images, as meta.json names it.
+          max_tiles: of an image; with 0, the training's own limit holds.
         """
+        limit = {"max_dynamic_patch": max_tiles} if max_tiles else {}
         meta = {
             name: {
                 "root": root,
@@ -166,6 +168,7 @@ class Writer:
                 "data_augment": False,
                 "repeat_time": 1,
                 "length": length,
+                **limit,
             }
             for name, length in sorted(self.lengths.items())
         }

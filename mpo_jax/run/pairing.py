@@ -45,6 +45,8 @@ class Job:
         input says, else the input's folder.
       rules: how pairs are made.
       judged_by: what verdicts depend on, as JSON values, for the manifest.
+      max_tiles: tile limit that training is told; 0 is the sampling's, where that is
+        known.
     """
 
     inputs: Sequence[str]
@@ -52,6 +54,7 @@ class Job:
     root: str
     rules: pairs.Rules
     judged_by: Any
+    max_tiles: int = 0
 
     @property
     def images(self) -> str:
@@ -70,14 +73,45 @@ class Job:
             )
         return found[0]
 
+    @property
+    def tiles(self) -> int:
+        """Tile limit of the images; 0 where nobody says.
+
+        Raises:
+          ValueError: inputs were sampled with different ones.
+        """
+        found = {path: _sampled_with(path) for path in self.inputs}
+        known = {path: tiles for path, tiles in found.items() if tiles}
+        if self.max_tiles or not known:
+            return self.max_tiles
+        if len(set(known.values())) > 1:
+            each = ", ".join(f"{path} {tiles}" for path, tiles in known.items())
+            raise ValueError(
+                f"inputs were sampled with different tile limits: {each}; say with "
+                "--max_tiles which one pairs are trained with"
+            )
+        return next(iter(known.values()))
+
 
 def root_of(path: str, root: str) -> str:
     """What a file's images are below, absolute."""
-    manifest = pathlib.Path(path).parent / sampling.MANIFEST
-    if not root and manifest.is_file():
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        return os.path.abspath(manifest.parent / told["root"])
+    told = _told(path)
+    if not root and told:
+        return os.path.abspath(pathlib.Path(path).parent / told["root"])
     return questions.root_of(path, root)
+
+
+def _sampled_with(path: str) -> int:
+    """Tile limit that a file's answers were given with; 0 where nobody says."""
+    return _told(path).get("answerer", {}).get("prompts", {}).get("max_tiles", 0)
+
+
+def _told(path: str) -> dict[str, Any]:
+    """The sampling's manifest beside a file of rollouts; empty where there is none."""
+    manifest = pathlib.Path(path).parent / sampling.MANIFEST
+    if not manifest.is_file():
+        return {}
+    return json.loads(manifest.read_text(encoding="utf-8"))
 
 
 def build(job: Job, judge: Judge, *, chunk: int = CHUNK) -> dict[str, Any]:
@@ -130,7 +164,7 @@ def write(job: Job, fill: Fill) -> dict[str, Any]:
         atomic.clean(output.parent)
         with atomic.new_folder(output) as folder:
             counts = pair_counts.Counts()
-            root = job.images
+            root, tiles = job.images, job.tiles
             with pair_files.Writer(folder) as writer:
                 fill(writer, counts, root)
                 manifest = {
@@ -139,7 +173,7 @@ def write(job: Job, fill: Fill) -> dict[str, Any]:
                     "judged_by": job.judged_by,
                     **counts.report(),
                 }
-                writer.finish(os.path.relpath(root, output), manifest)
+                writer.finish(os.path.relpath(root, output), tiles, manifest)
             return manifest
 
 

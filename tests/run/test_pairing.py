@@ -246,6 +246,27 @@ def test_the_root_is_that_of_the_sampling(tmp_path, verifier):
     assert not (tmp_path / "both").exists()
 
 
+def test_training_is_told_the_tiles_of_the_sampling(tmp_path, verifier):
+    def sampled(name: str, tiles: int) -> pathlib.Path:
+        path = world(tmp_path / name)
+        told = {"root": ".", "answerer": {"prompts": {"max_tiles": tiles}}}
+        (tmp_path / name / "sampling.json").write_text(json.dumps(told))
+        return path
+
+    def limits(output: str) -> set[int | None]:
+        text = (tmp_path / output / "meta.json").read_text()
+        return {entry.get("max_dynamic_patch") for entry in json.loads(text).values()}
+
+    six, twelve = sampled("six", 6), sampled("twelve", 12)
+    build(six, tmp_path / "of_six", verifier)
+    assert limits("of_six") == {6}
+    build(world(tmp_path / "other"), tmp_path / "of_nobody", verifier)
+    assert limits("of_nobody") == {None}
+    both = [str(six), str(twelve)]
+    with pytest.raises(ValueError, match="six.* 6, .*twelve.* 12; say with --max_tiles"):
+        build(both, tmp_path / "both", verifier, root=str(tmp_path))
+
+
 def test_refusals_leave_nothing_behind(tmp_path, verifier):
     path = world(tmp_path / "data")
     build(path, tmp_path / "out", verifier)
