@@ -54,7 +54,7 @@ def drawn(stage: str) -> config.RunConfig:
     if stage == "sft":
         cfg.mode = "sft"
         cfg.model.init = "random"
-        cfg.rows.short = config.RowShapeConfig(352, 112, 0, 4, 4)
+        cfg.rows.short = config.RowShapeConfig(352, 160, 0, 4, 4)
         cfg.rows.pairs_per_batch = 32
         cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
         cfg.reference.mode = "none"
@@ -62,9 +62,9 @@ def drawn(stage: str) -> config.RunConfig:
         cfg.optim.max_steps = 700
     elif stage == "mpo":
         cfg.rows.short = config.RowShapeConfig(352, 192, 192, 4, 4)
-        cfg.rows.pairs_per_batch = 64
+        cfg.rows.pairs_per_batch = 48
         cfg.optim.learning_rate = 3e-4
-        cfg.optim.max_steps = 240
+        cfg.optim.max_steps = 200
     else:
         raise ValueError(f"stage={stage!r}: use sft or mpo")
     return cfg

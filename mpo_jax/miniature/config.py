@@ -23,15 +23,15 @@ class WorldConfig:
     )
     mixture: int = field(22_400, at_least=1)
     """Records that the start is trained on."""
-    direct: float = field(0.47, within=(0, 1))
+    direct: float = field(0.25, within=(0, 1))
     """Share of them with a bare answer."""
     blind: float = field(0.06, within=(0, 1))
     """Share of them without an image; all others are chains of thought."""
-    wrong: float = field(0.1, within=(0, 1))
+    wrong: float = field(0.2, within=(0, 1))
     """Share of the chains that are wrong."""
-    questions: int = field(3_000, at_least=1)
+    questions: int = field(2_000, at_least=1)
     """New questions that the start answers for pairs of right and wrong."""
-    blind_questions: int = field(1_200, at_least=0)
+    blind_questions: int = field(800, at_least=0)
     """New questions for Dropout-NTP; 0 makes no such pairs."""
     held_out: int = field(1_000, at_least=2)
     """Questions that models are scored on."""
@@ -93,6 +93,7 @@ def miniature() -> MiniatureConfig:
     """Five methods, five seeds."""
     cfg = MiniatureConfig()
     cfg.recipe.name = "miniature"
+    cfg.recipe.sampling.formats = ("en", "direct")
     cfg.recipe.sampling.n = 8
     cfg.recipe.sampling.max_new_tokens = cfg.recipe.ntp.max_new_tokens = 80
     cfg.recipe.sampling.max_tiles = cfg.recipe.ntp.max_tiles = 1
@@ -108,7 +109,7 @@ def quickstart() -> MiniatureConfig:
     cfg.name, cfg.recipe.name = "quickstart", "quickstart"
     cfg.seeds, cfg.methods, cfg.learning_rates = (0,), ("mpo",), (3e-4,)
     cfg.workers = 1
-    cfg.world.mixture, cfg.world.questions = 14_400, 1_500
+    cfg.world.mixture, cfg.world.questions = 14_400, 1_200
     cfg.world.blind_questions, cfg.world.held_out = 400, 500
     cfg.start.optim.max_steps = 450
     cfg.recipe.train.optim.max_steps = 100
