@@ -69,7 +69,7 @@ def build(
     workdir: pathlib.Path,
     marks: Mapping[str, steps.Mark],
 ) -> dict[str, Any]:
-    """What ``report.json`` holds; JSON values, none of them a path or a time."""
+    """What ``report.json`` holds; JSON values, none of them a time."""
     rounds = []
     for turn in range(cfg.rounds):
         place = f"round_{turn + 1}"
@@ -85,7 +85,7 @@ def build(
         )
     return {
         "title": cfg.name,
-        "model": pathlib.PurePath(cfg.model).name,
+        "model": cfg.model,
         "questions": marks["questions"].made,
         "start": _evaluation(workdir, START, marks),
         "rounds": rounds,
