@@ -235,7 +235,7 @@ def _overlap(questions: Mapping[str, Any]) -> str:
     kept = f"{questions['questions']:,} of {questions['joined']:,} questions are asked"
     if told is None:
         return f"{kept}; they were compared with no evaluation."
-    return f"{kept}; {told['removed']:,} stand in an evaluation and were left out."
+    return f"{kept}; left out since an evaluation asks them, too: {told['removed']:,}."
 
 
 def _training_tables(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
+import types
 
 import pytest
 import rich.console
 import small_recipe
+import speaking
 
-from mpo_jax.run import line_files, recipe, recipe_plan, recipe_stages, steps
+from mpo_jax.generate import endpoint, requests, speaker
+from mpo_jax.run import answerer, line_files, recipe, recipe_plan, recipe_stages, steps
 
 
 @pytest.fixture
@@ -252,6 +256,67 @@ def test_questions_are_made_anew_to_the_same(cfg, tmp_path):
     assert first["overlap"]["removed"] == 1
     assert first["sha256"] == line_files.digest(folder / "questions.jsonl")
     assert recipe_stages.questions(cfg, folder) == first
+
+
+class Scripted:
+    """Says its own name and a number, and fails where it is told to."""
+
+    def __init__(self, url: str, *, fails: bool = False, **given):
+        self.url, self.given, self.fails = url, given, fails
+
+    def answers(self, questions, sampling, *, skip):
+        for question in questions:
+            for sample in range(sampling.n):
+                if self.fails and sample == 1:
+                    why = ("endpoint", "no reply", True)
+                    yield requests.Failure(question.id, sample, *why)
+                elif not skip(question.id, sample):
+                    text = f"So.\n\nFinal answer: {sample % 2 + 1}"
+                    yield requests.Answer(question.id, sample, text, "stop", 9, 5, -1.0)
+
+    def describe(self):
+        return {"url": self.url}
+
+
+def test_a_server_answers_instead(cfg, tmp_path, monkeypatch):
+    cfg.rounds, cfg.sampling.endpoint = 1, "http://localhost:1"
+    cfg.sampling.endpoint_model, cfg.sampling.concurrency = "spots", 3
+    cfg.validate()
+    source, folder = tmp_path / "questions", tmp_path / "rollouts"
+    for place in (source, folder):
+        place.mkdir()
+    recipe_stages.questions(cfg, source)
+    asked: list[Scripted] = []
+    located = types.SimpleNamespace(config=lambda: "the architecture")
+    monkeypatch.setattr(answerer, "locate", lambda model: (located, f"of {model}"))
+    monkeypatch.setattr(speaker, "prompt_policy", lambda cfg, max_tiles: max_tiles)
+
+    def endpoint_of(url, **given):
+        asked.append(Scripted(url, fails=not asked, **given))
+        return asked[-1]
+
+    monkeypatch.setattr(endpoint, "Endpoint", endpoint_of)
+    make = functools.partial(recipe_stages.rollouts, cfg, source, folder)
+    with pytest.raises(ValueError, match="some answers are missing; start the same"):
+        make(model="OWNER/NAME", turn=0)
+    made = make(model="OWNER/NAME", turn=0)
+    assert made == {
+        "rollouts": 32,
+        "sha256": line_files.digest(folder / "rollouts.jsonl"),
+    }
+    assert asked[1].url == "http://localhost:1"
+    assert asked[1].given == {
+        **{"tokenizer": "of OWNER/NAME", "policy": 1, "model": "spots"},
+        **{"concurrency": 3, "check_parity": True},
+    }
+    lines = speaking.read_lines(folder / "rollouts.jsonl")
+    assert {line["source"] for line in lines} == {"spots_train"}
+    (tmp_path / "pairs").mkdir()
+    pairs = recipe_stages.correctness(cfg, folder, tmp_path / "pairs")
+    # One right text and one wrong one a prompt, whatever was said twice.
+    assert pairs is not None and pairs["pairs"] == 8
+    # Broken off between the last file and the marker, it is the same again.
+    assert recipe_stages.correctness(cfg, folder, tmp_path / "pairs") == pairs
 
 
 def test_no_question_left_is_an_error(cfg, tmp_path):
