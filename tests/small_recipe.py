@@ -34,8 +34,8 @@ def write_spots(folder: pathlib.Path, number: int, *, seed: int) -> list[dict]:
     return lines
 
 
-def make_world(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """``model`` (trained), ``questions``, ``open`` questions, ``benchmarks``."""
+def write_inputs(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """``questions``, ``open`` questions, ``benchmarks``."""
     asked = write_spots(root / "data", 12, seed=1)
     held_out = write_spots(root / "benchmarks", 6, seed=2)
     speaking.write_lines(root / "benchmarks" / "spots.jsonl", held_out)
@@ -51,18 +51,22 @@ def make_world(root: pathlib.Path) -> dict[str, pathlib.Path]:
     ]
     speaking.write_lines(root / "data" / "spots_open.jsonl", free)
     return {
-        "model": _model(root, asked),
         "questions": root / "data" / "spots_train.jsonl",
         "open": root / "data" / "spots_open.jsonl",
         "benchmarks": root / "benchmarks",
-        "cache": root / "cache",
     }
 
 
-def _model(root: pathlib.Path, asked: list[dict]) -> pathlib.Path:
+def make_world(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The same with a ``model`` that was trained, and a ``cache`` of programs."""
+    found = write_inputs(root)
+    return found | {"model": _model(root), "cache": root / "cache"}
+
+
+def _model(root: pathlib.Path) -> pathlib.Path:
     """Trained to say either number to any picture, with a chain of thought or none."""
     lines = []
-    for line in asked:
+    for line in speaking.read_lines(root / "data" / "spots_train.jsonl")[:12]:
         for number in (1, 2):
             end = f"I look.\n\nFinal answer: {number}"
             for question, chosen in (
@@ -109,16 +113,16 @@ def _small(cfg: config.RunConfig) -> config.RunConfig:
     return cfg
 
 
-def recipe(world: dict[str, pathlib.Path], **sampling) -> recipe_config.RecipeConfig:
+def recipe(world: dict[str, pathlib.Path]) -> recipe_config.RecipeConfig:
     """Two rounds of all that there is, at toy size."""
-    cfg = recipe_config.RecipeConfig(name="spots", model=str(world["model"]), rounds=2)
+    model = str(world.get("model", "OWNER/NAME"))
+    cfg = recipe_config.RecipeConfig(name="spots", model=model, rounds=2)
     cfg.questions.files = (str(world["questions"]),)
     cfg.questions.per_round = 8
     cfg.ntp.file, cfg.ntp.per_round = str(world["open"]), 4
     cfg.ntp.max_new_tokens, cfg.ntp.max_tiles = 24, 1
-    cfg.sampling = recipe_config.SamplingConfig(
-        **{"n": 4, "max_new_tokens": 24, "max_tiles": 1} | sampling
-    )
+    cfg.sampling.n, cfg.sampling.max_tiles = 4, 1
+    cfg.sampling.max_new_tokens = 24
     cfg.pairs.workers = 1
     cfg.train = _small(recipes.drawn("mpo"))
     cfg.train.rows.short = config.RowShapeConfig(160, 32, 32, 2, 2)

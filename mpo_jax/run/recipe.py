@@ -28,6 +28,7 @@ from typing import Any
 from mpo_jax import config, fields, recipe_config
 from mpo_jax.convert import files, hub
 from mpo_jax.generate import results
+from mpo_jax.prefs import asking
 from mpo_jax.run import line_files, recipe_report, recipe_stages, steps
 from mpo_jax.utils import progress, remote, runtime
 
@@ -94,6 +95,7 @@ def recipe_steps(
       OSError: a file of questions is missing.
       ValueError: a format does not exist.
     """
+    asking.check_formats(cfg.sampling.formats)
     made = _Recipe(cfg, workdir)
     made.questions()
     if cfg.evaluates:

@@ -71,7 +71,7 @@ class Plan:
     def table(self) -> rich.table.Table:
         """A row for each step."""
         table = rich.table.Table("step", "at most", title="Plan")
-        for column in ("tokens at most", "expected", "pairs", "hours"):
+        for column in ("tokens at most", "tokens expected", "pairs", "hours"):
             table.add_column(column, justify="right")
         table.add_column("there")
         for row in self.rows:
@@ -85,6 +85,8 @@ class Plan:
     def words(self) -> list[str]:
         """What is left to do, and what the numbers rest on."""
         left = self.missing()
+        if not left:
+            return ["All is done; the report is made anew."]
         tokens, pairs = sum(r.tokens for r in left), sum(r.pairs for r in left)
         said = (
             f"Left to do: {len(left)} of {len(self.rows)} steps, at most {tokens:,} "
@@ -137,14 +139,14 @@ def plan(cfg: recipe_config.RecipeConfig, wanted: Sequence[steps.Step]) -> Plan:
     marks = {step.name: steps.read(step) for step in wanted}
     made = {name: mark.made or {} for name, mark in marks.items() if mark and mark.done}
     bounds = _bounds(cfg, made)
-    rows = []
+    rows: list[Row] = []
     for step in wanted:
         mark = marks[step.name]
         state = steps.ABSENT if mark is None else steps.BEGUN
         if step.name in made:
             state = steps.DONE
         rows.append(dataclasses.replace(bounds[step.name], state=state))
-    return Plan(rows, _notes(cfg), cfg.rates)
+    return Plan(rows, _notes(cfg, made), cfg.rates)
 
 
 def _bounds(
@@ -247,17 +249,18 @@ def _evaluation(cfg: recipe_config.RecipeConfig) -> Row:
     return Row("", f"{answers:,} answers to benchmarks", tokens)
 
 
-def _notes(cfg: recipe_config.RecipeConfig) -> list[str]:
+def _notes(
+    cfg: recipe_config.RecipeConfig, made: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     mode = cfg.train.reference.mode
     found = [
-        "Tokens are a bound: every answer as long as it may be. Pairs are one, too: "
-        f"{most_pairs(cfg):,} a prompt; of answers that are all right or all wrong "
-        "there are none.",
+        "Tokens are a bound: every answer as long as it may be. So are pairs: "
+        f"{most_pairs(cfg):,} a prompt, and none where all answers are right, or all "
+        "wrong.",
     ]
     if not recipe.caches(cfg.train):
         found.append(f"Reference: {mode}; it is part of training, and no step.")
-    if cfg.overlap.benchmarks or cfg.overlap.against:
-        found.append(
-            "Questions that an evaluation asks, too, are still to be left out."
-        )
+    compared = cfg.overlap.benchmarks or cfg.overlap.against
+    if compared and recipe.QUESTIONS not in made:
+        found.append("Questions that an evaluation asks, too, are left out first.")
     return found

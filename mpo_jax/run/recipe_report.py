@@ -69,7 +69,7 @@ def build(
     workdir: pathlib.Path,
     marks: Mapping[str, steps.Mark],
 ) -> dict[str, Any]:
-    """What ``report.json`` holds; JSON values, none of them a path or a time."""
+    """What ``report.json`` holds; JSON values, none of them a time."""
     rounds = []
     for turn in range(cfg.rounds):
         place = f"round_{turn + 1}"
@@ -85,7 +85,7 @@ def build(
         )
     return {
         "title": cfg.name,
-        "model": pathlib.PurePath(cfg.model).name,
+        "model": cfg.model,
         "questions": marks["questions"].made,
         "start": _evaluation(workdir, START, marks),
         "rounds": rounds,
@@ -126,15 +126,21 @@ Part = tuple[str, Sequence[Table], str]
 
 
 def _parts(found: Mapping[str, Any]) -> Iterator[Part]:
-    scores = _scores(found)
-    if scores is not None:
+    models = _models(found)
+    if models:
         yield (
             "Scores",
-            [scores],
+            [_scores(models), _unparsed(models)],
             "In brackets: interval of 95 %, a bootstrap over items. A difference to "
             "the start is paired: the same items, drawn together.",
         )
-    yield "Pairs", list(_pair_tables(found["rounds"])), _overlap(found["questions"])
+    said = [_overlap(found["questions"])]
+    said += [
+        f"Round {number}: {dropping.seam_words(one['ntp']['seam'])}."
+        for number, one in enumerate(found["rounds"], 1)
+        if one["ntp"]
+    ]
+    yield "Pairs", list(_pair_tables(found["rounds"])), " ".join(said)
     yield (
         "Training",
         list(_training_tables(found["rounds"])),
@@ -143,30 +149,56 @@ def _parts(found: Mapping[str, Any]) -> Iterator[Part]:
     )
 
 
-def _scores(found: Mapping[str, Any]) -> Table | None:
-    """A row for each benchmark and mode, a column for each model."""
+Models = Sequence[tuple[str, Mapping[str, Any]]]
+"""Names and evaluations, the start first."""
+
+
+def _models(found: Mapping[str, Any]) -> Models:
+    """Those that were evaluated."""
     models = [("start", found["start"])]
     models += [
         (f"round {number}", one["evaluation"])
         for number, one in enumerate(found["rounds"], 1)
     ]
-    models = [(name, of) for name, of in models if of]
-    if not models:
-        return None
-    head, rows = ["benchmark", "mode", "protocol"], []
+    return [(name, of) for name, of in models if of]
+
+
+def _asked(models: Models) -> Iterator[tuple[str, str, str]]:
+    """Benchmark, mode and protocol of every score."""
+    for benchmark, modes in models[0][1]["scores"].items():
+        for mode, entry in modes.items():
+            yield benchmark, mode, entry["protocol"]
+
+
+def _scores(models: Models) -> Table:
+    """A row for each benchmark and mode, a column for each model."""
+    head = ["benchmark", "mode", "protocol"]
     for name, of in models:
         head += [name] + ([] if of["against_start"] is None else [f"{name} - start"])
-    first = models[0][1]["scores"]
-    for benchmark, modes in first.items():
-        for mode, entry in modes.items():
-            row = [benchmark, mode, entry["protocol"]]
-            for _, of in models:
-                row.append(tables.scored(of["scores"].get(benchmark, {}).get(mode)))
-                if of["against_start"] is not None:
-                    gain = of["against_start"].get(benchmark, {}).get(mode)
-                    row.append(tables.gain(gain))
-            rows.append(row)
+    rows = []
+    for benchmark, mode, protocol in _asked(models):
+        row = [benchmark, mode, protocol]
+        for _, of in models:
+            row.append(tables.scored(of["scores"].get(benchmark, {}).get(mode)))
+            if of["against_start"] is not None:
+                gain = of["against_start"].get(benchmark, {}).get(mode)
+                row.append(tables.gain(gain))
+        rows.append(row)
     return Table(head, rows, 2)
+
+
+def _unparsed(models: Models) -> Table:
+    """Answers in which nothing was found, of how many."""
+    rows = []
+    for benchmark, mode, _ in _asked(models):
+        row = [benchmark, mode]
+        for _, of in models:
+            entry = of["scores"][benchmark][mode]
+            none = entry["unparsed"] + entry["empty"]
+            row.append(f"{none:,} of {entry['total']:,}")
+        rows.append(row)
+    head = ["answers without a final one", "mode", *(name for name, _ in models)]
+    return Table(head, rows, 1)
 
 
 def _pair_tables(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
@@ -203,7 +235,7 @@ def _overlap(questions: Mapping[str, Any]) -> str:
     kept = f"{questions['questions']:,} of {questions['joined']:,} questions are asked"
     if told is None:
         return f"{kept}; they were compared with no evaluation."
-    return f"{kept}; {told['removed']:,} stand in an evaluation and were left out."
+    return f"{kept}; left out since an evaluation asks them, too: {told['removed']:,}."
 
 
 def _training_tables(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Table]:

@@ -330,14 +330,15 @@ def trained(cfg: config.RunConfig, folder: pathlib.Path) -> Made | None:
     }
 
 
-_TIMED = ("time/", "throughput/", "ledger/", "eval/", "benchmarks/")
+_LEFT_OUT = ("step", "time", "throughput", "ledger/", "eval/", "benchmarks/")
+"""Beginnings of names that say nothing of the training, or of another moment of it."""
 
 
 def _values(line: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in line.items()
-        if name != "step" and not name.startswith(_TIMED)
+        if not name.startswith(_LEFT_OUT)
     }
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,7 +175,10 @@ def _run(step: Step, steps: Sequence[Step], marks: Mapping[str, Mark]) -> Mark:
         if runtime.is_main():
             _write(step, wanted)
         runtime.barrier(f"{step.name} begins")
+        start = time.perf_counter()
         made = step.make()
+        spent = time.perf_counter() - start
+        progress.console().print(f"{step.name}: {spent:.1f} s")
         if runtime.is_main():
             _write(step, dataclasses.replace(wanted, done=True, made=_json(made)))
     runtime.barrier(f"{step.name} ends")

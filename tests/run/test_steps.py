@@ -74,6 +74,18 @@ def test_other_settings_are_refused_by_name_before_anything_is_made(tmp_path):
         run(tmp_path, sampling={"n": 8, "seed": 0, "top": None})
 
 
+def test_all_that_builds_on_what_changed_is_named(tmp_path):
+    one, two, total = toy_steps.toys(tmp_path, {"start": 1})
+    two = dataclasses.replace(two, after=("one",))
+    total = dataclasses.replace(total, after=("two",))
+    steps.run_steps([one, two, total], tmp_path / "run.lock")
+    changed = dataclasses.replace(one, settings={"start": 2})
+    with pytest.raises(ValueError) as error:
+        steps.check([changed, two, total])
+    folders = ", ".join(str(tmp_path / name) for name in ("one", "two", "sum"))
+    assert str(error.value).endswith(f"remove what was made so: {folders}")
+
+
 def test_a_step_that_was_only_begun_is_refused_as_well(tmp_path):
     toys = toy_steps.toys(tmp_path, {"start": 1})
 
