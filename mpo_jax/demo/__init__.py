@@ -1,1 +1,1 @@
-"""A world of drawings: questions, a mixture to learn from, a tokenizer, a tiny model."""
+"""A world of drawings: questions, a mixture to learn from, a tiny model."""

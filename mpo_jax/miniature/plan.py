@@ -27,7 +27,8 @@ def words(cfg: MiniatureConfig) -> Iterator[str]:
     titles = ", ".join(methods.title_of(name) for name in cfg.methods)
     yield f"  {titles}, each from {_visits(train)} of the same pairs;"
     asked = world.held_out * (len(recipe.evaluate.modes) + cfg.samples)
-    yield f"  {models} models scored by {asked:,} answers to {world.held_out:,} questions."
+    held_out = f"{world.held_out:,} held-out questions"
+    yield f"  {models} models scored by {asked:,} answers to {held_out}."
     yield (
         f"In all {seeds * models} models: "
         f"{seeds * (_count(cfg.start) + len(cfg.methods) * _count(train)):,} records "

@@ -195,9 +195,7 @@ def test_no_drawing_of_a_rectangle_comes_twice():
     for scene in scenes[:300]:
         left, top, width, height = scene.box
         inside = {
-            (x, y)
-            for x in range(left, left + width)
-            for y in range(top, top + height)
+            (x, y) for x in range(left, left + width) for y in range(top, top + height)
         }
         discs = [(x, y) for x, y, _ in scene.discs]
         assert not inside & set(discs) and len(set(discs)) == len(discs)

@@ -263,7 +263,9 @@ def test_training_is_told_the_tiles_of_the_sampling(tmp_path, verifier):
     build(world(tmp_path / "other"), tmp_path / "of_nobody", verifier)
     assert limits("of_nobody") == {None}
     both = [str(six), str(twelve)]
-    with pytest.raises(ValueError, match="six.* 6, .*twelve.* 12; say with --max_tiles"):
+    with pytest.raises(
+        ValueError, match="six.* 6, .*twelve.* 12; say with --max_tiles"
+    ):
         build(both, tmp_path / "both", verifier, root=str(tmp_path))
 
 
