@@ -48,8 +48,6 @@ from mpo_jax.verify import maths, verifier
 Made = dict[str, Any]
 DEALT, META = "dealt.jsonl", "meta.json"
 MMPR, NTP = "mmpr", "ntp"
-REASONS = 3
-"""Kinds of negatives that may have pairs of their own: wrong, formless, cut off."""
 
 
 def free() -> None:
@@ -174,7 +172,9 @@ def _ask_rollouts(
     )
 
 
-def _load(cfg: recipe_config.RecipeConfig, model: str, max_tiles: int = 0) -> Any:
+def _load(
+    cfg: recipe_config.RecipeConfig, model: str, max_tiles: int = 0
+) -> answerer.Model:
     how = cfg.answering
     return answerer.load(model, dtype=how.dtype, tensor=how.tensor, max_tiles=max_tiles)
 
