@@ -9,7 +9,7 @@ import copy
 import dataclasses
 
 from mpo_jax import config, fields, recipe_config, recipes
-from mpo_jax.demo import drawings
+from mpo_jax.demo import benchmark, drawings
 from mpo_jax.fields import field
 from mpo_jax.miniature import methods
 
@@ -60,7 +60,8 @@ class MiniatureConfig:
         default_factory=recipe_config.RecipeConfig
     )
     """How pairs are made and models scored; `recipe.train` is what all methods have in
-    common. Model, questions and data are filled in."""
+    common, loss terms and learning rate aside. Model, questions and data are filled in;
+    seeds are added to its own."""
     samples: int = field(2, at_least=0)
     """Answers of each held-out question at temperature 1; 0 draws none."""
 
@@ -78,15 +79,48 @@ class MiniatureConfig:
         filled.recipe.model = recipe_config.FILLED
         filled.recipe.questions.files = (recipe_config.FILLED,)
         fields.check(filled)
+        self._check_filled_in()
         if len(self.learning_rates) != len(self.methods):
             raise ValueError(
                 f"learning_rates={self.learning_rates}: name one for each of "
                 f"methods={self.methods}"
             )
 
+    def _check_filled_in(self) -> None:
+        """Nobody sets what each seed fills in."""
+        flat = fields.flat(dataclasses.asdict(self))
+        for name in _FILLED_IN:
+            if flat[name]:
+                raise ValueError(
+                    f"{name}={flat[name]!r}: every seed has its own; leave it empty"
+                )
+        recipe = self.recipe
+        if recipe.rounds != 1:
+            raise ValueError(
+                f"recipe.rounds={recipe.rounds}: methods are compared after one round; "
+                "set it to 1"
+            )
+        if benchmark.NAME not in recipe.evaluate.benchmarks:
+            raise ValueError(
+                f"recipe.evaluate.benchmarks={recipe.evaluate.benchmarks}: add "
+                f"{benchmark.NAME!r}, by which models are compared"
+            )
+        if set(recipe.evaluate.modes) != set(config.EVALUATION_MODES):
+            raise ValueError(
+                f"recipe.evaluate.modes={recipe.evaluate.modes}: both of "
+                f"{config.EVALUATION_MODES} are compared; name both"
+            )
+
     def rate(self, method: str) -> float:
         """The learning rate of a method."""
         return self.learning_rates[self.methods.index(method)]
+
+
+_FILLED_IN = (
+    *("start.model.path", "start.data.meta"),
+    *("recipe.model", "recipe.questions.files", "recipe.ntp.file"),
+    *("recipe.evaluate.data", "recipe.train.model.path", "recipe.train.data.meta"),
+)
 
 
 def miniature() -> MiniatureConfig:
@@ -100,6 +134,8 @@ def miniature() -> MiniatureConfig:
     cfg.recipe.pairs.max_pairs = 3
     cfg.recipe.pairs.workers = 1
     cfg.recipe.train = recipes.drawn("mpo")
+    cfg.recipe.overlap.benchmarks = False  # the splits share no drawing
+    cfg.recipe.evaluate.benchmarks = (benchmark.NAME,)
     return cfg
 
 

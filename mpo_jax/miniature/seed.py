@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpo_jax import config, recipe_config
-from mpo_jax.demo import benchmark
 from mpo_jax.miniature import methods, world
 from mpo_jax.miniature.config import MiniatureConfig
 from mpo_jax.run import recipe, recipe_stages, steps
@@ -58,7 +57,7 @@ class Seed:
     def start(self) -> dict[str, steps.Mark]:
         """Draw the world and train the start from scratch."""
         training = copy.deepcopy(self.cfg.start)
-        training.name, training.seed = "start", self.seed
+        training.name, training.seed = "start", training.seed + self.seed
         training.model.path = str(self.world.model)
         training.data.meta = str(self.world.mixture)
         training.compile_cache = self._programs()
@@ -89,7 +88,7 @@ class Seed:
             self.recipe().train,
             name,
             learning_rate=self.cfg.rate(name),
-            seed=self.seed,
+            seed=self.recipe().train.seed,
         )
         filled = dataclasses.replace(self.recipe(), train=training)
         training = recipe.training(filled, self.folder, 0)
@@ -123,14 +122,13 @@ class Seed:
         found = copy.deepcopy(self.cfg.recipe)
         found.model = str(self.model)
         found.questions.files = (str(self.world.questions),)
-        found.overlap.benchmarks = False  # the splits share no drawing
         if self.cfg.world.blind_questions:
             found.ntp.file = str(self.world.blind)
-        found.sampling.seed = found.ntp.seed = found.pairs.seed = self.seed
-        found.train.compile_cache, found.train.seed = self._programs(), self.seed
-        found.evaluate.benchmarks = (benchmark.NAME,)
+        found.train.compile_cache = self._programs()
         found.evaluate.data = str(self.world.benchmarks)
-        found.evaluate.seed = self.seed
+        for part in (found.sampling, found.ntp, found.pairs, found.train):
+            part.seed += self.seed
+        found.evaluate.seed += self.seed
         found.validate()
         return found
 

@@ -144,6 +144,28 @@ def test_bad_values_are_named(change, message):
         cfg.validate()
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("recipe.model", "runs/8b", "recipe.model='runs/8b': every seed has its own"),
+        ("start.data.meta", "meta.json", "start.data.meta=.*leave it empty"),
+        ("recipe.rounds", 2, "recipe.rounds=2: .*one round"),
+        ("recipe.evaluate.benchmarks", ("pope",), "benchmarks=.*add 'mpo_jax.demo"),
+        ("recipe.evaluate.modes", ("cot",), "modes=.*name both"),
+        ("recipe.sampling.n", 1, "recipe.sampling.n=1"),
+    ],
+)
+def test_what_seeds_fill_in_is_set_by_nobody(name, value, message):
+    cfg = config.miniature()
+    *groups, last = name.split(".")
+    place = cfg
+    for group in groups:
+        place = getattr(place, group)
+    setattr(place, last, value)
+    with pytest.raises(ValueError, match=message):
+        cfg.validate()
+
+
 def test_configs_are_valid():
     for cfg in (config.miniature(), config.quickstart()):
         cfg.validate()
