@@ -1,11 +1,13 @@
 """Visual arithmetic: drawn images, questions, right and wrong chains of thought.
 
-Three topics, each a 112x112 RGB drawing whose features lie on the 14-pixel patch
+Topics, each a 112x112 RGB drawing whose features lie on the 14-pixel patch
 grid, so that a small vision transformer can learn to read them within minutes:
 
 - ``count``: squares and circles in two colours on a 3x3 grid,
 - ``chart``: three bars of integer height 1-6 against grid lines,
-- ``geometry``: one rectangle on a unit grid, with discs beside it, in any colours.
+- ``geometry``: one rectangle on a unit grid, with discs beside it, in any colours;
+- ``prices``: the same drawings; what a square or a unit costs stands in the question, so
+  that an answer takes two multiplications.
 
 Every question reduces to a few small integers read off the image, the *readings*.
 They are drawn uniformly first and the image is built around them. Misread values come
@@ -34,6 +36,8 @@ IMAGE_SIZE = 112
 CELL = 14
 """Pixels of one vision patch; every drawn edge lies near a multiple of it."""
 TOPICS = ("count", "chart", "geometry")
+"""Those that take turns where none are named."""
+ALL_TOPICS = (*TOPICS, "prices")
 SPLITS = ("train", "eval")
 EVAL_BUCKETS = 32
 """Out of 256 digest values, those that belong to the eval split."""
@@ -73,6 +77,9 @@ _GRID = (205, 205, 205)
 
 Readings = tuple[int, ...]
 
+_PRICED = ((1, 6), (1, 6), (2, 6))
+"""Ranges of width, height and price."""
+
 SHIFT = 3
 """Pixels by which the grid of a geometry drawing may be off the patches, each way."""
 MAX_DISCS = 3
@@ -102,7 +109,7 @@ class Item:
     """One preference pair with its drawing.
 
     Attributes:
-      topic: one of :data:`TOPICS`.
+      topic: one of :data:`ALL_TOPICS`.
       task: what is asked, e.g. ``count/total``.
       image: RGB, :data:`IMAGE_SIZE` square.
       asked: the question alone.
@@ -111,7 +118,7 @@ class Item:
       imagined: a chain of thought on readings that are made up.
       rejected_kind: key of :data:`REJECTED_KINDS`.
       answer: the right final answer.
-      readings: the integers that must be read off the image.
+      readings: the integers that must be read off the image, or the question.
     """
 
     topic: str
@@ -133,9 +140,11 @@ class _Task:
 
     Attributes:
       name: ``topic/kind``.
-      questions: phrasings, all with the same meaning.
+      questions: phrasings, all with the same meaning; ``{2}`` is the third reading,
+        which then stands in the question and not in the image.
       ranges: inclusive range of each reading, in the order in which they are written.
       valid: whether readings can occur together in one image.
+      given: so many last readings stand in the question, and nobody gets them wrong.
       solve: right result of the last computation.
       write: lines of reasoning, given readings and the (perhaps wrong) result.
       scene: what is drawn, given readings: its repr determines every pixel.
@@ -148,6 +157,12 @@ class _Task:
     write: Callable[[Readings, int], list[str]]
     scene: Callable[[Readings, np.random.Generator], Any]
     valid: Callable[[Readings], bool] = lambda readings: True
+    given: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Readings that must be read off the image: the first ones."""
+        return len(self.ranges) - self.given
 
 
 def draw_item(
@@ -170,8 +185,8 @@ def draw_item(
         raise ValueError(f"index and seed must be >= 0, got {index} and {seed}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    if not topics or not set(topics) <= set(TOPICS):
-        raise ValueError(f"topics must be some of {TOPICS}, got {topics!r}")
+    if not topics or not set(topics) <= set(ALL_TOPICS):
+        raise ValueError(f"topics must be some of {ALL_TOPICS}, got {topics!r}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     topic = topics[index % len(topics)]
     tasks = _tasks()[topic]
@@ -183,7 +198,7 @@ def draw_item(
             break
     kinds = list(REJECTED_KINDS)
     kind = kinds[rng.choice(len(kinds), p=list(REJECTED_KINDS.values()))]
-    question = task.questions[rng.integers(len(task.questions))]
+    question = task.questions[rng.integers(len(task.questions))].format(*readings)
     return Item(
         topic=topic,
         task=task.name,
@@ -192,7 +207,7 @@ def draw_item(
         question="<image>\n" + formats.get_format("en").wrap(question),
         chosen=_respond(task, readings, task.solve(readings)),
         rejected=_reject(task, readings, kind, rng),
-        imagined=_imagine(task, rng),
+        imagined=_imagine(task, readings, rng),
         rejected_kind=kind,
         answer=task.solve(readings),
         readings=readings,
@@ -223,9 +238,9 @@ def _reject(
     return "\n".join([*lines, HEDGES[rng.integers(len(HEDGES))]])
 
 
-def _imagine(task: _Task, rng: np.random.Generator) -> str:
+def _imagine(task: _Task, readings: Readings, rng: np.random.Generator) -> str:
     """A consistent response on any readings, as one writes who sees no image."""
-    readings = _sample(task, rng)
+    readings = _sample(task, rng)[: task.seen] + readings[task.seen :]
     return _respond(task, readings, task.solve(readings))
 
 
@@ -242,7 +257,7 @@ def _misreadings(task: _Task, readings: Readings) -> list[Readings]:
     truth = task.solve(readings)
     changed = (
         readings[:i] + (value,) + readings[i + 1 :]
-        for i, (low, high) in enumerate(task.ranges)
+        for i, (low, high) in enumerate(task.ranges[: task.seen])
         for value in range(low, high + 1)
         if value != readings[i]
     )
@@ -255,10 +270,13 @@ def _continuations(task: _Task, readings: Readings) -> list[Readings]:
     Where that half fixes the answer (nine red shapes leave no room for a blue one),
     the shared part is shorter.
     """
-    truth = task.solve(readings)
-    for kept in range((len(readings) + 1) // 2, -1, -1):
-        values = (range(low, high + 1) for low, high in task.ranges[kept:])
-        whole = (readings[:kept] + rest for rest in itertools.product(*values))
+    truth, seen = task.solve(readings), task.seen
+    for kept in range((seen + 1) // 2, -1, -1):
+        values = (range(low, high + 1) for low, high in task.ranges[kept:seen])
+        whole = (
+            readings[:kept] + rest + readings[seen:]
+            for rest in itertools.product(*values)
+        )
         found = [r for r in whole if task.valid(r) and task.solve(r) != truth]
         if found:
             return found
@@ -284,6 +302,7 @@ def _tasks() -> dict[str, tuple[_Task, ...]]:
             _range_task(),
         ),
         "geometry": (_perimeter_task(), _area_task()),
+        "prices": (_fence_task(), _tiles_task()),
     }
 
 
@@ -437,6 +456,57 @@ def _area_task() -> _Task:
     )
 
 
+def _fence_task() -> _Task:
+    def write(r: Readings, result: int) -> list[str]:
+        half = r[0] + r[1]
+        return [
+            "The cost is the perimeter times the price.",
+            f"The width is {r[0]}. The height is {r[1]}.",
+            f"{r[0]} + {r[1]} = {half}, and 2 x {half} = {2 * half}.",
+            f"{2 * half} x {r[2]} = {result}.",
+        ]
+
+    return _Task(
+        name="prices/fence",
+        questions=(
+            "One unit of fence costs {2} coins. What does a fence around the "
+            "rectangle cost?",
+            "A fence has a price of {2} coins per unit. How many coins does it take to "
+            "put it around the rectangle?",
+        ),
+        ranges=_PRICED,
+        given=1,
+        solve=lambda r: 2 * (r[0] + r[1]) * r[2],
+        write=write,
+        scene=lambda r, rng: _place_rectangle(r[:2], rng),
+    )
+
+
+def _tiles_task() -> _Task:
+    def write(r: Readings, result: int) -> list[str]:
+        area = r[0] * r[1]
+        return [
+            "The cost is the area times the price.",
+            f"The width is {r[0]}. The height is {r[1]}.",
+            f"{r[0]} x {r[1]} = {area}.",
+            f"{area} x {r[2]} = {result}.",
+        ]
+
+    return _Task(
+        name="prices/tiles",
+        questions=(
+            "One square costs {2} coins. What do the squares of the rectangle cost?",
+            "A square has a price of {2} coins. How many coins does it take to buy the "
+            "rectangle?",
+        ),
+        ranges=_PRICED,
+        given=1,
+        solve=lambda r: r[0] * r[1] * r[2],
+        write=write,
+        scene=lambda r, rng: _place_rectangle(r[:2], rng),
+    )
+
+
 def _place_shapes(
     rows: Sequence[tuple[int, int]], rng: np.random.Generator
 ) -> tuple[tuple[str, ...], ...]:
@@ -562,4 +632,5 @@ _RENDER: dict[str, Callable[[Any], Image.Image]] = {
     "count": _render_count,
     "chart": _render_chart,
     "geometry": _render_geometry,
+    "prices": _render_geometry,
 }

@@ -19,7 +19,7 @@ class WorldConfig:
     """What is drawn for every seed; all drawings are different ones."""
 
     topics: tuple[str, ...] = field(
-        ("geometry",), choices=drawings.TOPICS, each_once=True
+        ("prices",), choices=drawings.ALL_TOPICS, each_once=True
     )
     mixture: int = field(22_400, at_least=1)
     """Records that the start is trained on."""

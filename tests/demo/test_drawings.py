@@ -211,6 +211,21 @@ def test_topics_can_be_chosen_and_unknown_ones_are_named():
         drawings.draw_item(0, seed=0, split="train", topics=("maps",))
 
 
+def test_prices_stand_in_the_question_and_nobody_gets_them_wrong():
+    for index in range(300):
+        item = drawings.draw_item(index, seed=0, split="train", topics=("prices",))
+        width, height = _rectangle(np.asarray(item.image))
+        price = int(re.findall(r"\d+", item.asked.replace("One", ""))[0])
+        amount = 2 * (width + height) if "fence" in item.task else width * height
+        assert item.readings == (width, height, price)
+        assert item.answer == amount * price == _final(item.chosen)
+        assert not _wrong_equations(item.chosen) and not _wrong_equations(item.imagined)
+        for said in (item.rejected, item.imagined):
+            factors = re.findall(r"\d+ x (\d+) = \d+\.", said)
+            assert factors[-1] == str(price)
+        assert _final(item.rejected) != item.answer
+
+
 def test_an_imagined_chain_is_consistent_and_does_not_know_the_image(items):
     """It is right about as often as a guess: below 40 %, where readings repeat."""
     finals = [_final(item.imagined) for item in items]
