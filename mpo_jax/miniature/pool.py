@@ -85,8 +85,9 @@ def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
     (workdir / LOGS).mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0))[:workers]:
-        cores.put(core)
+    ours = sorted(os.sched_getaffinity(0))
+    for number in range(workers):
+        cores.put(ours[number % len(ours)])
     total = len(cfg.seeds) * (1 + len(cfg.methods))
     began = time.perf_counter()
     with (
@@ -130,6 +131,7 @@ def _check(
     for other in waiting:
         other.cancel()
     log = _log_of(workdir, job)
+    progress.console().print(f"{job} failed; jobs under way are ended first", style="red")
     raise ValueError(
         f"{job}: {error or type(error).__name__}; all it said is in {log}. Mend it and "
         "start the same command: what is done stays"
