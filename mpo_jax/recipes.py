@@ -54,7 +54,7 @@ def drawn(stage: str) -> config.RunConfig:
     if stage == "sft":
         cfg.mode = "sft"
         cfg.model.init = "random"
-        cfg.rows.short = config.RowShapeConfig(352, 160, 0, 4, 4)
+        cfg.rows.short = config.RowShapeConfig(352, 128, 0, 4, 4)
         cfg.rows.pairs_per_batch = 32
         cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
         cfg.reference.mode = "none"

@@ -6,8 +6,8 @@ grid, so that a small vision transformer can learn to read them within minutes:
 - ``count``: squares and circles in two colours on a 3x3 grid,
 - ``chart``: three bars of integer height 1-6 against grid lines,
 - ``geometry``: one rectangle on a unit grid, with discs beside it, in any colours;
-- ``prices``: the same drawings; what a square or a unit costs stands in the question, so
-  that an answer takes two multiplications.
+- ``prices``: the same drawings; what a square or a unit costs stands in the question,
+  so that an answer takes two multiplications.
 
 Every question reduces to a few small integers read off the image, the *readings*.
 They are drawn uniformly first and the image is built around them. Misread values come

@@ -37,9 +37,9 @@ class Shares:
       wrong: share of the chains that are wrong.
     """
 
-    direct: float = 0.25
+    direct: float = 0.47
     blind: float = 0.06
-    wrong: float = 0.2
+    wrong: float = 0.1
 
 
 def write(

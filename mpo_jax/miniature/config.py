@@ -19,15 +19,15 @@ class WorldConfig:
     """What is drawn for every seed; all drawings are different ones."""
 
     topics: tuple[str, ...] = field(
-        ("prices",), choices=drawings.ALL_TOPICS, each_once=True
+        ("geometry",), choices=drawings.ALL_TOPICS, each_once=True
     )
     mixture: int = field(22_400, at_least=1)
     """Records that the start is trained on."""
-    direct: float = field(0.25, within=(0, 1))
+    direct: float = field(0.47, within=(0, 1))
     """Share of them with a bare answer."""
     blind: float = field(0.06, within=(0, 1))
     """Share of them without an image; all others are chains of thought."""
-    wrong: float = field(0.2, within=(0, 1))
+    wrong: float = field(0.1, within=(0, 1))
     """Share of the chains that are wrong."""
     questions: int = field(2_000, at_least=1)
     """New questions that the start answers for pairs of right and wrong."""

@@ -131,7 +131,7 @@ def _check(
     for other in waiting:
         other.cancel()
     log = _log_of(workdir, job)
-    progress.console().print(f"{job} failed; jobs under way are ended first", style="red")
+    progress.console().print(f"{job} failed; jobs under way are ended first")
     raise ValueError(
         f"{job}: {error or type(error).__name__}; all it said is in {log}. Mend it and "
         "start the same command: what is done stays"

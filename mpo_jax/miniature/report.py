@@ -45,10 +45,12 @@ def write(
     results_json.write_json(workdir / JSON, told)
     draw(cfg, rows, workdir / FIGURE)
     text = render(cfg, rows, found)
-    atomic.write_whole(
-        workdir / MARKDOWN, lambda path: path.write_text(text, encoding="utf-8")
-    )
+    atomic.write_whole(workdir / MARKDOWN, lambda path: _write(path, text))
     return told
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def render(

@@ -15,7 +15,7 @@ from mpo_jax import recipe_config
 from mpo_jax.evals import markdown, page, page_parts, report_run, tables
 from mpo_jax.evals import report as eval_report
 from mpo_jax.evals.tables import Table
-from mpo_jax.prefs import pair_files
+from mpo_jax.prefs import pair_files, seam
 from mpo_jax.run import dropping, steps
 from mpo_jax.utils import atomic
 
@@ -136,7 +136,7 @@ def _parts(found: Mapping[str, Any]) -> Iterator[Part]:
         )
     said = [_overlap(found["questions"])]
     said += [
-        f"Round {number}: {dropping.seam_words(one['ntp']['seam'])}."
+        f"Round {number}: {seam.words(one['ntp']['seam'])}."
         for number, one in enumerate(found["rounds"], 1)
         if one["ntp"]
     ]
