@@ -59,7 +59,7 @@ def drawn(stage: str) -> config.RunConfig:
         cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
         cfg.reference.mode = "none"
         cfg.optim.learning_rate = 2e-3
-        cfg.optim.max_steps = 700
+        cfg.optim.max_steps = 450
     elif stage == "mpo":
         cfg.rows.short = config.RowShapeConfig(352, 192, 192, 4, 4)
         cfg.rows.pairs_per_batch = 48

@@ -21,7 +21,7 @@ class WorldConfig:
     topics: tuple[str, ...] = field(
         ("geometry",), choices=drawings.ALL_TOPICS, each_once=True
     )
-    mixture: int = field(22_400, at_least=1)
+    mixture: int = field(14_400, at_least=1)
     """Records that the start is trained on."""
     direct: float = field(0.47, within=(0, 1))
     """Share of them with a bare answer."""
@@ -145,8 +145,8 @@ def quickstart() -> MiniatureConfig:
     cfg.name, cfg.recipe.name = "quickstart", "quickstart"
     cfg.seeds, cfg.methods, cfg.learning_rates = (0,), ("mpo",), (3e-4,)
     cfg.workers = 1
-    cfg.world.mixture, cfg.world.questions = 14_400, 1_200
-    cfg.world.blind_questions, cfg.world.held_out = 400, 500
-    cfg.start.optim.max_steps = 450
+    cfg.world.questions, cfg.world.blind_questions = 1_200, 400
+    cfg.world.held_out = 500
     cfg.recipe.train.optim.max_steps = 100
+    cfg.recipe.train.log.plots = cfg.recipe.train.checkpoint.export_hf = True
     return cfg
