@@ -4,15 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart check quick test lint format clean
+.PHONY: help quickstart miniature check quick test lint format clean
 
 help:
-	@echo "make quickstart  set up $(VENV), train a small InternVL with SFT and MPO (CPU)"
+	@echo "make quickstart  set up $(VENV); SFT, own samples, pairs, MPO of a tiny InternVL (CPU)"
+	@echo "make miniature   the paper's claim on 2 cores: five methods, five seeds (an hour)"
 	@echo "make check       linters, type checker and the tests that are quick (3 minutes)"
 	@echo "make test        set up $(VENV), run linters, type checker and all tests"
 	@echo "make lint        ruff and pyright only"
 	@echo "make format      let ruff rewrite the code"
-	@echo "make clean       remove $(VENV), build (compiled programs too) and runs/quickstart"
+	@echo "make clean       remove $(VENV), build (compiled programs too), runs/quickstart"
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."'
@@ -26,7 +27,10 @@ $(VENV)/.test: $(VENV)/.base
 	@touch $@
 
 quickstart: $(VENV)/.base
-	$(BIN)/python scripts/quickstart.py --workdir=runs/quickstart
+	$(BIN)/python scripts/miniature.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+miniature: $(VENV)/.base
+	$(BIN)/python scripts/miniature.py --config=configs/miniature.py --workdir=runs/miniature
 
 # Side by side: the type checker uses one core, and tests wait now and then.
 check: $(VENV)/.test

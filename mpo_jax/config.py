@@ -10,6 +10,7 @@ Annotations are not postponed here: the flag library reads field types as classe
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from mpo_jax import config_checks, config_paths, fields, types
 from mpo_jax.fields import field
@@ -387,10 +388,11 @@ def from_json(text: str) -> RunConfig:
     return fields.from_dict(RunConfig, json.loads(text), "")
 
 
-def check_overrides(
-    argv: Sequence[str], cfg: RunConfig | EvaluationConfig | None = None
-) -> None:
+def check_overrides(argv: Sequence[str], cfg: Any = None) -> None:
     """Check ``--config.NAME=…`` arguments before the flag library sees them.
+
+    Args:
+      cfg: a dataclass with the fields that there are; None is a :class:`RunConfig`.
 
     Raises:
       ValueError: on a field that does not exist, with the nearest names.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -179,7 +179,8 @@ def check(cfg: Any, prefix: str = "") -> None:
     """Check type and bounds of every field of a dataclass and of those within it.
 
     The type is that of the field's default; a float may be a whole number, a tuple has
-    elements of its default's first one.
+    elements of its default's first one, texts where that is empty. What is no field
+    is refused: Python lets anything be set.
 
     Args:
       prefix: what stands before the names in messages, such as ``optim.``.
@@ -187,41 +188,59 @@ def check(cfg: Any, prefix: str = "") -> None:
     Raises:
       ValueError: naming field, value and remedy.
     """
-    default = type(cfg)()
-    _check_types(cfg, default, prefix)
-    _check_bounds(cfg, prefix)
+    for problem in _wrong_types(cfg, type(cfg)(), prefix):
+        raise ValueError(problem)
+    for problem in _out_of_bounds(cfg, prefix):
+        raise ValueError(problem)
 
 
-def _check_types(cfg: Any, default: Any, prefix: str) -> None:
+def problems(cfg: Any, prefix: str = "") -> list[str]:
+    """All that :func:`check` would raise; bounds only where all types are right."""
+    found = list(_wrong_types(cfg, type(cfg)(), prefix))
+    return found or list(_out_of_bounds(cfg, prefix))
+
+
+def _wrong_types(cfg: Any, default: Any, prefix: str) -> Iterator[str]:
+    known = [item.name for item in dataclasses.fields(default)]
+    for name in vars(cfg).keys() - set(known):
+        yield no_field(prefix + name, [prefix + one for one in known])
     for item in dataclasses.fields(default):
         name, value = prefix + item.name, getattr(cfg, item.name)
         expected = getattr(default, item.name)
         if dataclasses.is_dataclass(expected):
-            if not isinstance(value, type(expected)):
+            if isinstance(value, type(expected)):
+                yield from _wrong_types(value, expected, f"{name}.")
+            else:
                 wanted = type(expected).__name__
-                raise ValueError(f"{name}={value!r}: expected a config.{wanted}")
-            _check_types(value, expected, f"{name}.")
-            continue
-        if not _same_type(value, expected):
+                yield f"{name}={value!r}: expected a config.{wanted}"
+        elif not _same_type(value, expected):
             wanted = type(expected).__name__
             if isinstance(expected, tuple):
-                wanted = f"a tuple of {type(expected[0]).__name__}"
-            raise ValueError(f"{name}={value!r}: expected {wanted}")
+                wanted = f"a tuple of {type(_element(expected)).__name__}"
+            yield f"{name}={value!r}: expected {wanted}"
 
 
-def _check_bounds(cfg: Any, prefix: str) -> None:
+def _out_of_bounds(cfg: Any, prefix: str) -> Iterator[str]:
     for item in dataclasses.fields(cfg):
         name, value = prefix + item.name, getattr(cfg, item.name)
         if dataclasses.is_dataclass(value):
-            _check_bounds(value, f"{name}.")
+            yield from _out_of_bounds(value, f"{name}.")
         elif _BOUNDS in item.metadata:
-            item.metadata[_BOUNDS].check(name, value)
+            try:
+                item.metadata[_BOUNDS].check(name, value)
+            except ValueError as error:
+                yield str(error)
+
+
+def _element(default: tuple[Any, ...]) -> Any:
+    """What the elements of a tuple are like."""
+    return default[0] if default else ""
 
 
 def _same_type(value: Any, expected: Any) -> bool:
     if isinstance(expected, tuple):
         return isinstance(value, tuple) and all(
-            _same_type(item, expected[0]) for item in value
+            _same_type(item, _element(expected)) for item in value
         )
     if isinstance(value, bool) != isinstance(expected, bool):
         return False

@@ -28,39 +28,43 @@ def released_mpo() -> config.RunConfig:
     return cfg
 
 
-def quickstart(stage: str) -> config.RunConfig:
-    """The two stages of ``make quickstart``, sized for 2 CPU cores.
+def drawn(stage: str) -> config.RunConfig:
+    """Trainings of the tiny model on drawings, sized for one or two CPU cores.
 
     Args:
-      stage: ``sft`` trains the tiny model from scratch on the chosen answers; ``mpo``
-        continues with the paper's loss on the pairs. Paths are left to the caller.
+      stage: ``sft`` trains the model from scratch on a mixture of direct answers and
+        chains of thought; ``mpo`` continues with the paper's loss on pairs of its own
+        answers. Paths are left to the caller.
     """
-    cfg = config.RunConfig(name=f"quickstart {stage}")
+    cfg = config.RunConfig(name=f"drawn {stage}")
     cfg.model.dtype = "float32"
     cfg.model.remat = "full"  # recomputing costs a CPU less than storing
     cfg.model.drop_path = 0.0
     cfg.model.vocab_chunk = 0
     cfg.data.max_tiles = 1
     cfg.data.threads = 2
-    cfg.rows.pairs_per_batch = 32
+    cfg.data.index_workers = 1  # others start longer than they work
     cfg.mesh.fsdp = 1
     cfg.optim.warmup_fraction = 0.05
+    cfg.optim.epochs = 8
     cfg.checkpoint.every_steps = 100
     cfg.checkpoint.keep_last = 1
+    cfg.checkpoint.export_hf = False
+    cfg.log.plots = cfg.log.tensorboard = False
     if stage == "sft":
         cfg.mode = "sft"
         cfg.model.init = "random"
-        cfg.rows.short = config.RowShapeConfig(208, 88, 0, 2, 2)
+        cfg.rows.short = config.RowShapeConfig(352, 128, 0, 4, 4)
+        cfg.rows.pairs_per_batch = 32
         cfg.loss.terms, cfg.loss.weights = ("sft",), (1.0,)
         cfg.reference.mode = "none"
         cfg.optim.learning_rate = 2e-3
-        cfg.optim.epochs = 3
-        cfg.optim.max_steps = 210
-        cfg.checkpoint.export_hf = False
+        cfg.optim.max_steps = 450
     elif stage == "mpo":
-        cfg.rows.short = config.RowShapeConfig(208, 88, 88, 2, 2)
+        cfg.rows.short = config.RowShapeConfig(352, 192, 192, 4, 4)
+        cfg.rows.pairs_per_batch = 48
         cfg.optim.learning_rate = 3e-4
-        cfg.optim.max_steps = 50
+        cfg.optim.max_steps = 200
     else:
         raise ValueError(f"stage={stage!r}: use sft or mpo")
     return cfg

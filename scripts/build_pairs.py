@@ -22,24 +22,27 @@ their verdicts, manifest.json counts of every stage, ledger.jsonl lines that cou
 be used. The folder appears when all is done; with `--cache=FILE` a broken-off run is
 judged from FILE. What comes out depends neither on `--workers` nor on the order of
 questions. `--legacy` judges and pairs by the rules of the released pipeline, errors
-included. docs/pairs.md has the rest.
+included. `--beam=--runner=DirectRunner,…` has Beam's workers judge and pair; the same
+files come out. `--html` writes OUTPUT/report.html, too; scripts/inspect_pairs.py makes
+it of finished folders. docs/pairs.md has the rest.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
+import types
 from typing import Any
 
 import jax
 import rich.table
 from absl import flags
 
-from mpo_jax.prefs import pairs
-from mpo_jax.run import legacy_judging, pairing
+from mpo_jax.prefs import pairs, quality_page
+from mpo_jax.run import legacy_judging, pair_ranges, pairing
 from mpo_jax.utils import cli, progress
 from mpo_jax.verify import maths
-from mpo_jax.verify.verifier import Verifier
 
 _INPUT = flags.DEFINE_list("input", None, "Rollouts, JSON lines", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the pairs", required=True)
@@ -63,13 +66,22 @@ _TRUNCATED_NEGATIVES = flags.DEFINE_enum(
 _MAX_LENGTH_RATIO = flags.DEFINE_float(
     "max_length_ratio", 0.0, "Longer response over the shorter one; 0 takes all"
 )
+_MAX_TILES = flags.DEFINE_integer(
+    "max_tiles", 0, "Tile limit that training is told; 0 is the sampling's", 0
+)
 _CACHE = flags.DEFINE_string("cache", "", "File that keeps verdicts (SQLite), or none")
 _WORKERS = flags.DEFINE_integer(
     "workers",
     0,
-    "Processes for mathematics; 0 is one per core",
+    "Processes for mathematics; 0 is one per core, with --beam one per Beam worker",
     lower_bound=0,
     upper_bound=maths.MAX_WORKERS,
+)
+_BEAM = flags.DEFINE_list(
+    "beam",
+    None,
+    "Judge and pair with Beam, by these pipeline options, such as "
+    "--runner=DirectRunner",
 )
 _LEGACY = flags.DEFINE_bool(
     "legacy", False, "Judge by the released rules, errors included, for comparison"
@@ -78,6 +90,10 @@ _ANSWER_FIX = flags.DEFINE_bool(
     "answer_fix",
     False,
     "With --legacy: rewrite answers that hold the right one, wrong ones too",
+)
+_HTML = flags.DEFINE_bool("html", False, "Write OUTPUT/report.html, for a person")
+_OVERLAP = flags.DEFINE_string(
+    "overlap", "", "With --html: report of find_overlap.py on the questions"
 )
 
 
@@ -104,6 +120,7 @@ def job(judged_by: Any) -> pairing.Job:
         os.path.expanduser(_ROOT.value),
         rules(),
         judged_by,
+        _MAX_TILES.value,
     )
 
 
@@ -125,32 +142,60 @@ def show(manifest: dict[str, Any]) -> None:
 
 def workers() -> int:
     """Processes for mathematics."""
+    if _BEAM.value is not None:
+        return _WORKERS.value or 1
     return _WORKERS.value or min(os.cpu_count() or 1, maths.MAX_WORKERS)
 
 
-def build() -> dict[str, Any]:
-    """Pairs by the project's rules; the manifest."""
-    with Verifier(
-        workers=workers(), cache_path=os.path.expanduser(_CACHE.value) or None
-    ) as verifier:
-        return pairing.build(job(verifier.pins), pairing.judge_with(verifier))
-
-
-def build_legacy() -> dict[str, Any]:
-    """Pairs by the released rules; the manifest.
+def opening() -> pairing.Opening:
+    """Makes a judge by the project's rules, or by the released ones.
 
     Raises:
       ValueError: an option has no meaning there.
     """
+    if _BEAM.value is not None and _CACHE.present:
+        raise ValueError(
+            f"--cache={_CACHE.value}: with --beam the workers may be other machines, "
+            "which cannot write one SQLite file together; leave it out"
+        )
+    if not _LEGACY.value:
+        cache = os.path.expanduser(_CACHE.value) or None
+        return functools.partial(pairing.open_judge, workers(), cache=cache)
     for flag in (_CACHE, _TRUNCATED_NEGATIVES):
         if flag.present:
             raise ValueError(
                 f"--{flag.name}={flag.value}: --legacy keeps no verdicts and does not "
                 "ask what was cut off; leave it out"
             )
-    with maths.Mathematics(workers()) as mathematics:
-        judge = legacy_judging.LegacyJudge(mathematics, fix=_ANSWER_FIX.value)
-        return pairing.build(job(judge.pins), judge)
+    return functools.partial(
+        legacy_judging.open_judge, workers(), fix=_ANSWER_FIX.value
+    )
+
+
+def build() -> dict[str, Any]:
+    """Pairs, made here or by Beam; the manifest."""
+    opened = opening()
+    with opened() as (judge, pins):  # processes start with the first question
+        if _BEAM.value is None:
+            return pairing.build(job(pins), judge)
+        spread = beam_pairing().spread(_BEAM.value, opened, pins)
+        return pair_ranges.build(job(pins), spread)
+
+
+def beam_pairing() -> types.ModuleType:
+    """The module that knows Beam.
+
+    Raises:
+      ValueError: Beam is not installed.
+    """
+    try:
+        from mpo_jax.run import beam_pairing
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--beam needs {error.name}: pip install 'mpo-jax[beam]' in a virtual "
+            "environment of its own, or leave --beam out"
+        ) from error
+    return beam_pairing
 
 
 def main(argv: list[str]) -> None:
@@ -158,7 +203,10 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # messages open no device
     if _ANSWER_FIX.value and not _LEGACY.value:
         raise ValueError("--answer_fix rewrites answers; it belongs to --legacy")
-    show(build_legacy() if _LEGACY.value else build())
+    quality_page.check(html=_HTML.value, overlap=_OVERLAP.value)
+    show(build())
+    if _HTML.value:
+        quality_page.write_beside(_OUTPUT.value, overlap=_OVERLAP.value)
 
 
 if __name__ == "__main__":

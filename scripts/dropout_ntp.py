@@ -17,7 +17,8 @@ released pipeline; the model goes on from there without the image (or with it,
 
 Killed at any moment, the same command goes on where it stopped. Started on several
 processes (as scripts/train.py), each answers its share. OUTPUT/manifest.json counts
-what became of every line, OUTPUT/ledger.jsonl names those that cannot be used.
+what became of every line, OUTPUT/ledger.jsonl names those that cannot be used, and
+`--html` writes OUTPUT/report.html, a page to look at them (scripts/inspect_pairs.py).
 docs/dropout_ntp.md has the rest.
 """
 
@@ -30,7 +31,7 @@ import pathlib
 from absl import flags
 
 from mpo_jax.generate import requests
-from mpo_jax.prefs import dropout_ntp
+from mpo_jax.prefs import dropout_ntp, quality_page, seam
 from mpo_jax.run import answerer, answering, dropping
 from mpo_jax.utils import cli, progress, runtime
 
@@ -65,6 +66,10 @@ _SLOTS = flags.DEFINE_integer(
 )
 _TENSOR = flags.DEFINE_integer(
     "tensor", 0, "Devices that share one copy of the model; 0 is as few as it fits", 0
+)
+_HTML = flags.DEFINE_bool("html", False, "Write OUTPUT/report.html, for a person")
+_OVERLAP = flags.DEFINE_string(
+    "overlap", "", "With --html: report of find_overlap.py on the questions"
 )
 _COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache", runtime.PROGRAMS, "Where compiled programs are kept, or none"
@@ -102,6 +107,7 @@ def ask(
 
 def main(argv: list[str]) -> None:
     del argv
+    quality_page.check(html=_HTML.value, overlap=_OVERLAP.value)
     wanted = task()
     runtime.initialise()
     runtime.programs_cache(_COMPILE_CACHE.value)
@@ -114,6 +120,8 @@ def main(argv: list[str]) -> None:
     manifest = dropping.make(wanted, model.tokenizer, functools.partial(ask, model))
     if manifest is not None:
         show(manifest, wanted)
+        if _HTML.value:
+            quality_page.write_beside(wanted.output, overlap=_OVERLAP.value)
 
 
 def show(manifest: dict, wanted: dropping.Task) -> None:
@@ -126,7 +134,7 @@ def show(manifest: dict, wanted: dropping.Task) -> None:
         told = ", ".join(f"{number} {why}" for why, number in counts[kind].items())
         if told:
             console.print(f"{kind.replace('_', ' ').capitalize()}: {told}")
-    console.print(dropping.seam_words(manifest["seam"]))
+    console.print(seam.words(manifest["seam"]))
 
 
 if __name__ == "__main__":

@@ -110,15 +110,15 @@ def test_unknown_ablation_is_refused(name):
 
 
 @pytest.mark.parametrize("stage", ["sft", "mpo"])
-def test_quickstart_stages_are_valid(stage):
-    cfg = load("quickstart").get_config(stage)
+def test_stages_on_drawings_are_valid(stage):
+    cfg = load("drawn").get_config(stage)
     check(cfg)
     assert cfg.mode == stage
 
 
-def test_unknown_quickstart_stage_is_refused():
+def test_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="stage='dpo': use sft or mpo"):
-        load("quickstart").get_config("dpo")
+        load("drawn").get_config("dpo")
 
 
 def _released_1b(shared: pathlib.Path) -> model_config.InternVLConfig:

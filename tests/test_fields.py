@@ -104,3 +104,28 @@ def test_what_a_misspelt_name_is_answered_with():
         "unknown loss 'hing'; did you mean 'hinge'? (known: hinge, ipo)"
     )
     assert fields.no_such("loss", "z", ("ipo",)) == "unknown loss 'z' (known: ipo)"
+
+
+def test_all_problems_at_once_and_what_is_no_field():
+    cfg = Outer(7.0, Inner(0))
+    assert fields.problems(Outer()) == []
+    assert fields.problems(cfg, "run.") == [
+        "run.rate=7.0 must lie in [0, 1]",
+        "run.inner.size=0 must be at least 1, and finite",
+    ]
+    cfg.inner.sise = 3  # type: ignore[attr-defined]
+    (told,) = fields.problems(cfg, "run.")  # bounds are looked at when types are right
+    assert "no field 'run.inner.sise'; did you mean run.inner.size" in told
+    with pytest.raises(ValueError, match="no field 'inner.sise'"):
+        fields.check(cfg)
+
+
+def test_a_tuple_that_is_empty_by_default_holds_texts():
+    @dataclasses.dataclass
+    class Files:
+        names: tuple[str, ...] = ()
+
+    fields.check(Files())
+    fields.check(Files(("a", "b")))
+    with pytest.raises(ValueError, match="expected a tuple of str"):
+        fields.check(Files((1,)))  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""The quickstart's own world: drawn images, a small tokenizer, a tiny model."""
+"""A world of drawings: questions, a mixture to learn from, a tiny model."""

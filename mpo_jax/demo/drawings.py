@@ -1,11 +1,13 @@
 """Visual arithmetic: drawn images, questions, right and wrong chains of thought.
 
-Three topics, each a 112x112 RGB drawing whose features lie on the 14-pixel patch
+Topics, each a 112x112 RGB drawing whose features lie on the 14-pixel patch
 grid, so that a small vision transformer can learn to read them within minutes:
 
 - ``count``: squares and circles in two colours on a 3x3 grid,
 - ``chart``: three bars of integer height 1-6 against grid lines,
-- ``geometry``: one rectangle on a unit grid.
+- ``geometry``: one rectangle on a unit grid, with discs beside it, in any colours;
+- ``prices``: the same drawings; what a square or a unit costs stands in the question,
+  so that an answer takes two multiplications.
 
 Every question reduces to a few small integers read off the image, the *readings*.
 They are drawn uniformly first and the image is built around them. Misread values come
@@ -23,24 +25,22 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from mpo_jax.verify import formats
 
 IMAGE_SIZE = 112
 CELL = 14
 """Pixels of one vision patch; every drawn edge lies near a multiple of it."""
 TOPICS = ("count", "chart", "geometry")
+"""Those that take turns where none are named."""
+ALL_TOPICS = (*TOPICS, "prices")
 SPLITS = ("train", "eval")
 EVAL_BUCKETS = 32
 """Out of 256 digest values, those that belong to the eval split."""
-
-COT_INSTRUCTION = (
-    "Your task is to answer the question below. Give step by step reasoning before "
-    "you answer, and when you're ready to answer, please use the format "
-    '"Final answer: .."\n\nQuestion:\n\n{question}'
-)
-"""The English chain-of-thought prompt of MMPR (text as upstream has it)."""
 
 REJECTED_KINDS = {
     "perception": 0.4,
@@ -77,28 +77,58 @@ _GRID = (205, 205, 205)
 
 Readings = tuple[int, ...]
 
+_PRICED = ((1, 6), (1, 6), (2, 6))
+"""Ranges of width, height and price."""
+
+SHIFT = 3
+"""Pixels by which the grid of a geometry drawing may be off the patches, each way."""
+MAX_DISCS = 3
+"""Discs beside the rectangle of a geometry drawing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """Everything that is drawn of a geometry question.
+
+    Attributes:
+      box: left, top, width and height of the rectangle, in units of the grid.
+      fill, paper: RGB of the rectangle and of what is behind it.
+      shift: of the grid, in pixels, to the right and down.
+      discs: column, row and RGB of each.
+    """
+
+    box: tuple[int, ...]
+    fill: tuple[int, ...]
+    paper: tuple[int, ...]
+    shift: tuple[int, ...]
+    discs: tuple[tuple, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One preference pair with its drawing.
 
     Attributes:
-      topic: one of :data:`TOPICS`.
+      topic: one of :data:`ALL_TOPICS`.
       task: what is asked, e.g. ``count/total``.
       image: RGB, :data:`IMAGE_SIZE` square.
+      asked: the question alone.
       question: MMPR prompt text, ``<image>`` placeholder and instruction included.
       chosen, rejected: chains of thought of three or four lines.
+      imagined: a chain of thought on readings that are made up.
       rejected_kind: key of :data:`REJECTED_KINDS`.
       answer: the right final answer.
-      readings: the integers that must be read off the image.
+      readings: the integers that must be read off the image, or the question.
     """
 
     topic: str
     task: str
     image: Image.Image
+    asked: str
     question: str
     chosen: str
     rejected: str
+    imagined: str
     rejected_kind: str
     answer: int
     readings: Readings
@@ -110,12 +140,14 @@ class _Task:
 
     Attributes:
       name: ``topic/kind``.
-      questions: phrasings, all with the same meaning.
+      questions: phrasings, all with the same meaning; ``{2}`` is the third reading,
+        which then stands in the question and not in the image.
       ranges: inclusive range of each reading, in the order in which they are written.
       valid: whether readings can occur together in one image.
+      given: so many last readings stand in the question, and nobody gets them wrong.
       solve: right result of the last computation.
       write: lines of reasoning, given readings and the (perhaps wrong) result.
-      scene: what is drawn, given readings: a tuple that determines every pixel.
+      scene: what is drawn, given readings: its repr determines every pixel.
     """
 
     name: str
@@ -123,11 +155,19 @@ class _Task:
     ranges: tuple[tuple[int, int], ...]
     solve: Callable[[Readings], int]
     write: Callable[[Readings, int], list[str]]
-    scene: Callable[[Readings, np.random.Generator], tuple]
+    scene: Callable[[Readings, np.random.Generator], Any]
     valid: Callable[[Readings], bool] = lambda readings: True
+    given: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Readings that must be read off the image: the first ones."""
+        return len(self.ranges) - self.given
 
 
-def draw_item(index: int, *, seed: int, split: str) -> Item:
+def draw_item(
+    index: int, *, seed: int, split: str, topics: Sequence[str] = TOPICS
+) -> Item:
     """Make pair `index` of a split; a function of its arguments alone.
 
     Topics take turns, so any run of consecutive indices is balanced.
@@ -136,16 +176,19 @@ def draw_item(index: int, *, seed: int, split: str) -> Item:
       index: number of the pair, from 0.
       seed: seed of the data set.
       split: ``train`` or ``eval``; no image occurs in both, whatever the seeds.
+      topics: that take turns.
 
     Raises:
-      ValueError: negative `index` or `seed`, unknown `split`.
+      ValueError: negative `index` or `seed`, unknown `split` or topic.
     """
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed must be >= 0, got {index} and {seed}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if not topics or not set(topics) <= set(ALL_TOPICS):
+        raise ValueError(f"topics must be some of {ALL_TOPICS}, got {topics!r}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    topic = TOPICS[index % len(TOPICS)]
+    topic = topics[index % len(topics)]
     tasks = _tasks()[topic]
     task = tasks[rng.integers(len(tasks))]
     while True:  # one image in eight belongs to eval: 8 turns on average there
@@ -155,14 +198,16 @@ def draw_item(index: int, *, seed: int, split: str) -> Item:
             break
     kinds = list(REJECTED_KINDS)
     kind = kinds[rng.choice(len(kinds), p=list(REJECTED_KINDS.values()))]
-    question = task.questions[rng.integers(len(task.questions))]
+    question = task.questions[rng.integers(len(task.questions))].format(*readings)
     return Item(
         topic=topic,
         task=task.name,
         image=_RENDER[topic](scene),
-        question="<image>\n" + COT_INSTRUCTION.format(question=question),
+        asked=question,
+        question="<image>\n" + formats.get_format("en").wrap(question),
         chosen=_respond(task, readings, task.solve(readings)),
         rejected=_reject(task, readings, kind, rng),
+        imagined=_imagine(task, readings, rng),
         rejected_kind=kind,
         answer=task.solve(readings),
         readings=readings,
@@ -193,6 +238,12 @@ def _reject(
     return "\n".join([*lines, HEDGES[rng.integers(len(HEDGES))]])
 
 
+def _imagine(task: _Task, readings: Readings, rng: np.random.Generator) -> str:
+    """A consistent response on any readings, as one writes who sees no image."""
+    readings = _sample(task, rng)[: task.seen] + readings[task.seen :]
+    return _respond(task, readings, task.solve(readings))
+
+
 def _sample(task: _Task, rng: np.random.Generator) -> Readings:
     """Uniform over the valid readings."""
     while True:
@@ -206,7 +257,7 @@ def _misreadings(task: _Task, readings: Readings) -> list[Readings]:
     truth = task.solve(readings)
     changed = (
         readings[:i] + (value,) + readings[i + 1 :]
-        for i, (low, high) in enumerate(task.ranges)
+        for i, (low, high) in enumerate(task.ranges[: task.seen])
         for value in range(low, high + 1)
         if value != readings[i]
     )
@@ -219,17 +270,20 @@ def _continuations(task: _Task, readings: Readings) -> list[Readings]:
     Where that half fixes the answer (nine red shapes leave no room for a blue one),
     the shared part is shorter.
     """
-    truth = task.solve(readings)
-    for kept in range((len(readings) + 1) // 2, -1, -1):
-        values = (range(low, high + 1) for low, high in task.ranges[kept:])
-        whole = (readings[:kept] + rest for rest in itertools.product(*values))
+    truth, seen = task.solve(readings), task.seen
+    for kept in range((seen + 1) // 2, -1, -1):
+        values = (range(low, high + 1) for low, high in task.ranges[kept:seen])
+        whole = (
+            readings[:kept] + rest + readings[seen:]
+            for rest in itertools.product(*values)
+        )
         found = [r for r in whole if task.valid(r) and task.solve(r) != truth]
         if found:
             return found
     raise AssertionError(f"every reading of {task.name} has the answer {truth}")
 
 
-def _split_of(topic: str, scene: tuple) -> str:
+def _split_of(topic: str, scene: Any) -> str:
     digest = hashlib.blake2b(repr((topic, scene)).encode(), digest_size=1).digest()
     return "eval" if digest[0] < EVAL_BUCKETS else "train"
 
@@ -248,6 +302,7 @@ def _tasks() -> dict[str, tuple[_Task, ...]]:
             _range_task(),
         ),
         "geometry": (_perimeter_task(), _area_task()),
+        "prices": (_fence_task(), _tiles_task()),
     }
 
 
@@ -362,7 +417,8 @@ def _perimeter_task() -> _Task:
     def write(r: Readings, result: int) -> list[str]:
         half = r[0] + r[1]
         return [
-            f"The rectangle is {r[0]} wide and {r[1]} high.",
+            "The perimeter is twice the sum of width and height.",
+            f"The width is {r[0]}. The height is {r[1]}.",
             f"{r[0]} + {r[1]} = {half}, and 2 x {half} = {result}.",
         ]
 
@@ -382,7 +438,8 @@ def _perimeter_task() -> _Task:
 def _area_task() -> _Task:
     def write(r: Readings, result: int) -> list[str]:
         return [
-            f"The rectangle is {r[0]} wide and {r[1]} high.",
+            "The area is the product of width and height.",
+            f"The width is {r[0]}. The height is {r[1]}.",
             f"{r[0]} x {r[1]} = {result}.",
         ]
 
@@ -396,6 +453,57 @@ def _area_task() -> _Task:
         solve=lambda r: r[0] * r[1],
         write=write,
         scene=_place_rectangle,
+    )
+
+
+def _fence_task() -> _Task:
+    def write(r: Readings, result: int) -> list[str]:
+        half = r[0] + r[1]
+        return [
+            "The cost is the perimeter times the price.",
+            f"The width is {r[0]}. The height is {r[1]}.",
+            f"{r[0]} + {r[1]} = {half}, and 2 x {half} = {2 * half}.",
+            f"{2 * half} x {r[2]} = {result}.",
+        ]
+
+    return _Task(
+        name="prices/fence",
+        questions=(
+            "One unit of fence costs {2} coins. What does a fence around the "
+            "rectangle cost?",
+            "A fence has a price of {2} coins per unit. How many coins does it take to "
+            "put it around the rectangle?",
+        ),
+        ranges=_PRICED,
+        given=1,
+        solve=lambda r: 2 * (r[0] + r[1]) * r[2],
+        write=write,
+        scene=lambda r, rng: _place_rectangle(r[:2], rng),
+    )
+
+
+def _tiles_task() -> _Task:
+    def write(r: Readings, result: int) -> list[str]:
+        area = r[0] * r[1]
+        return [
+            "The cost is the area times the price.",
+            f"The width is {r[0]}. The height is {r[1]}.",
+            f"{r[0]} x {r[1]} = {area}.",
+            f"{area} x {r[2]} = {result}.",
+        ]
+
+    return _Task(
+        name="prices/tiles",
+        questions=(
+            "One square costs {2} coins. What do the squares of the rectangle cost?",
+            "A square has a price of {2} coins. How many coins does it take to buy the "
+            "rectangle?",
+        ),
+        ranges=_PRICED,
+        given=1,
+        solve=lambda r: r[0] * r[1] * r[2],
+        write=write,
+        scene=lambda r, rng: _place_rectangle(r[:2], rng),
     )
 
 
@@ -420,12 +528,33 @@ def _colour_bars(heights: Sequence[int], rng: np.random.Generator) -> tuple:
     return tuple((int(h), names[i]) for h, i in zip(heights, picks, strict=True))
 
 
-def _place_rectangle(size: Readings, rng: np.random.Generator) -> tuple:
-    """(left, top, width, height, colour) in grid units, inside a margin of one."""
+def _place_rectangle(size: Readings, rng: np.random.Generator) -> _Scene:
+    """A rectangle of a size in units, and what a reader must not mind.
+
+    The place, the colours, where the grid begins, and discs beside the rectangle: some
+    10^12 drawings of each size.
+    """
     width, height = size
-    left = int(rng.integers(1, 8 - width))
-    top = int(rng.integers(1, 8 - height))
-    return (left, top, width, height, list(COLOURS)[rng.integers(len(COLOURS))])
+    box = (int(rng.integers(1, 8 - width)), int(rng.integers(1, 8 - height)))
+    free = [
+        (x, y)
+        for x, y in itertools.product(range(8), repeat=2)
+        if not (box[0] <= x < box[0] + width and box[1] <= y < box[1] + height)
+    ]
+    discs = rng.choice(len(free), size=int(rng.integers(MAX_DISCS + 1)), replace=False)
+    return _Scene(
+        box=(*box, width, height),
+        fill=_free_colour(rng),
+        paper=tuple(int(255 - tint) for tint in rng.integers(0, 24, size=3)),
+        shift=tuple(int(by) for by in rng.integers(-SHIFT, SHIFT + 1, size=2)),
+        discs=tuple((*free[i], _free_colour(rng)) for i in discs),
+    )
+
+
+def _free_colour(rng: np.random.Generator) -> tuple[int, ...]:
+    """Any colour that stands out from paper and ink."""
+    hue, saturation, value = rng.integers([0, 60, 55], [360, 101, 91])
+    return ImageColor.getrgb(f"hsv({hue}, {saturation}%, {value}%)")
 
 
 # Rendering -------------------------------------------------------------------------
@@ -436,8 +565,10 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(11)  # bundled with Pillow: no system font needed
 
 
-def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (255, 255, 255))
+def _canvas(
+    paper: tuple[int, ...] = (255, 255, 255),
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), paper)
     return image, ImageDraw.Draw(image)
 
 
@@ -478,20 +609,28 @@ def _render_chart(scene: tuple) -> Image.Image:
     return image
 
 
-def _render_geometry(scene: tuple) -> Image.Image:
-    image, draw = _canvas()
-    left, top, width, height, colour = scene
-    box = (left * CELL, top * CELL, (left + width) * CELL, (top + height) * CELL)
-    draw.rectangle(box, fill=COLOURS[colour])
-    for at in range(0, IMAGE_SIZE + 1, CELL):  # over the fill: units can be counted
-        draw.line((at, 0, at, IMAGE_SIZE), fill=_GRID)
-        draw.line((0, at, IMAGE_SIZE, at), fill=_GRID)
+def _render_geometry(scene: _Scene) -> Image.Image:
+    image, draw = _canvas(scene.paper)
+    right, down = scene.shift
+    left, top, width, height = scene.box
+    box = [
+        *(CELL * left + right, CELL * top + down),
+        *(CELL * (left + width) + right, CELL * (top + height) + down),
+    ]
+    draw.rectangle(box, fill=scene.fill)
+    for x, y, colour in scene.discs:
+        x, y = CELL * x + right, CELL * y + down
+        draw.ellipse((x + 3, y + 3, x + CELL - 3, y + CELL - 3), fill=colour)
+    for at in range(0, IMAGE_SIZE + CELL, CELL):  # over the fill: units can be counted
+        draw.line((at + right, 0, at + right, IMAGE_SIZE), fill=_GRID)
+        draw.line((0, at + down, IMAGE_SIZE, at + down), fill=_GRID)
     draw.rectangle(box, outline=_INK, width=2)
     return image
 
 
-_RENDER: dict[str, Callable[[tuple], Image.Image]] = {
+_RENDER: dict[str, Callable[[Any], Image.Image]] = {
     "count": _render_count,
     "chart": _render_chart,
     "geometry": _render_geometry,
+    "prices": _render_geometry,
 }

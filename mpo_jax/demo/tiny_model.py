@@ -1,7 +1,7 @@
 """Write a tiny InternVL directory, as one would download it, but without weights.
 
 The layout is the original one (``InternVLChatModel``: 300M-style vision tower, Qwen2
-language model), so that the quickstart walks the same path as an 8B run: the config is
+language model), so that a tiny run walks the same path as an 8B run: the config is
 read, the tokenizer loaded and the weights initialised or converted by the same code.
 """
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mpo_jax.evals import page_parts, page_script, tables
 from mpo_jax.evals.tables import Table
-from mpo_jax.utils import atomic
+from mpo_jax.utils import atomic, web_page
 
 CHUNK_BYTES = 4 << 20
 """Items that one file holds; fewer stand in the page itself."""
@@ -27,7 +25,6 @@ MAX_BYTES = 256 << 20
 """Items that a page shows, together; further ones are counted."""
 
 _CHUNK = "_items_"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write(
@@ -70,19 +67,6 @@ def write(
     _write(path, "\n".join([head, *body, loader, data, script, "</body></html>\n"]))
 
 
-def safe_json(value: Any) -> str:
-    """JSON that ends no script and opens no comment, as JavaScript too.
-
-    ``<`` stands in JSON within texts alone, where it may be written as an escape. Half
-    a surrogate pair becomes U+FFFD, which is how a browser would show it.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    text = _SURROGATE.sub("\ufffd", text)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
 def _chunks(
     entries: Iterable[Mapping[str, Any]], chunk_bytes: int, max_bytes: int
 ) -> tuple[list[str], int, str]:
@@ -95,7 +79,7 @@ def _chunks(
     chunks: list[list[str]] = [[]]
     size = total = left_out = 0
     for entry in entries:
-        text = safe_json(entry)
+        text = web_page.safe_json(entry)
         length = len(text.encode())
         if left_out or total + length > max_bytes:
             left_out += 1
@@ -115,13 +99,7 @@ def _head(title: str, nonce: str) -> str:
         "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'; "
         f"script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'"
     )
-    safe = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{safe}</title><style>{page_parts.STYLE}</style></head><body>"
-        f"<h1>{safe}</h1>"
-    )
+    return web_page.head(title, page_parts.STYLE, policy)
 
 
 def _about(report: Mapping[str, Any], left_out: int) -> str:
@@ -129,18 +107,18 @@ def _about(report: Mapping[str, Any], left_out: int) -> str:
     if report["pin"] is not None:
         parts.append(f"<p class=note>pin {html.escape(report['pin']['id'])}</p>")
     shown = (tables.headline, tables.against_base, tables.selections)
-    found = [table for table in (make(report) for make in shown) if table]
-    parts += ["<div class=tables>", *map(_table, found), "</div>"]
+    found = [one for one in (make(report) for make in shown) if one]
+    parts += ["<div class=tables>", *map(table, found), "</div>"]
     for name, of in report["scores"].items():
         for subset in dict.fromkeys(e["subset"] for e in of.values() if e["subset"]):
             parts.append(f"<p><b>{html.escape(f'{name}: {subset}')}</b></p>")
         parts.append(f"<details><summary>{html.escape(name)}</summary>")
         notes = report["benchmarks"][name]["notes"]
         parts += [f"<p class=note>{html.escape(note)}</p>" for note in notes]
-        parts.append(_table(tables.modes(of)))
+        parts.append(table(tables.modes(of)))
         beside = tables.rules(of)
-        parts += [_table(beside)] if beside else []
-        parts += [_table(tables.categories(of, axis)) for axis in tables.axes(of)]
+        parts += [table(beside)] if beside else []
+        parts += [table(tables.categories(of, axis)) for axis in tables.axes(of)]
         parts.append("</details>")
     if left_out:
         said = f"The page holds no more: {left_out:,} further items are in items.jsonl."
@@ -159,7 +137,9 @@ def _plots(plots: Sequence[str]) -> str:
     return f"<details class=plots><summary>plots</summary>{images}</details>"
 
 
-def _table(found: Table) -> str:
+def table(found: Table) -> str:
+    """A table in HTML; texts to the left, as they are."""
+
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{' class=left' if i <= found.texts else ''}>"

@@ -6,30 +6,27 @@ item) stands in the address after ``#``, so that it can be sent to somebody.
 
 from __future__ import annotations
 
+from mpo_jax.utils import web_page
+
 LOADER = """
 "use strict";
 const items = [];
 function addItems(more) { for (const item of more) items.push(item); }
 """
 
-SCRIPT = """
+SCRIPT = (
+    """
 "use strict";
 (() => {
+"""
+    + web_page.DOM
+    + """
 const embedded = document.getElementById("items");
 if (embedded) addItems(JSON.parse(embedded.textContent));
 
 const MODES = [["direct", "direct"], ["cot", "CoT"]];
 const SIGNS = {right: "\\u2713", wrong: "\\u2717", undecided: "?", failed: "\\u2013"};
 const PER_PAGE = 200;
-const byId = (id) => document.getElementById(id);
-
-function el(tag, className, text, ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined && text !== null) node.textContent = text;
-  node.append(...children);
-  return node;
-}
 
 // ---- what filters ask of an item -------------------------------------------------
 const said = (item) => MODES.flatMap(([mode]) => item.answers[mode]);
@@ -364,3 +361,4 @@ start();
 if (asked) byId("about").open = false;
 })();
 """
+)

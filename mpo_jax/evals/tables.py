@@ -31,10 +31,10 @@ def headline(report: Mapping[str, Any]) -> Table:
     direct, cot = benchmark_lib.MODES
     rows = []
     for name, of in report["scores"].items():
-        gain = report["direct_vs_cot"].get(name)
+        gained = report["direct_vs_cot"].get(name)
         protocol = next(iter(of.values()))["protocol"]
         cells = [name, protocol, scored(of.get(direct)), scored(of.get(cot))]
-        rows.append([*cells, _gain(gain)])
+        rows.append([*cells, gain(gained)])
     return Table(("benchmark", "protocol", "direct", "CoT", "CoT − direct"), rows, 1)
 
 
@@ -66,7 +66,7 @@ def against_base(report: Mapping[str, Any]) -> Table | None:
             scores = [scored(entry, which) for which in ("first_", "second_")]
             counts, p_value = _mcnemar(entry)
             count = f"{entry['items']:,}"
-            rows.append([*cells, count, *scores, _gain(entry), counts, p_value])
+            rows.append([*cells, count, *scores, gain(entry), counts, p_value])
     head = ("benchmark", "protocol", "mode", "items", "base", "this run", "difference")
     return Table((*head, "only base / only this right", "McNemar p"), rows, 2)
 
@@ -150,8 +150,9 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}"
 
 
-def _gain(entry: Mapping[str, Any] | None) -> str:
-    if entry is None or entry["difference"] is None:
+def gain(entry: Mapping[str, Any] | None) -> str:
+    """The difference of a comparison with its interval."""
+    if entry is None or entry.get("difference") is None:
         return NONE
     return f"{entry['difference']:+.1f}" + _interval(entry["interval"], "+")
 

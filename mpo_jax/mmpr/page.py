@@ -7,15 +7,15 @@ anything. What it holds is bounded, whatever the data set is.
 
 from __future__ import annotations
 
-import base64
 import collections
-import hashlib
 import html
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import index as indexes
 from mpo_jax.mmpr import likeness, page_records, shares, summary
+from mpo_jax.utils import web_page
 
 MAX_ENTRIES = 20
 """Left-out records that the page lists per reason."""
@@ -84,12 +84,13 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
     alike = likeness.Alike(index)
     numbers = page_records.choose(index, alike, sample, seed=seed)
     kinds = likeness.kinds(index, numbers, alike)
-    parts = [_head(title), _filter(index, kinds)]
+    policy = web_page.embedded_only(_SCRIPT)
+    parts = [web_page.head(title, _STYLE, policy), _filter(index, kinds)]
     parts += [_summary_table(summary.summarise(index))]
     parts += [_poor(shares.poor(shares.shares(index)))]
     parts += ["<h2>Lengths</h2><div class=histograms>"]
     parts += [_bars(name, bins) for name, bins in summary.histograms(index).items()]
-    parts += ["</div>", _alike(index, alike), _left_out(index)]
+    parts += ["</div>", _alike(index, alike), left_out(index.ledger_path)]
     parts += [f"<h2>Records ({len(numbers)} of {len(index)})</h2>"]
     pictures = page_records.Pictures(index.key["policy"]["max_image_pixels"])
     parts += [
@@ -99,27 +100,16 @@ def render_page(index: indexes.Index, *, sample: int, title: str, seed: int = 0)
     return "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
 
 
-def _head(title: str) -> str:
-    script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{script}'"
-    )
-    safe = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{safe}</title><style>{_STYLE}</style></head><body><h1>{safe}</h1>"
-    )
-
-
-def _table(
+def table(
     head: Sequence[str],
     rows: Iterable[Sequence[object]],
     *,
     sources: Sequence[str] | None = None,
 ) -> str:
-    """A table; with `sources`, one per row, the filter by source concerns its rows."""
+    """Text as a table of HTML.
+
+    With `sources`, one per row, the filter by source concerns its rows.
+    """
     kind = " class=entries" if sources else ""
     lines = [f"<table{kind}><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
     lines.append("</tr>")
@@ -133,8 +123,8 @@ def _table(
 def _summary_table(summaries: Sequence[summary.SourceSummary]) -> str:
     note = "equal: records that repeat another one; pairs: per epoch, after repeat; "
     note += "prompt, chosen, rejected: mean tokens; tiles: mean"
-    table = _table(summary.SUMMARY_HEAD, summary.summary_rows(summaries))
-    return f"{table}<p class=note>{note}</p>"
+    found = table(summary.SUMMARY_HEAD, summary.summary_rows(summaries))
+    return f"{found}<p class=note>{note}</p>"
 
 
 def _poor(found: Sequence[shares.Share]) -> str:
@@ -176,10 +166,16 @@ def _meaning(kind: str) -> str:
     return html.escape(likeness.MEANING[kind])
 
 
-def _left_out(index: indexes.Index) -> str:
+def left_out(path: pathlib.Path) -> str:
+    """What a ledger names, by reason, with the first entries of each.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no ledger.
+    """
     counts = collections.Counter[str]()
     first: dict[str, list[ledger.Entry]] = collections.defaultdict(list)
-    for entry in ledger.read(index.ledger_path):  # may be millions: not held
+    for entry in ledger.read(path):  # may be millions: not held
         counts[entry.reason] += 1
         if len(first[entry.reason]) < MAX_ENTRIES:
             first[entry.reason].append(entry)
@@ -192,7 +188,7 @@ def _left_out(index: indexes.Index) -> str:
         group = first[reason]
         rows = [(e.source, f"{e.file}:{e.line}", _short(e.detail)) for e in group]
         names = [e.source for e in group]
-        parts.append(_table(("source", "where", "detail"), rows, sources=names))
+        parts.append(table(("source", "where", "detail"), rows, sources=names))
         if count > len(group):
             parts.append(f"<p class=note>and {count - len(group)} more</p>")
         parts.append("</details>")

@@ -60,18 +60,34 @@ def choose(
     return sorted(chosen)
 
 
+Part = tuple[bool, str]
+"""Words of a text, and whether the other text lacks them."""
+
+
 def mark_differences(first: str, second: str) -> tuple[str, str]:
     """Escape two texts for HTML; words that the other lacks stand in ``<mark>``."""
+    left, right = (
+        "".join(
+            f"<mark>{html.escape(text)}</mark>" if differs else html.escape(text)
+            for differs, text in parts
+        )
+        for parts in differences(first, second)
+    )
+    return left, right
+
+
+def differences(first: str, second: str) -> tuple[list[Part], list[Part]]:
+    """Two texts in parts that they share, in the same order, and that differ."""
     left, right = _words(first), _words(second)
     # Long texts leave out their commonest words as anchors, else it takes seconds.
     long = len(left) + len(right) > 1000
     matcher = difflib.SequenceMatcher(None, left, right, autojunk=long)
-    sides: tuple[list[str], list[str]] = ([], [])
+    sides: tuple[list[Part], list[Part]] = ([], [])
     for kind, i, j, k, m in matcher.get_opcodes():
         for side, words in zip(sides, (left[i:j], right[k:m]), strict=True):
-            text = html.escape("".join(words))
-            side.append(f"<mark>{text}</mark>" if kind != "equal" and text else text)
-    return "".join(sides[0]), "".join(sides[1])
+            if words:
+                side.append((kind != "equal", "".join(words)))
+    return sides
 
 
 def _words(text: str) -> list[str]:
@@ -80,6 +96,19 @@ def _words(text: str) -> list[str]:
     Kana and Han characters count one by one: their text has no spaces.
     """
     return re.findall(r"[^\W\u3040-\u9fff]+|\s+|.", text, re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture of a page.
+
+    Attributes:
+      data: as a data URI.
+      size: of the image, such as ``640x480``.
+    """
+
+    data: str
+    size: str
 
 
 @dataclasses.dataclass
@@ -96,20 +125,27 @@ class Pictures:
 
     def show(self, path: str, read: Read) -> str:
         """An image as HTML, or the reason why it is not shown."""
+        found = self.picture(path, read)
+        if isinstance(found, str):
+            return f"<span class=note>{html.escape(found)}</span>"
+        alt = html.escape(f"{path} ({found.size})", quote=True)
+        return f'<img src="{found.data}" alt="{alt}" title="{alt}">'
+
+    def picture(self, path: str, read: Read = images.read_file) -> Picture | str:
+        """An image made small, or the reason why it is not shown."""
         if self.left <= 0:
-            return f"<span class=note>{html.escape(path)}: the page is full</span>"
+            return f"{path}: the page is full"
         try:
             image = images.open_image(path, max_pixels=self.max_pixels, read=read)
         except ledger.BadRecord as bad:
-            return f"<span class=note>{html.escape(str(bad)[:MAX_TEXT])}</span>"
+            return str(bad)[:MAX_TEXT]
         size = f"{image.width}x{image.height}"
         image.thumbnail((360, 260))
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=80)
         data = base64.b64encode(stream.getvalue()).decode("ascii")
         self.left -= len(data)
-        alt = html.escape(f"{path} ({size})", quote=True)
-        return f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" title="{alt}">'
+        return Picture(f"data:image/jpeg;base64,{data}", size)
 
 
 def article(

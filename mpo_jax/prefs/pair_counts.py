@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,23 +25,50 @@ _BINS = 10
 Count = collections.Counter[str]
 
 
+def _count() -> Any:
+    return dataclasses.field(default_factory=collections.Counter)
+
+
+@dataclasses.dataclass
 class Counts:
     """Counts of a run; its memory does not grow with the number of prompts."""
 
-    def __init__(self) -> None:
-        self.left_out: Count = collections.Counter()
-        self.roles: Count = collections.Counter()
-        self.verdicts: Count = collections.Counter()
-        self.skipped: Count = collections.Counter()
-        self.answered: Count = collections.Counter()
-        self.accuracy: Count = collections.Counter()
-        self.pairs: Count = collections.Counter()
-        self.per_prompt: collections.Counter[int] = collections.Counter()
-        self.ratios: Count = collections.Counter()
-        self.sources: dict[str, Count] = {}
-        self.filtered = 0
-        self.prompts = 0
-        self._characters: Count = collections.Counter()
+    left_out: Count = _count()
+    roles: Count = _count()
+    verdicts: Count = _count()
+    skipped: Count = _count()
+    answered: Count = _count()
+    accuracy: Count = _count()
+    pairs: Count = _count()
+    per_prompt: Count = _count()
+    ratios: Count = _count()
+    characters: Count = _count()
+    sources: dict[str, Count] = dataclasses.field(default_factory=dict)
+    filtered: int = 0
+    prompts: int = 0
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Counts:
+        """What :meth:`state` has told."""
+        found = cls(filtered=state["filtered"], prompts=state["prompts"])
+        for name in _COUNTS:
+            getattr(found, name).update(state[name])
+        for source, count in state["sources"].items():
+            found.sources[source] = collections.Counter(count)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON values, to be merged elsewhere."""
+        return dict(vars(self))
+
+    def merge(self, other: Counts) -> None:
+        """Add what was counted elsewhere; the order of additions changes nothing."""
+        for name in _COUNTS:
+            getattr(self, name).update(getattr(other, name))
+        for source, count in other.sources.items():
+            self.sources.setdefault(source, collections.Counter()).update(count)
+        self.filtered += other.filtered
+        self.prompts += other.prompts
 
     def leave_out(self, entry: ledger.Entry) -> None:
         self.left_out[entry.reason] += 1
@@ -58,18 +86,19 @@ class Counts:
             source["rollouts"] += 1
             source[f"rollouts, {one.role}"] += 1
         self.answered[answered(made.accuracy)] += 1
+        source[f"prompts, {answered(made.accuracy)}"] += 1
         if made.accuracy is not None:
             self.accuracy[bin_of(made.accuracy)] += 1
         self.filtered += made.filtered
         self.skipped.update(made.skipped)
-        self.per_prompt[len(made.pairs)] += 1
+        self.per_prompt[str(len(made.pairs))] += 1
         for pair in made.pairs:
             self.pairs[pair.reason] += 1
             source[f"pairs, {pair.reason}"] += 1
             ratio = pairs.length_ratio(pair.chosen, pair.rejected)
             self.ratios[ratio_of(ratio)] += 1
-            self._characters["chosen"] += len(pair.chosen.rollout.response)
-            self._characters["rejected"] += len(pair.rejected.rollout.response)
+            self.characters["chosen"] += len(pair.chosen.rollout.response)
+            self.characters["rejected"] += len(pair.rejected.rollout.response)
 
     def report(self) -> dict[str, Any]:
         """All of it as JSON values, in fixed order."""
@@ -87,18 +116,25 @@ class Counts:
             "pairs_by_reason": _sorted(self.pairs),
             "skipped": {why: self.skipped[why] for why in pairs.SKIPPED},
             "pairs_per_prompt": {
-                str(number): self.per_prompt[number]
-                for number in sorted(self.per_prompt)
+                number: self.per_prompt[number]
+                for number in sorted(self.per_prompt, key=int)
             },
             "length_ratio": {name: self.ratios[name] for name in ratios()},
             "mean_characters": {
-                side: round(self._characters[side] / total, 1) if total else None
+                side: round(self.characters[side] / total, 1) if total else None
                 for side in ("chosen", "rejected")
             },
             "sources": {
                 source: _sorted(self.sources[source]) for source in sorted(self.sources)
             },
         }
+
+
+_COUNTS = [
+    field.name
+    for field in dataclasses.fields(Counts)
+    if field.default_factory is collections.Counter
+]
 
 
 def _sorted(count: Mapping[str, int]) -> dict[str, int]:

@@ -16,6 +16,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Mapping
 from typing import IO, Any
 
 from mpo_jax import ledger
@@ -27,13 +29,16 @@ META, ANNOTATIONS, ROLLOUTS = "meta.json", "annotations", "rollouts.jsonl"
 LEDGER, MANIFEST = "ledger.jsonl", "manifest.json"
 
 DIRECT = "direct"
+_MIDDLE = "_pairs_vqa_"
 SUFFIXES = {
-    WRONG: "_pairs_vqa_correctness_rules",
-    DIRECT: "_pairs_vqa_direct_rules",
-    pairs.FORMAT: "_pairs_vqa_format_rules",
-    pairs.TRUNCATED: "_pairs_vqa_truncated_rules",
+    WRONG: f"{_MIDDLE}correctness_rules",
+    DIRECT: f"{_MIDDLE}direct_rules",
+    pairs.FORMAT: f"{_MIDDLE}format_rules",
+    pairs.TRUNCATED: f"{_MIDDLE}truncated_rules",
 }
 """Ends of the files' names by reason, as MMPR has them; the last is our own."""
+
+_BLOCK = 1 << 20
 
 
 def line_of(pair: pairs.Pair, group: Group) -> dict[str, Any]:
@@ -58,7 +63,9 @@ def _meta(judged: pairs.Judged) -> dict[str, Any]:
         "sample": judged.rollout.sample,
         "prediction": judged.parsed.prediction,
         "role": judged.role,
+        "verdict": judged.verdict.outcome,
         "rule": judged.verdict.rule,
+        "tokens": judged.rollout.tokens,
     }
 
 
@@ -73,20 +80,23 @@ def judged_line(judged: pairs.Judged) -> dict[str, Any]:
 
 
 class Writer:
-    """Writes the files into a folder; use it in ``with``."""
+    """Writes the files into a folder; use it in ``with``.
 
-    def __init__(self, folder: pathlib.Path, *, root: str):
+    Attributes:
+      folder: of the files.
+      lengths: pairs by the names of their files, in the order of the files' beginning.
+    """
+
+    def __init__(self, folder: pathlib.Path):
         """
         Args:
-          folder: exists and is empty.
-          root: of the images, as meta.json names it.
+          folder: exists, and has no file of these.
         """
-        self._folder, self._root = folder, root
+        self.folder = folder
+        self.lengths: dict[str, int] = {}
         (folder / ANNOTATIONS).mkdir()
         self._files: dict[str, IO[bytes]] = {}
-        self._lengths: dict[str, int] = {}
         self._rollouts = open(folder / ROLLOUTS, "wb")  # noqa: SIM115
-        self._left_out = 0
 
     def __enter__(self) -> Writer:
         return self
@@ -103,45 +113,89 @@ class Writer:
         Raises:
           ValueError: there are too many sources.
         """
-        reason = pair.reason
-        if reason == WRONG and pair.chosen.rollout.form == prompts.DIRECT:
-            reason = DIRECT
-        name = group.question.source + SUFFIXES[reason]
-        if name not in self._files:
-            if len(self._files) >= MAX_SOURCES:
-                raise ValueError(
-                    f"source={group.question.source!r} is one of more than "
-                    f"{MAX_SOURCES}, each of which has a file of its own; name fewer"
-                )
-            place = self._folder / ANNOTATIONS / f"{name}.jsonl"
-            self._files[name] = open(place, "wb")  # noqa: SIM115
-            self._lengths[name] = 0
-        self._files[name].write(line_fields.dumps(line_of(pair, group)))
-        self._lengths[name] += 1
+        name = _name(pair, group)
+        self._file(name).write(line_fields.dumps(line_of(pair, group)))
+        self.lengths[name] += 1
 
     def leave_out(self, entry: ledger.Entry) -> None:
-        with open(self._folder / LEDGER, "ab") as file:
+        with open(self.folder / LEDGER, "ab") as file:
             file.write(line_fields.dumps(dataclasses.asdict(entry)))
 
-    def finish(self, manifest: dict[str, Any]) -> None:
-        """Write meta.json and manifest.json, and all to the disk."""
+    def append(self, folder: pathlib.Path, lengths: Mapping[str, int]) -> None:
+        """Add what another writer has written.
+
+        Args:
+          folder: that it has written into.
+          lengths: that it tells.
+
+        Raises:
+          ValueError: there are too many sources.
+        """
+        for name, length in lengths.items():
+            _copy(_annotation(folder, name), self._file(name))
+            self.lengths[name] += length
+        _copy(folder / ROLLOUTS, self._rollouts)
+        if (folder / LEDGER).exists():
+            with open(self.folder / LEDGER, "ab") as file:
+                _copy(folder / LEDGER, file)
+
+    def _file(self, name: str) -> IO[bytes]:
+        """An open file of pairs."""
+        if name not in self._files:
+            if len(self._files) >= MAX_SOURCES:
+                source, _, _ = name.rpartition(_MIDDLE)
+                raise ValueError(
+                    f"source={source!r} is one of more than "
+                    f"{MAX_SOURCES}, each of which has a file of its own; name fewer"
+                )
+            place = _annotation(self.folder, name)
+            self._files[name] = open(place, "wb")  # noqa: SIM115
+            self.lengths[name] = 0
+        return self._files[name]
+
+    def finish(self, root: str, max_tiles: int, manifest: dict[str, Any]) -> None:
+        """Write meta.json and manifest.json, and all to the disk.
+
+        Args:
+          root: of the images, as meta.json names it.
+          max_tiles: of an image; with 0, the training's own limit holds.
+        """
+        limit = {"max_dynamic_patch": max_tiles} if max_tiles else {}
         meta = {
             name: {
-                "root": self._root,
+                "root": root,
                 "annotation": f"{ANNOTATIONS}/{name}.jsonl",
                 "data_augment": False,
                 "repeat_time": 1,
                 "length": length,
+                **limit,
             }
-            for name, length in sorted(self._lengths.items())
+            for name, length in sorted(self.lengths.items())
         }
         for name, value in ((META, meta), (MANIFEST, manifest)):
             text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-            with open(self._folder / name, "wb") as file:
+            with open(self.folder / name, "wb") as file:
                 file.write(text.encode())
                 _sync(file)
         for file in (*self._files.values(), self._rollouts):
             _sync(file)
+
+
+def _name(pair: pairs.Pair, group: Group) -> str:
+    """Of the file that a pair belongs into, without its end."""
+    reason = pair.reason
+    if reason == WRONG and pair.chosen.rollout.form == prompts.DIRECT:
+        reason = DIRECT
+    return group.question.source + SUFFIXES[reason]
+
+
+def _annotation(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / ANNOTATIONS / f"{name}.jsonl"
+
+
+def _copy(path: pathlib.Path, target: IO[bytes]) -> None:
+    with open(path, "rb") as file:
+        shutil.copyfileobj(file, target, _BLOCK)
 
 
 def _sync(file: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ MAX_SAMPLES = requests.MAX_SAMPLES
 FINISH_REASONS = (requests.STOP, requests.LENGTH, "")
 MAX_SOURCES = 1000
 """A file is written for each."""
+
+Key = tuple[str, str | int, str]
+"""Type and value of a question's id, and the format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,32 @@ class Group:
         return f"{kind}:{found.question.id}:{found.form}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Whole lines of a file, or all of it; a worker elsewhere may read them.
+
+    Attributes:
+      path: as it was named; the ledger has it.
+      folder: what a relative path is below; "" is the working directory.
+      start, end: bytes; None is the end of the file.
+      first: number of the first line, from 1.
+      state: of the file when the range was made; None is any.
+    """
+
+    path: str
+    folder: str = ""
+    start: int = 0
+    end: int | None = None
+    first: int = 1
+    state: tuple[int, int] | None = None
+
+
+def state_of(file: IO[bytes]) -> tuple[int, int]:
+    """Bytes of an open file, and when it was last written, ns."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
 def read(path: str | os.PathLike[str], *, root: str) -> Iterator[Group | ledger.Entry]:
     """Groups of a file as they stand in it; lines that are left out come before theirs.
 
@@ -125,14 +154,29 @@ def read(path: str | os.PathLike[str], *, root: str) -> Iterator[Group | ledger.
     Raises:
       ValueError: the rollouts of a prompt do not stand together.
     """
-    collected: list[Rollout] = []
-    key: tuple[Any, ...] | None = None
     digests = array.array("Q")
-    for number, found in _rollouts(pathlib.Path(path), root):
+    yield from read_range(Range(str(path)), digests, root=root)
+    check_together(path, np.frombuffer(digests, np.uint64))
+
+
+def read_range(
+    lines: Range, digests: array.array[int], *, root: str
+) -> Iterator[Group | ledger.Entry]:
+    """As :func:`read`, of some lines.
+
+    Args:
+      digests: a digest of every group's key is added to it, for `check_together`.
+
+    Raises:
+      ValueError: the file has changed since the range was made.
+    """
+    collected: list[Rollout] = []
+    key: Key | None = None
+    for number, found in _rollouts(lines, root):
         if isinstance(found, ledger.Entry):
             yield found
             continue
-        own = (type(found.question.id), found.question.id, found.form)
+        own = key_of(found)
         if own != key:
             if collected:
                 yield _group(collected)
@@ -141,13 +185,17 @@ def read(path: str | os.PathLike[str], *, root: str) -> Iterator[Group | ledger.
         try:
             collected.append(_joined(collected, found))
         except ledger.BadRecord as error:
-            yield _entry(path, number, error)
+            yield _entry(lines.path, number, error)
     if collected:
         yield _group(collected)
-    _check_together(path, np.frombuffer(digests, np.uint64))
 
 
-def _check_together(path: str | os.PathLike[str], digests: np.ndarray) -> None:
+def key_of(rollout: Rollout) -> Key:
+    """What rollouts of one prompt have in common, and no others of the file."""
+    return type(rollout.question.id).__name__, rollout.question.id, rollout.form
+
+
+def check_together(path: str | os.PathLike[str], digests: np.ndarray) -> None:
     """Refuse a file in which a prompt comes twice.
 
     Args:
@@ -164,15 +212,13 @@ def _check_together(path: str | os.PathLike[str], digests: np.ndarray) -> None:
         )
 
 
-def _digest(key: tuple[Any, ...]) -> int:
+def _digest(key: Key) -> int:
     digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
-def _entry(
-    path: str | os.PathLike[str], line: int, error: ledger.BadRecord
-) -> ledger.Entry:
-    return ledger.Entry("rollouts", str(path), line, error.reason, error.detail)
+def _entry(path: str, line: int, error: ledger.BadRecord) -> ledger.Entry:
+    return ledger.Entry("rollouts", path, line, error.reason, error.detail)
 
 
 def _group(collected: list[Rollout]) -> Group:
@@ -211,19 +257,33 @@ def _joined(collected: list[Rollout], found: Rollout) -> Rollout:
     return found
 
 
-def _rollouts(
-    path: pathlib.Path, root: str
-) -> Iterator[tuple[int, Rollout | ledger.Entry]]:
+def _rollouts(lines: Range, root: str) -> Iterator[tuple[int, Rollout | ledger.Entry]]:
     """Every rollout with its line."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(lines_lib.lines_of(file), 1):
-            if line is not None and not line.strip():
-                continue
-            try:
-                for found in parse(line, number, root=root, source=path.stem):
-                    yield number, found
-            except ledger.BadRecord as error:
-                yield number, _entry(path, number, error)
+    source = pathlib.Path(lines.path).stem
+    for number, line in _numbered(lines):
+        if line is not None and not line.strip():
+            continue
+        try:
+            for found in parse(line, number, root=root, source=source):
+                yield number, found
+        except ledger.BadRecord as error:
+            yield number, _entry(lines.path, number, error)
+
+
+def _numbered(lines: Range) -> Iterator[tuple[int, bytes | None]]:
+    """Numbers and lines of a range; None for one that is too long."""
+    with open(os.path.join(lines.folder, lines.path), "rb") as file:
+        if lines.state not in (None, state_of(file)):
+            raise ValueError(
+                f"{lines.path} has changed since it was cut into ranges; start again "
+                "when nothing writes it"
+            )
+        if lines.start:  # a pipe is read from its beginning
+            file.seek(lines.start)
+        for numbered in enumerate(lines_lib.lines_of(file), lines.first):
+            yield numbered
+            if lines.end is not None and file.tell() >= lines.end:
+                return
 
 
 def parse(line: bytes | None, number: int, *, root: str, source: str) -> list[Rollout]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, sparse, special
@@ -128,11 +129,23 @@ def check(pairs: Sequence[tuple[Window, Window]]) -> Found | None:
     mean = float(by_pair.mean())
     # Wilson's interval: it stays within [0, 1] and is none where all are right. Two
     # answers of a pair are nearly always told together, so it counts pairs.
-    low, high = _wilson(mean, len(by_pair))
+    low, high = wilson(mean, len(by_pair))
     return Found(mean, low, high, len(pairs))
 
 
-def _wilson(share: float, number: int) -> tuple[float, float]:
+def words(found: Mapping[str, Any] | None) -> str:
+    """A manifest's seam check for people."""
+    if found is None:
+        return f"Seam: fewer than {MIN_PAIRS} pairs, not checked"
+    said = "at chance" if found["at_chance"] else "NOT at chance, docs/dropout_ntp.md"
+    return (
+        f"Seam: told apart by the tokens around the cut {found['accuracy']:.1%} "
+        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['pairs']} pairs: {said}"
+    )
+
+
+def wilson(share: float, number: float) -> tuple[float, float]:
+    """95 % interval of a share of so many independent cases."""
     z = 1.959964
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
     spread = share * (1 - share) / number + z * z / (4 * number * number)

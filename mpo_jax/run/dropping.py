@@ -374,17 +374,6 @@ def _answerer(task: Task) -> Any:
     return None
 
 
-def seam_words(found: dict[str, Any] | None) -> str:
-    """The manifest's seam check for people."""
-    if found is None:
-        return f"Seam: fewer than {seam.MIN_PAIRS} pairs, not checked"
-    said = "at chance" if found["at_chance"] else "NOT at chance, docs/dropout_ntp.md"
-    return (
-        f"Seam: told apart by the tokens around the cut {found['accuracy']:.1%} "
-        f"[{found['low']:.1%}, {found['high']:.1%}] of {found['pairs']} pairs: {said}"
-    )
-
-
 def _write_asked(task: Task, name: str, lines: Iterable[dict[str, Any]]) -> None:
     """Write a file of questions; one that has answers may not change.
 

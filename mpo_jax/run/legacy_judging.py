@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax.evals import edit_distance, text_scores
@@ -14,6 +15,19 @@ from mpo_jax.verify.maths import Mathematics
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
 
 _FIXED = ("en", "zh")
+
+
+@contextlib.contextmanager
+def open_judge(workers: int, *, fix: bool) -> Iterator[tuple[LegacyJudge, Any]]:
+    """A judge by the released rules, and what its verdicts depend on.
+
+    Args:
+      workers: processes for mathematics.
+      fix: as `LegacyJudge`.
+    """
+    with Mathematics(workers) as maths:
+        judge = LegacyJudge(maths, fix=fix)
+        yield judge, judge.pins
 
 
 class LegacyJudge:

@@ -168,6 +168,7 @@ def find(
             "flat_images": held.flat,
         },
         "input": report.counts | {"unreadable_images": dict(asked.unreadable)},
+        "kept_in": kept.name if kept else None,
         "overlap": report.overlap,
         "meaning": overlap.MEANING,
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mpo_jax import ledger
@@ -25,6 +26,13 @@ CHUNK = 2048
 Judge = Callable[[Sequence[Group]], list[list[pairs.Judged]]]
 """Judges the rollouts of some prompts."""
 
+Opening = Callable[[], contextlib.AbstractContextManager[tuple[Judge, Any]]]
+"""Makes a judge, and says what its verdicts depend on, as JSON values; may be pickled,
+so that a worker elsewhere makes its own."""
+
+Fill = Callable[[pair_files.Writer, pair_counts.Counts, str], None]
+"""Writes and counts what the inputs give; the text is what images are below."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -37,6 +45,8 @@ class Job:
         input says, else the input's folder.
       rules: how pairs are made.
       judged_by: what verdicts depend on, as JSON values, for the manifest.
+      max_tiles: tile limit that training is told; 0 is the sampling's, where that is
+        known.
     """
 
     inputs: Sequence[str]
@@ -44,6 +54,7 @@ class Job:
     root: str
     rules: pairs.Rules
     judged_by: Any
+    max_tiles: int = 0
 
     @property
     def images(self) -> str:
@@ -62,18 +73,49 @@ class Job:
             )
         return found[0]
 
+    @property
+    def tiles(self) -> int:
+        """Tile limit of the images; 0 where nobody says.
+
+        Raises:
+          ValueError: inputs were sampled with different ones.
+        """
+        found = {path: _sampled_with(path) for path in self.inputs}
+        known = {path: tiles for path, tiles in found.items() if tiles}
+        if self.max_tiles or not known:
+            return self.max_tiles
+        if len(set(known.values())) > 1:
+            each = ", ".join(f"{path} {tiles}" for path, tiles in known.items())
+            raise ValueError(
+                f"inputs were sampled with different tile limits: {each}; say with "
+                "--max_tiles which one pairs are trained with"
+            )
+        return next(iter(known.values()))
+
 
 def root_of(path: str, root: str) -> str:
     """What a file's images are below, absolute."""
-    manifest = pathlib.Path(path).parent / sampling.MANIFEST
-    if not root and manifest.is_file():
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        return os.path.abspath(manifest.parent / told["root"])
+    told = _told(path)
+    if not root and told:
+        return os.path.abspath(pathlib.Path(path).parent / told["root"])
     return questions.root_of(path, root)
 
 
+def _sampled_with(path: str) -> int:
+    """Tile limit that a file's answers were given with; 0 where nobody says."""
+    return _told(path).get("answerer", {}).get("prompts", {}).get("max_tiles", 0)
+
+
+def _told(path: str) -> dict[str, Any]:
+    """The sampling's manifest beside a file of rollouts; empty where there is none."""
+    manifest = pathlib.Path(path).parent / sampling.MANIFEST
+    if not manifest.is_file():
+        return {}
+    return json.loads(manifest.read_text(encoding="utf-8"))
+
+
 def build(job: Job, judge: Judge, *, chunk: int = CHUNK) -> dict[str, Any]:
-    """Judge, pair and write everything.
+    """Judge, pair and write everything in this process.
 
     Returns:
       The manifest.
@@ -83,6 +125,30 @@ def build(job: Job, judge: Judge, *, chunk: int = CHUNK) -> dict[str, Any]:
       OSError: a file cannot be read or written.
       ValueError: the inputs cannot be used together, or rollouts of a prompt do not
         stand together.
+    """
+
+    def fill(writer: pair_files.Writer, counts: pair_counts.Counts, root: str) -> None:
+        start = time.perf_counter()
+        with progress.bar(extra="{task.fields[rate]}") as bar:
+            task = bar.add_task("Rollouts", total=None, rate="")
+            done = 0
+            for path in job.inputs:
+                found = rollouts.read(path, root=root)
+                for number in pair_up(
+                    found, judge, job.rules, writer, counts, chunk=chunk
+                ):
+                    done += number
+                    rate = done / (time.perf_counter() - start)
+                    bar.update(task, completed=done, rate=f"{rate:.0f} answers/s")
+
+    return write(job, fill)
+
+
+def write(job: Job, fill: Fill) -> dict[str, Any]:
+    """Make the output folder, whole or not at all; arguments and errors as `build`.
+
+    Returns:
+      The manifest.
     """
     if not job.inputs:
         raise ValueError("input is empty; name one or more files of rollouts")
@@ -97,44 +163,48 @@ def build(job: Job, judge: Judge, *, chunk: int = CHUNK) -> dict[str, Any]:
             raise FileExistsError(f"{output} is there; name another --output")
         atomic.clean(output.parent)
         with atomic.new_folder(output) as folder:
-            return _build(job, judge, folder, output, chunk)
+            counts = pair_counts.Counts()
+            root, tiles = job.images, job.tiles
+            with pair_files.Writer(folder) as writer:
+                fill(writer, counts, root)
+                manifest = {
+                    "inputs": [os.path.basename(path) for path in job.inputs],
+                    "rules": _rules(job.rules),
+                    "judged_by": job.judged_by,
+                    **counts.report(),
+                }
+                writer.finish(os.path.relpath(root, output), tiles, manifest)
+            return manifest
 
 
-def _build(
-    job: Job, judge: Judge, folder: pathlib.Path, output: pathlib.Path, chunk: int
-) -> dict[str, Any]:
-    counts = pair_counts.Counts()
-    root = job.images
-    start = time.perf_counter()
-    with (
-        pair_files.Writer(folder, root=os.path.relpath(root, output)) as writer,
-        progress.bar(extra="{task.fields[rate]}") as bar,
-    ):
-        task = bar.add_task("Rollouts", total=None, rate="")
-        for found in _chunks(job.inputs, root, chunk):
-            for entry in found:
-                if isinstance(entry, ledger.Entry):
-                    counts.leave_out(entry)
-                    writer.leave_out(entry)
-            groups = [group for group in found if isinstance(group, Group)]
-            for group, judged in zip(groups, judge(groups), strict=True):
-                made = pairs.make(group, judged, job.rules)
-                counts.add(group, judged, made)
-                for one in judged:
-                    writer.write_rollout(one)
-                for pair in made.pairs:
-                    writer.write_pair(pair, group)
-                bar.advance(task, len(judged))
-            rate = sum(counts.roles.values()) / (time.perf_counter() - start)
-            bar.update(task, rate=f"{rate:.0f} answers/s")
-        manifest = {
-            "inputs": [os.path.basename(path) for path in job.inputs],
-            "rules": _rules(job.rules),
-            "judged_by": job.judged_by,
-            **counts.report(),
-        }
-        writer.finish(manifest)
-    return manifest
+def pair_up(
+    found: Iterable[Group | ledger.Entry],
+    judge: Judge,
+    rules: pairs.Rules,
+    writer: pair_files.Writer,
+    counts: pair_counts.Counts,
+    *,
+    chunk: int = CHUNK,
+) -> Iterator[int]:
+    """Judge, pair, count and write what was read, in its order.
+
+    Yields:
+      Numbers of rollouts that were added.
+    """
+    for some in _chunks(found, chunk):
+        for entry in some:
+            if isinstance(entry, ledger.Entry):
+                counts.leave_out(entry)
+                writer.leave_out(entry)
+        groups = [group for group in some if isinstance(group, Group)]
+        for group, judged in zip(groups, judge(groups), strict=True):
+            made = pairs.make(group, judged, rules)
+            counts.add(group, judged, made)
+            for one in judged:
+                writer.write_rollout(one)
+            for pair in made.pairs:
+                writer.write_pair(pair, group)
+        yield sum(len(group.rollouts) for group in groups)
 
 
 def _rules(rules: pairs.Rules) -> dict[str, Any]:
@@ -143,20 +213,33 @@ def _rules(rules: pairs.Rules) -> dict[str, Any]:
 
 
 def _chunks(
-    inputs: Sequence[str], root: str, size: int
+    found: Iterable[Group | ledger.Entry], size: int
 ) -> Iterator[list[Group | ledger.Entry]]:
     """Some prompts at a time, with what was left out between them."""
     chunk: list[Group | ledger.Entry] = []
     number = 0
-    for path in inputs:
-        for found in rollouts.read(path, root=root):
-            chunk.append(found)
-            number += len(found.rollouts) if isinstance(found, Group) else 1
-            if number >= size:
-                yield chunk
-                chunk, number = [], 0
+    for one in found:
+        chunk.append(one)
+        number += len(one.rollouts) if isinstance(one, Group) else 1
+        if number >= size:
+            yield chunk
+            chunk, number = [], 0
     if chunk:
         yield chunk
+
+
+@contextlib.contextmanager
+def open_judge(
+    workers: int, *, cache: str | None = None
+) -> Iterator[tuple[Judge, Any]]:
+    """A judge by the project's rules, and what its verdicts depend on.
+
+    Args:
+      workers: processes for mathematics.
+      cache: a file that keeps verdicts.
+    """
+    with Verifier(workers=workers, cache_path=cache) as verifier:
+        yield judge_with(verifier), verifier.pins
 
 
 def judge_with(verifier: Verifier) -> Judge:

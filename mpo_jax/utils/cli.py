@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import rich.text
 from absl import app, flags
@@ -56,7 +57,7 @@ def _expanded(argument: str) -> str:
 
 def run(
     main: Callable[[list[str]], None],
-    cfg: config.RunConfig | config.EvaluationConfig | None = None,
+    cfg: Any = None,
 ) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 

@@ -131,6 +131,60 @@ def plot_lengths(
     _save(figure, out_png)
 
 
+def plot_beside(
+    panels: Mapping[str, Mapping[str, Mapping[str, Value]]],
+    out_png: str | pathlib.Path,
+    *,
+    unit: str,
+) -> None:
+    """Draw scores of several studies side by side, on one scale each.
+
+    Bars do not begin at zero: what is compared are a study's own bars.
+
+    Args:
+      panels: by title, then by series (``direct``, ``cot``), a value by label.
+      unit: of the values.
+
+    Raises:
+      ValueError: there is nothing to draw.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError(f"{out_png}: no scores to plot")
+    labels = list(next(iter(next(iter(panels.values())).values())))
+    figure = plots.figure_of(width=1.6 + 1.05 * len(labels) * len(panels), height=3.8)
+    for number, (title, series) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number)
+        places, thick = np.arange(len(labels)), _BARS / len(series)
+        low, high = np.inf, -np.inf
+        for turn, (name, of) in enumerate(series.items()):
+            values = [of[label] for label in labels]
+            middle = places + (turn + 0.5) * thick - _BARS / 2
+            colour = _COLOURS[name]
+            legend = name if number == 1 else ""
+            _bars(
+                axes,
+                middle,
+                values,
+                flat=False,
+                thick=thick,
+                name=legend,
+                colour=colour,
+            )
+            for value in values:
+                low = min(low, value.score if value.low is None else value.low)
+                high = max(high, value.score if value.high is None else value.high)
+        reach = max(high - low, 1.0)
+        axes.set_ylim(max(0.0, low - 0.25 * reach), high + 0.1 * reach)
+        axes.set_xticks(places, [_label(label) for label in labels], fontsize=8)
+        axes.set_ylabel(unit)
+        axes.set_title(title, fontsize=10.5)
+        plots.tidy(axes)
+        axes.grid(False)
+        axes.grid(True, axis="y", color="0.9", linewidth=0.8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _save(figure, out_png)
+
+
 def _bars(
     axes: Axes,
     middle: np.ndarray,

@@ -6,10 +6,8 @@ import html.parser
 import json
 import pathlib
 import re
-import shutil
-import subprocess
-import urllib.parse
 
+import browsing
 import graded_lines
 import pytest
 from graded_lines import grade, line
@@ -233,29 +231,16 @@ class Seen(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def browser():
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no chromium to open the page with")
-
-
-def dom(browser: str, path: pathlib.Path, tmp_path, address: str = "") -> str:
-    flags = ["--headless", "--no-sandbox", "--disable-gpu"]
-    command = [browser, *flags, "--virtual-time-budget=5000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}"]
-    url = f"{path.resolve().as_uri()}{address}"
-    done = subprocess.run([*command, url], capture_output=True, timeout=120, check=True)
-    return done.stdout.decode("utf-8")
+    return browsing.find()
 
 
 def see(browser: str, path: pathlib.Path, tmp_path, **state: str) -> Seen:
-    address = "#" + urllib.parse.urlencode(state) if state else ""
-    return Seen(dom(browser, path, tmp_path, address))
+    return Seen(browsing.dom(browser, path, tmp_path / "profile", **state))
 
 
 @pytest.mark.slow
 def test_a_browser_shows_items_and_hostile_texts_are_inert(written, browser, tmp_path):
-    text = dom(browser, written, tmp_path)
+    text = browsing.dom(browser, written, tmp_path / "profile")
     seen = Seen(text)
     assert seen.title.startswith("Evaluation of </script>")  # not "owned"
     assert seen.count == "7 of 7 items" and len(seen.rows) == 7
@@ -323,7 +308,7 @@ def test_what_was_extracted_is_marked_as_a_word(browser, tmp_path):
     ]
     run = Run("r", given)
     report.write(tmp_path, run, known(), draws=Draws(resamples=20))
-    text = dom(browser, tmp_path / "report.html", tmp_path)
+    text = browsing.dom(browser, tmp_path / "report.html", tmp_path / "profile")
     assert "It is <mark>e</mark>; boxed" in text and text.count("<mark>") == 1
 
 

@@ -24,19 +24,23 @@ class Place:
         ntp_place.write_model(folder / "model")
         records = ntp_place.records(speaking.write_images(folder), NUMBER)
         speaking.write_lines(folder / "in.jsonl", [*records, {"question": 1}])
-        process = self.start("whole")
+        process = self.start("whole", "--html")
         output = speaking.output_of(process)
         assert process.returncode == 0, output
         assert "pairs of 21 lines" in output and "Seam: " in output
         self.whole = self.files("whole")
+        page = folder / "whole" / "report.html"
+        assert f"Page: {page}" in output
+        assert "dropout_ntp" in page.read_text() and "<h2>Seam</h2>" in page.read_text()
 
-    def start(self, name: str, **env: str):
+    def start(self, name: str, *flags: str, **env: str):
         return speaking.start(
             self.root,
             f"--model={self.folder / 'model'}",
             f"--input={self.folder / 'in.jsonl'}",
             f"--output={self.folder / name}",
             *("--dtype=float32", "--slots=2", "--max_new_tokens=16", "--max_tiles=4"),
+            *flags,
             script="dropout_ntp.py",
             cache=self.folder / "cache",
             **env,

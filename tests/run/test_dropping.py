@@ -16,7 +16,7 @@ from mpo_jax import ledger
 from mpo_jax.generate import requests
 from mpo_jax.inputs import tokenizer as tokenizers
 from mpo_jax.mmpr import meta
-from mpo_jax.prefs import dropout_ntp
+from mpo_jax.prefs import dropout_ntp, seam
 from mpo_jax.run import answerer, answering, dropping
 
 HOW = requests.Sampling(max_new_tokens=64, temperature=1.0, seed=3)
@@ -242,9 +242,9 @@ def test_the_seam_is_checked(tmp_path, tokens):
     task = task_of(speaking.write_lines(tmp_path / "in.jsonl", records))
     found = dropping.make(task, tokens, Scripted(tokens))["seam"]
     assert found["pairs"] == 60 and found["low"] > 0.5 and not found["at_chance"]
-    assert "NOT at chance" in dropping.seam_words(found)
-    assert "at chance" in dropping.seam_words(found | {"at_chance": True})
-    assert dropping.seam_words(None).endswith("pairs, not checked")
+    assert "NOT at chance" in seam.words(found)
+    assert "at chance" in seam.words(found | {"at_chance": True})
+    assert seam.words(None).endswith("pairs, not checked")
 
 
 @pytest.mark.slow

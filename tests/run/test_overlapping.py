@@ -90,6 +90,7 @@ def test_planted_overlap_is_found_and_left_out(place):
         ("in", "m", "same_text_other_image"): 1,
         ("in", "chart", "image"): 1,
     }
+    assert report["kept_in"] == "kept.jsonl"
     (example,) = report["overlap"]["geo"]["m"]["image"]["examples"]
     assert example == {
         **{"line": 1, "id": "x", "question": "Something else?"},
@@ -103,7 +104,7 @@ def test_planted_overlap_is_found_and_left_out(place):
 
 def test_without_kept_nothing_but_the_report_is_written(place):
     before = {path.name for path in place.iterdir()}
-    found_in(place)
+    assert found_in(place)["kept_in"] is None
     assert {path.name for path in place.iterdir()} == before | {"in.jsonl", "out"}
 
 

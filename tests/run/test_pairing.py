@@ -12,7 +12,7 @@ import speaking
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import meta, records
-from mpo_jax.prefs import pair_counts, pairs, rollouts
+from mpo_jax.prefs import pair_counts, pair_folder, pairs, rollouts
 from mpo_jax.run import pairing
 from mpo_jax.verify.verifier import Verifier
 
@@ -105,6 +105,8 @@ def test_counts_and_files(tmp_path, verifier):
     assert told["pairs_per_prompt"] == {"0": 3, "1": 1, "2": 1, "4": 1, "6": 1}
     assert sum(told["length_ratio"].values()) == told["pairs"] == 13
     assert told["sources"]["signs"]["pairs, wrong"] == 4
+    assert told["sources"]["signs"]["prompts, mixed"] == 1
+    assert told["sources"]["geo"]["prompts, mixed"] == 3
     assert sorted(p.name for p in (out / "annotations").iterdir()) == [
         "geo_pairs_vqa_correctness_rules.jsonl",
         "geo_pairs_vqa_format_rules.jsonl",
@@ -120,6 +122,20 @@ def test_counts_and_files(tmp_path, verifier):
     assert written[16]["role"] == "undecided"  # right, but cut off
     assert written[14]["rule"] == "no_answer"
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob("*.lock"))
+
+
+def test_a_report_finds_what_answers_were_judged_by(tmp_path, verifier):
+    out = tmp_path / "out"
+    told = build(world(tmp_path / "data"), out, verifier)
+    lines = list(pair_folder.Reader([pair_folder.Folder(out)]).lines())
+    assert len(lines) == told["pairs"]
+    found = collections.Counter((line.source, line.reason) for line in lines)
+    assert found["geo", "wrong"] == 7 and found["signs", "direct"] == 4
+    first = lines[0]
+    assert (first.truth, first.form, first.id) == ("5", "en", 1)
+    assert [side.verdict for side in first.sides] == ["right", "wrong"]
+    assert [side.tokens for side in first.sides] == [9, 9]
+    assert all(side.rule for line in lines for side in line.sides)
 
 
 def test_training_reads_every_pair(tmp_path, verifier):
@@ -228,6 +244,29 @@ def test_the_root_is_that_of_the_sampling(tmp_path, verifier):
         other = world(tmp_path / "else")
         build([str(path), str(other)], tmp_path / "both", verifier)
     assert not (tmp_path / "both").exists()
+
+
+def test_training_is_told_the_tiles_of_the_sampling(tmp_path, verifier):
+    def sampled(name: str, tiles: int) -> pathlib.Path:
+        path = world(tmp_path / name)
+        told = {"root": ".", "answerer": {"prompts": {"max_tiles": tiles}}}
+        (tmp_path / name / "sampling.json").write_text(json.dumps(told))
+        return path
+
+    def limits(output: str) -> set[int | None]:
+        text = (tmp_path / output / "meta.json").read_text()
+        return {entry.get("max_dynamic_patch") for entry in json.loads(text).values()}
+
+    six, twelve = sampled("six", 6), sampled("twelve", 12)
+    build(six, tmp_path / "of_six", verifier)
+    assert limits("of_six") == {6}
+    build(world(tmp_path / "other"), tmp_path / "of_nobody", verifier)
+    assert limits("of_nobody") == {None}
+    both = [str(six), str(twelve)]
+    with pytest.raises(
+        ValueError, match="six.* 6, .*twelve.* 12; say with --max_tiles"
+    ):
+        build(both, tmp_path / "both", verifier, root=str(tmp_path))
 
 
 def test_refusals_leave_nothing_behind(tmp_path, verifier):

@@ -1,4 +1,4 @@
-"""sample_responses.py and build_pairs.py as a person runs them."""
+"""sample_responses.py, build_pairs.py and inspect_pairs.py as a person runs them."""
 
 from __future__ import annotations
 
@@ -147,8 +147,17 @@ def test_pairs_are_indexed_for_training_at_once(run, tmp_path):
         f"--input={path}",
         f"--output={tmp_path / 'pairs'}",
         f"--cache={tmp_path / 'verdicts.sqlite'}",
-        "--workers=1",
+        *("--workers=1", "--html"),
     )
+    beside = tmp_path / "pairs" / "report.html"
+    assert f"Page: {beside}" in said
+    told = run(
+        f"--input={tmp_path / 'pairs'}",
+        f"--html={tmp_path / 'page.html'}",
+        script="inspect_pairs.py",
+    )
+    assert f"8 pairs: {tmp_path / 'page.html'}" in told
+    assert (tmp_path / "page.html").read_bytes() == beside.read_bytes()
     manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
     assert manifest["pairs_by_reason"] == {"format": 2, "truncated": 2, "wrong": 4}
     assert "pairs by reason: wrong" in said and "roles: right" in said
@@ -195,5 +204,8 @@ def test_errors_say_what_to_do(run, tmp_path):
     assert "max_accuracy=2.0" in said and not (tmp_path / "x").exists()
     said = run(*flags, f"--output={tmp_path / 'x'}", "--answer_fix", code=1)
     assert "--answer_fix rewrites answers; it belongs to --legacy" in said
+    said = run(*flags, f"--output={tmp_path / 'x'}", "--overlap=o.json", code=1)
+    assert "--overlap=o.json is shown on the page; ask for it with --html" in said
+    assert not (tmp_path / "x").exists()
     said = run("--input=none.jsonl", f"--output={tmp_path / 'x'}", code=1)
     assert "none.jsonl: No such file" in said and not (tmp_path / "x").exists()
