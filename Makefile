@@ -27,7 +27,7 @@ $(VENV)/.test: $(VENV)/.base
 	@touch $@
 
 quickstart: $(VENV)/.base
-	$(BIN)/python scripts/miniature.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(BIN)/python scripts/miniature.py --config=configs/miniature.py:quickstart --workdir=runs/quickstart
 
 miniature: $(VENV)/.base
 	$(BIN)/python scripts/miniature.py --config=configs/miniature.py --workdir=runs/miniature

@@ -9,11 +9,20 @@ those that are reported:
   python scripts/miniature.py --config=configs/miniature.py --workdir=runs/search_1e-3 \
       --config.seeds=100,101 --config.learning_rates=1e-3,1e-3,1e-3,1e-3,1e-3
 
-Hardware: 2 CPU cores, up to 60 minutes; more cores, more seeds at a time.
+``:quickstart`` is its small form, one seed and MPO alone (`make quickstart`):
+
+  python scripts/miniature.py --config=configs/miniature.py:quickstart \
+      --workdir=runs/quickstart
+
+Hardware: 2 CPU cores, up to 60 minutes (the small form: 5); more cores, more seeds at a
+time.
 """
 
 from mpo_jax.miniature import config
 
 
-def get_config() -> config.MiniatureConfig:
-    return config.miniature()
+def get_config(form: str = "miniature") -> config.MiniatureConfig:
+    forms = {"miniature": config.miniature, "quickstart": config.quickstart}
+    if form not in forms:
+        raise ValueError(f"form={form!r}: use one of {', '.join(forms)}")
+    return forms[form]()

@@ -1,15 +1,21 @@
-"""The small form of the miniature: one seed, MPO alone.
+"""Trainings on what `make quickstart` made: ``:sft`` from scratch, ``:mpo`` on pairs.
 
-  python scripts/miniature.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python scripts/train.py --config=configs/quickstart.py:mpo --workdir=runs/my_mpo \
+      --config.loss.beta=0.3
 
-or `make quickstart`: draws a world, trains a tiny InternVL from scratch by SFT, samples
-its answers, pairs right with wrong, trains by MPO, scores before and after.
-
-Hardware: 2 CPU cores, some minutes. Expected: README.md.
+Hardware: 2 CPU cores, some minutes.
 """
 
-from mpo_jax.miniature import config
+from mpo_jax import config, recipes
 
 
-def get_config() -> config.MiniatureConfig:
-    return config.quickstart()
+def get_config(stage: str = "mpo") -> config.RunConfig:
+    cfg = recipes.quickstart(stage)
+    root = "runs/quickstart/seed_0"
+    if stage == "sft":
+        cfg.model.path = f"{root}/world/model"
+        cfg.data.meta = f"{root}/world/mixture/meta.json"
+    else:
+        cfg.model.path = f"{root}/start/train"
+        cfg.data.meta = f"{root}/round_1/data/meta.json"
+    return cfg

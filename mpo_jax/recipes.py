@@ -28,7 +28,7 @@ def released_mpo() -> config.RunConfig:
     return cfg
 
 
-def drawn(stage: str) -> config.RunConfig:
+def quickstart(stage: str) -> config.RunConfig:
     """Trainings of the tiny model on drawings, sized for one or two CPU cores.
 
     Args:
@@ -36,21 +36,17 @@ def drawn(stage: str) -> config.RunConfig:
         chains of thought; ``mpo`` continues with the paper's loss on pairs of its own
         answers. Paths are left to the caller.
     """
-    cfg = config.RunConfig(name=f"drawn {stage}")
+    cfg = config.RunConfig(name=f"quickstart {stage}")
     cfg.model.dtype = "float32"
     cfg.model.remat = "full"  # recomputing costs a CPU less than storing
     cfg.model.drop_path = 0.0
     cfg.model.vocab_chunk = 0
     cfg.data.max_tiles = 1
     cfg.data.threads = 2
-    cfg.data.index_workers = 1  # others start longer than they work
     cfg.mesh.fsdp = 1
     cfg.optim.warmup_fraction = 0.05
-    cfg.optim.epochs = 8
     cfg.checkpoint.every_steps = 100
     cfg.checkpoint.keep_last = 1
-    cfg.checkpoint.export_hf = False
-    cfg.log.plots = cfg.log.tensorboard = False
     if stage == "sft":
         cfg.mode = "sft"
         cfg.model.init = "random"
@@ -60,6 +56,7 @@ def drawn(stage: str) -> config.RunConfig:
         cfg.reference.mode = "none"
         cfg.optim.learning_rate = 2e-3
         cfg.optim.max_steps = 450
+        cfg.checkpoint.export_hf = False
     elif stage == "mpo":
         cfg.rows.short = config.RowShapeConfig(352, 192, 192, 4, 4)
         cfg.rows.pairs_per_batch = 48

@@ -1,7 +1,7 @@
 """The paper's claim in miniature: from drawings to a table with intervals.
 
   make miniature     (python scripts/miniature.py --config=configs/miniature.py …)
-  make quickstart    (python scripts/miniature.py --config=configs/quickstart.py …)
+  make quickstart    (the same with --config=configs/miniature.py:quickstart)
 
 For every seed it draws a world (questions about rectangles on a grid, with pictures),
 trains a tiny InternVL from scratch by SFT on direct answers and chains of thought, asks

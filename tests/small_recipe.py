@@ -94,7 +94,7 @@ def _model(root: pathlib.Path) -> pathlib.Path:
         heads=2,
         kv_heads=1,
     )
-    cfg = _small(recipes.drawn("sft"))
+    cfg = _small(recipes.quickstart("sft"))
     cfg.model.path, cfg.data.meta = str(bare), str(root / "data" / "sft_meta.json")
     cfg.rows.short = config.RowShapeConfig(160, 32, 0, 2, 2)
     cfg.optim.max_steps, cfg.optim.epochs, cfg.optim.learning_rate = 60, 40, 2e-2
@@ -124,7 +124,7 @@ def recipe(world: dict[str, pathlib.Path]) -> recipe_config.RecipeConfig:
     cfg.sampling.n, cfg.sampling.max_tiles = 4, 1
     cfg.sampling.max_new_tokens = 24
     cfg.pairs.workers = 1
-    cfg.train = _small(recipes.drawn("mpo"))
+    cfg.train = _small(recipes.quickstart("mpo"))
     cfg.train.rows.short = config.RowShapeConfig(160, 32, 32, 2, 2)
     cfg.train.optim.max_steps, cfg.train.optim.learning_rate = 4, 5e-3
     cfg.train.optim.epochs = 4

@@ -35,10 +35,9 @@ def make_world(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def small(world, stage: str = "mpo") -> config.RunConfig:
     """The recipe of drawings at toy size: 6 steps of 4 pairs."""
-    cfg = recipes.drawn(stage)
+    cfg = recipes.quickstart(stage)
     mpo = stage == "mpo"
     cfg.rows.short = config.RowShapeConfig(208, 88, 88 if mpo else 0, 2, 2)
-    cfg.checkpoint.export_hf = mpo
     cfg.model.path, cfg.model.init = str(world["model"]), "random"
     cfg.model.remat = "none"
     cfg.data.meta = str(world["meta"])

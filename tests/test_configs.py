@@ -111,14 +111,20 @@ def test_unknown_ablation_is_refused(name):
 
 @pytest.mark.parametrize("stage", ["sft", "mpo"])
 def test_stages_on_drawings_are_valid(stage):
-    cfg = load("drawn").get_config(stage)
+    cfg = load("quickstart").get_config(stage)
     check(cfg)
     assert cfg.mode == stage
 
 
+def test_the_small_form_of_the_miniature():
+    assert load("miniature").get_config("quickstart").methods == ("mpo",)
+    with pytest.raises(ValueError, match="form='big': use one of miniature, quick"):
+        load("miniature").get_config("big")
+
+
 def test_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="stage='dpo': use sft or mpo"):
-        load("drawn").get_config("dpo")
+        load("quickstart").get_config("dpo")
 
 
 def _released_1b(shared: pathlib.Path) -> model_config.InternVLConfig:

@@ -1,6 +1,6 @@
 """Configuration of the miniature: a drawn world, a start, methods, seeds.
 
-``configs/miniature.py`` and ``configs/quickstart.py`` build a :class:`MiniatureConfig`.
+``configs/miniature.py`` builds a :class:`MiniatureConfig`.
 
 Annotations are not postponed here: the flag library reads field types as classes.
 """
@@ -53,7 +53,7 @@ class MiniatureConfig:
     """Processes; 0 is one per core. One process uses all cores."""
     world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
     start: config.RunConfig = dataclasses.field(
-        default_factory=lambda: recipes.drawn("sft")
+        default_factory=lambda: recipes.quickstart("sft")
     )
     """How the start is trained; model and data are filled in."""
     recipe: recipe_config.RecipeConfig = dataclasses.field(
@@ -133,7 +133,12 @@ def miniature() -> MiniatureConfig:
     cfg.recipe.sampling.max_tiles = cfg.recipe.ntp.max_tiles = 1
     cfg.recipe.pairs.max_pairs = 3
     cfg.recipe.pairs.workers = 1
-    cfg.recipe.train = recipes.drawn("mpo")
+    cfg.recipe.train = recipes.quickstart("mpo")
+    cfg.recipe.train.checkpoint.export_hf = False
+    for training in (cfg.start, cfg.recipe.train):
+        training.optim.epochs = 8  # max_steps ends it
+        training.data.index_workers = 1  # others start longer than they work
+        training.log.plots = training.log.tensorboard = False
     cfg.recipe.overlap.benchmarks = False  # the splits share no drawing
     cfg.recipe.evaluate.benchmarks = (benchmark.NAME,)
     return cfg
