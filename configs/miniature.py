@@ -2,9 +2,9 @@
 
   python scripts/miniature.py --config=configs/miniature.py --workdir=runs/miniature
 
-or `make miniature`; docs/miniature.md has what it found. The learning rate of each
-method was chosen on seeds 100 and 101, which share no drawing, model or sample with
-those that are reported:
+or `make miniature`; docs/miniature.md has what is known so far. All methods have one
+learning rate as long as the search for their own has not been made. It takes seeds that
+share no drawing, model or sample with those that are reported, a rate at a time:
 
   python scripts/miniature.py --config=configs/miniature.py --workdir=runs/search_1e-3 \
       --config.seeds=100,101 --config.learning_rates=1e-3,1e-3,1e-3,1e-3,1e-3
@@ -14,8 +14,8 @@ those that are reported:
   python scripts/miniature.py --config=configs/miniature.py:quickstart \
       --workdir=runs/quickstart
 
-Hardware: 2 CPU cores, up to 60 minutes (the small form: 5); more cores, more seeds at a
-time.
+Hardware: 2 CPU cores, an hour by estimate (the small form: 5 minutes); more cores, more
+seeds at a time.
 """
 
 from mpo_jax.miniature import config

@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax.miniature import methods
@@ -85,9 +85,8 @@ def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
     (workdir / LOGS).mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    ours = sorted(os.sched_getaffinity(0))
-    for number in range(workers):
-        cores.put(ours[number % len(ours)])
+    for core in dealt(sorted(os.sched_getaffinity(0)), workers):
+        cores.put(core)
     total = len(cfg.seeds) * (1 + len(cfg.methods))
     began = time.perf_counter()
     with (
@@ -116,6 +115,11 @@ def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
                     for name in cfg.methods:
                         after = Job(job.seed, name)
                         waiting[pool.submit(_logged, cfg, workdir, after)] = after
+
+
+def dealt(cores: Sequence[int], workers: int) -> list[int]:
+    """A core for every worker; where there are fewer, several share one."""
+    return [cores[number % len(cores)] for number in range(workers)]
 
 
 def _check(

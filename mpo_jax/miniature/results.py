@@ -34,7 +34,7 @@ class Row:
       chosen, rejected: log-prob of a response of the last batch; None where the loss
         does not look at it.
       chosen_gain, rejected_gain: the same less that of the first batch.
-      margin: accuracy of the implicit rewards on the last batch.
+      preference_accuracy: of the implicit rewards on the last batch.
     """
 
     seed: int
@@ -48,7 +48,7 @@ class Row:
     rejected: float | None = None
     chosen_gain: float | None = None
     rejected_gain: float | None = None
-    margin: float | None = None
+    preference_accuracy: float | None = None
 
     @property
     def gap(self) -> float:
@@ -161,5 +161,5 @@ def _trained(row: Row, folder: pathlib.Path) -> Row:
         rejected=last.get("logps/rejected"),
         chosen_gain=gain("logps/chosen"),
         rejected_gain=gain("logps/rejected"),
-        margin=last.get("rewards/accuracies"),
+        preference_accuracy=last.get("rewards/accuracies"),
     )

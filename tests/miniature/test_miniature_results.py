@@ -11,7 +11,7 @@ from scipy import stats
 
 from mpo_jax import config as run_config
 from mpo_jax import types
-from mpo_jax.miniature import claims, config, methods, report, results
+from mpo_jax.miniature import claims, config, methods, pool, report, results
 from mpo_jax.miniature.results import Row
 
 COT = {"start": 57.0, "sft": 79, "dpo": 50, "bco": 75, "dpo_sft": 85, "mpo": 86}
@@ -164,6 +164,12 @@ def test_what_seeds_fill_in_is_set_by_nobody(name, value, message):
     setattr(place, last, value)
     with pytest.raises(ValueError, match=message):
         cfg.validate()
+
+
+def test_every_worker_has_a_core_where_there_are_fewer():
+    """One without would wait for ever before its first job."""
+    assert pool.dealt([4, 7], 2) == [4, 7]
+    assert pool.dealt([4], 3) == [4, 4, 4]
 
 
 def test_configs_are_valid():
