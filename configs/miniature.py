@@ -2,12 +2,12 @@
 
   python scripts/miniature.py --config=configs/miniature.py --workdir=runs/miniature
 
-or `make miniature`; docs/miniature.md has what is known so far. All methods have one
-learning rate as long as the search for their own has not been made. It takes seeds that
-share no drawing, model or sample with those that are reported, a rate at a time:
+or `make miniature`; docs/miniature.md has what it found. Each method has the best of
+three learning rates. ``:search`` finds them, on seeds that share no drawing, model or
+sample with those that are reported:
 
-  python scripts/miniature.py --config=configs/miniature.py --workdir=runs/search_1e-3 \
-      --config.seeds=100,101 --config.learning_rates=1e-3,1e-3,1e-3,1e-3,1e-3
+  python scripts/miniature.py --config=configs/miniature.py:search \
+      --workdir=runs/search
 
 ``:quickstart`` is its small form, one seed and MPO alone (`make quickstart`):
 
@@ -22,7 +22,11 @@ from mpo_jax.miniature import config
 
 
 def get_config(form: str = "miniature") -> config.MiniatureConfig:
-    forms = {"miniature": config.miniature, "quickstart": config.quickstart}
+    forms = {
+        "miniature": config.miniature,
+        "search": config.search,
+        "quickstart": config.quickstart,
+    }
     if form not in forms:
         raise ValueError(f"form={form!r}: use one of {', '.join(forms)}")
     return forms[form]()

@@ -68,9 +68,9 @@ def show(
     console = progress.stdout_console()
     console.print(table)
     first = pool.folder_of(workdir, cfg.seeds[0])
-    for name in (methods.START, *cfg.methods):
+    for name in (methods.START, *cfg.models()):
         page = first / name / seed.EVALUATION / "report.html"
-        console.print(f"Answers of {methods.title_of(name)}: {page}")
+        console.print(f"Answers of {cfg.title_of(name)}: {page}")
     console.print(f"Report: {workdir / report.MARKDOWN}")
 
 

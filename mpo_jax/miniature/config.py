@@ -7,11 +7,13 @@ Annotations are not postponed here: the flag library reads field types as classe
 
 import copy
 import dataclasses
+import itertools
 
 from mpo_jax import config, fields, recipe_config, recipes
 from mpo_jax.demo import benchmark, drawings
-from mpo_jax.fields import field
+from mpo_jax.fields import Bounds, field
 from mpo_jax.miniature import methods
+from mpo_jax.miniature.methods import Model
 
 
 @dataclasses.dataclass
@@ -48,7 +50,9 @@ class MiniatureConfig:
         tuple(methods.METHODS), choices=tuple(methods.METHODS), each_once=True
     )
     learning_rates: tuple[float, ...] = field((3e-4,) * 5, positive=True)
-    """One per method."""
+    """One per method; in a search, those that every method is trained at."""
+    search: bool = False
+    """Whether to say which learning rate is each method's best."""
     workers: int = field(0, at_least=0)
     """Processes; 0 is one per core. One process uses all cores."""
     world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
@@ -80,7 +84,9 @@ class MiniatureConfig:
         filled.recipe.questions.files = (recipe_config.FILLED,)
         fields.check(filled)
         self._check_filled_in()
-        if len(self.learning_rates) != len(self.methods):
+        if self.search:
+            Bounds(each_once=True).check("learning_rates", self.learning_rates)
+        elif len(self.learning_rates) != len(self.methods):
             raise ValueError(
                 f"learning_rates={self.learning_rates}: name one for each of "
                 f"methods={self.methods}"
@@ -111,9 +117,21 @@ class MiniatureConfig:
                 f"{config.EVALUATION_MODES} are compared; name both"
             )
 
-    def rate(self, method: str) -> float:
-        """The learning rate of a method."""
-        return self.learning_rates[self.methods.index(method)]
+    def models(self) -> dict[str, Model]:
+        """What is trained from each start, by name."""
+        if self.search:
+            pairs = itertools.product(self.methods, self.learning_rates)
+            found = [methods.candidate(name, rate) for name, rate in pairs]
+        else:
+            named = zip(self.methods, self.learning_rates, strict=True)
+            found = [methods.model(name, rate) for name, rate in named]
+        return {model.name: model for model in found}
+
+    def title_of(self, name: str) -> str:
+        """Of a model, for people; the start is one, too."""
+        if name == methods.START:
+            return methods.START_TITLE
+        return self.models()[name].title
 
 
 _FILLED_IN = (
@@ -141,6 +159,15 @@ def miniature() -> MiniatureConfig:
         training.log.plots = training.log.tensorboard = False
     cfg.recipe.overlap.benchmarks = False  # the splits share no drawing
     cfg.recipe.evaluate.benchmarks = (benchmark.NAME,)
+    return cfg
+
+
+def search() -> MiniatureConfig:
+    """Every method at three learning rates, on seeds that are not reported."""
+    cfg = miniature()
+    cfg.name = cfg.recipe.name = "search"
+    cfg.seeds, cfg.search = (100, 101), True
+    cfg.learning_rates = (1e-4, 3e-4, 1e-3)
     return cfg
 
 

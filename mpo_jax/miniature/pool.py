@@ -1,6 +1,6 @@
 """The jobs of a miniature, on one process or on several, one core each.
 
-A job is a start, the pairs of a start, or a method; each knows what is done already, so
+A job is a start with its pairs, or a model; each knows what is done already, so
 that the same command goes on after any end.
 """
 
@@ -30,14 +30,14 @@ class Job:
 
     Attributes:
       seed: number.
-      name: a method, or ``start``.
+      name: of a model, or ``start``.
     """
 
     seed: int
     name: str
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, {methods.title_of(self.name)}"
+        return f"seed {self.seed}, {self.name}"
 
 
 def folder_of(workdir: pathlib.Path, seed: int) -> pathlib.Path:
@@ -51,7 +51,7 @@ def run(cfg: MiniatureConfig, workdir: pathlib.Path) -> None:
     Raises:
       ValueError: from any step, naming what to do; a process died.
     """
-    workers = min(cfg.workers or _cores(), len(cfg.seeds) * len(cfg.methods))
+    workers = min(cfg.workers or _cores(), len(cfg.seeds) * len(cfg.models()))
     if workers == 1:
         for job in _in_order(cfg):
             progress.console().rule(str(job), style="bold")
@@ -67,7 +67,7 @@ def _cores() -> int:
 def _in_order(cfg: MiniatureConfig) -> Iterator[Job]:
     for seed in cfg.seeds:
         yield Job(seed, methods.START)
-        for name in cfg.methods:
+        for name in cfg.models():
             yield Job(seed, name)
 
 
@@ -77,7 +77,7 @@ def _do(cfg: MiniatureConfig, workdir: pathlib.Path, job: Job) -> None:
         seed.start()
         seed.pairs()
     else:
-        seed.method(job.name)
+        seed.model(job.name)
 
 
 def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
@@ -87,7 +87,7 @@ def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
     cores = context.Queue()
     for core in dealt(sorted(os.sched_getaffinity(0)), workers):
         cores.put(core)
-    total = len(cfg.seeds) * (1 + len(cfg.methods))
+    total = len(cfg.seeds) * (1 + len(cfg.models()))
     began = time.perf_counter()
     with (
         progress.bar(extra="{task.fields[now]}") as bar,
@@ -112,7 +112,7 @@ def _run_all(cfg: MiniatureConfig, workdir: pathlib.Path, workers: int) -> None:
                 minutes = (time.perf_counter() - began) / 60
                 bar.update(task, advance=1, now=f"{job} · {minutes:.0f} min")
                 if job.name == methods.START:
-                    for name in cfg.methods:
+                    for name in cfg.models():
                         after = Job(job.seed, name)
                         waiting[pool.submit(_logged, cfg, workdir, after)] = after
 

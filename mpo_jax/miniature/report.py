@@ -10,7 +10,7 @@ from typing import Any
 from mpo_jax.evals import markdown
 from mpo_jax.evals.tables import Table
 from mpo_jax.generate import results as results_json
-from mpo_jax.miniature import claims, methods, results
+from mpo_jax.miniature import claims, methods, results, search
 from mpo_jax.miniature.config import MiniatureConfig
 from mpo_jax.miniature.results import Row
 from mpo_jax.utils import atomic, score_plots
@@ -67,10 +67,12 @@ def render(
         markdown.table(table(cfg, rows)),
         f"![accuracy]({FIGURE})",
     ]
+    if cfg.search:
+        parts.append(search.words(cfg, rows))
     if found:
         parts += ["## What the paper says", markdown.table(claims_table(found))]
     if several:
-        parts += ["## Every seed", markdown.table(seeds_table(rows))]
+        parts += ["## Every seed", markdown.table(seeds_table(cfg, rows))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,11 +85,9 @@ HEAD = (
 
 def table(cfg: MiniatureConfig, rows: Sequence[Row]) -> Table:
     """A row per model."""
-    found = []
-    for name in (methods.START, *cfg.methods):
-        start = name == methods.START
-        direct, cot = methods.START_PAPER if start else methods.METHODS[name].paper
-        rate = cfg.start.optim.learning_rate if start else cfg.rate(name)
+    found, rates = [], {methods.START: cfg.start.optim.learning_rate}
+    rates |= {model.name: model.learning_rate for model in cfg.models().values()}
+    for name, (direct, cot) in _papers(cfg).items():
         cells = [
             results.summary(rows, name, what)
             for what in ("cot", "direct", "gap", "sampled", "unparsable")
@@ -95,13 +95,19 @@ def table(cfg: MiniatureConfig, rows: Sequence[Row]) -> Table:
         ]
         found.append(
             (
-                methods.title_of(name),
-                f"{rate:g}",
+                cfg.title_of(name),
+                f"{rates[name]:g}",
                 *(NONE if cell is None else str(cell) for cell in cells),
                 f"{cot} / {direct}",
             )
         )
     return Table(HEAD, found, texts=0)
+
+
+def _papers(cfg: MiniatureConfig) -> dict[str, tuple[float, float]]:
+    """The paper's direct and CoT accuracy of the start and of every model."""
+    found = {methods.START: methods.START_PAPER}
+    return found | {name: model.method.paper for name, model in cfg.models().items()}
 
 
 def claims_table(found: Sequence[claims.Finding]) -> Table:
@@ -122,13 +128,13 @@ def claims_table(found: Sequence[claims.Finding]) -> Table:
     )
 
 
-def seeds_table(rows: Sequence[Row]) -> Table:
+def seeds_table(cfg: MiniatureConfig, rows: Sequence[Row]) -> Table:
     """A row per seed and model: none is left out."""
     return Table(
         ("model", "seed", "CoT %", "direct %", "CoT sampled %", "no final answer %"),
         [
             (
-                methods.title_of(row.name),
+                cfg.title_of(row.name),
                 str(row.seed),
                 *(f"{value:.1f}" for value in (row.cot, row.direct)),
                 NONE if row.sampled is None else f"{row.sampled:.1f}",
@@ -142,27 +148,16 @@ def seeds_table(rows: Sequence[Row]) -> Table:
 
 def draw(cfg: MiniatureConfig, rows: Sequence[Row], path: pathlib.Path) -> None:
     """CoT and direct accuracy of every model, here and in the paper."""
-    names = (methods.START, *cfg.methods)
-    titles = [methods.title_of(name) for name in names]
-    papers = [
-        methods.START_PAPER if name == methods.START else methods.METHODS[name].paper
-        for name in names
-    ]
-    here = {}
-    for mode in ("direct", "cot"):
-        found = [results.summary(rows, name, mode) for name in names]
-        here[mode] = {
-            title: score_plots.Value(one.value, one.low, one.high)
-            for title, one in zip(titles, found, strict=True)
-            if one is not None
-        }
-    paper = {
-        mode: {
-            title: score_plots.Value(numbers[place])
-            for title, numbers in zip(titles, papers, strict=True)
-        }
-        for place, mode in enumerate(("direct", "cot"))
-    }
+    papers = _papers(cfg)
+    here: dict[str, dict[str, score_plots.Value]] = {"direct": {}, "cot": {}}
+    paper: dict[str, dict[str, score_plots.Value]] = {"direct": {}, "cot": {}}
+    for name, numbers in papers.items():
+        title = cfg.title_of(name)
+        for mode, number in zip(("direct", "cot"), numbers, strict=True):
+            one = results.summary(rows, name, mode)
+            assert one is not None  # every model has both
+            here[mode][title] = score_plots.Value(one.value, one.low, one.high)
+            paper[mode][title] = score_plots.Value(number)
     score_plots.plot_beside(
         {
             f"Drawn world, {len(cfg.seeds)} seeds": here,

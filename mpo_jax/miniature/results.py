@@ -90,7 +90,7 @@ def read(cfg: MiniatureConfig, workdir: pathlib.Path) -> list[Row]:
     return [
         _row(pool.folder_of(workdir, number), number, name)
         for number in cfg.seeds
-        for name in (methods.START, *cfg.methods)
+        for name in (methods.START, *cfg.models())
     ]
 
 

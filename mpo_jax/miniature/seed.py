@@ -8,7 +8,7 @@
             evaluation/      its scores
             samples/         of answers at temperature 1
       round_1/…              rollouts and pairs, as of a recipe (run.recipe)
-      mpo/train/             a method's training
+      mpo/train/             a model's training
           evaluation/        against the start's
           samples/
 """
@@ -50,8 +50,8 @@ class Seed:
         return world.World(self.folder / WORLD)
 
     @property
-    def model(self) -> pathlib.Path:
-        """Work directory of the start."""
+    def trained_start(self) -> pathlib.Path:
+        """Its work directory."""
         return self.folder / START / TRAIN
 
     def start(self) -> dict[str, steps.Mark]:
@@ -79,15 +79,14 @@ class Seed:
         """Score the start and make pairs of its answers; the start must be there."""
         found = self._recipe_steps()
         if self.cfg.samples:
-            found.append(self._sampled(START, str(self.model)))
+            found.append(self._sampled(START, str(self.trained_start)))
         return self._run(found, START)
 
-    def method(self, name: str) -> dict[str, steps.Mark]:
-        """Train and score a method; the pairs must be there."""
+    def model(self, name: str) -> dict[str, steps.Mark]:
+        """Train and score a model; the pairs must be there."""
         training = methods.training(
             self.recipe().train,
-            name,
-            learning_rate=self.cfg.rate(name),
+            self.cfg.models()[name],
             seed=self.recipe().train.seed,
         )
         filled = dataclasses.replace(self.recipe(), train=training)
@@ -96,7 +95,7 @@ class Seed:
         if recipe.caches(training):
             after.append(recipe.name_of(0, recipe.REFERENCE))
         folder = f"{name}/{TRAIN}"
-        model = str(self.folder / folder)
+        trained = str(self.folder / folder)
         first = f"{recipe.START}/{recipe.EVALUATION}"
         made = [*self._recipe_steps(), self._trained(folder, training, *after)]
         made.append(
@@ -106,21 +105,21 @@ class Seed:
                 functools.partial(
                     recipe_stages.evaluated,
                     self.recipe(),
-                    model=model,
-                    name=methods.title_of(name),
+                    model=trained,
+                    name=self.cfg.title_of(name),
                     base=self.folder / first,
                 ),
                 *(folder, first),
             )
         )
         if self.cfg.samples:
-            made.append(self._sampled(name, model, folder))
+            made.append(self._sampled(name, trained, folder))
         return self._run(made, name)
 
     def recipe(self) -> recipe_config.RecipeConfig:
         """How pairs are made and models scored, filled in."""
         found = copy.deepcopy(self.cfg.recipe)
-        found.model = str(self.model)
+        found.model = str(self.trained_start)
         found.questions.files = (str(self.world.questions),)
         if self.cfg.world.blind_questions:
             found.ntp.file = str(self.world.blind)
@@ -161,7 +160,7 @@ class Seed:
                 recipe_stages.evaluated,
                 found,
                 model=model,
-                name=methods.title_of(name),
+                name=self.cfg.title_of(name),
                 base=None,
             ),
             *after,

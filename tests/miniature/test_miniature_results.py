@@ -11,7 +11,7 @@ from scipy import stats
 
 from mpo_jax import config as run_config
 from mpo_jax import types
-from mpo_jax.miniature import claims, config, methods, pool, report, results
+from mpo_jax.miniature import claims, config, methods, pool, report, results, search
 from mpo_jax.miniature.results import Row
 
 COT = {"start": 57.0, "sft": 79, "dpo": 50, "bco": 75, "dpo_sft": 85, "mpo": 86}
@@ -101,7 +101,7 @@ def test_report_has_every_seed_and_model(tmp_path):
     told = report.write(cfg, tmp_path, rows())
     text = (tmp_path / report.MARKDOWN).read_text("utf-8")
     for name in COT:
-        title = methods.title_of(name)
+        title = cfg.title_of(name)
         assert sum(line.startswith(f"| {title} |") for line in text.splitlines()) == 6
     assert json.loads((tmp_path / report.JSON).read_text("utf-8")) == json.loads(
         json.dumps(told)
@@ -113,7 +113,7 @@ def test_report_has_every_seed_and_model(tmp_path):
 def test_methods_differ_by_their_loss_alone():
     shared = config.miniature().recipe.train
     for name, method in methods.METHODS.items():
-        found = methods.training(shared, name, learning_rate=1e-4, seed=3)
+        found = methods.training(shared, methods.model(name, 1e-4), seed=3)
         assert (found.seed, found.optim.learning_rate) == (3, 1e-4)
         assert found.loss.terms == method.terms
         assert (found.mode == types.SFT) == (name == "sft")
@@ -128,6 +128,28 @@ def test_methods_differ_by_their_loss_alone():
     assert shared.loss == run_config.LossConfig()
 
 
+def test_a_search_says_the_best_rate_of_each_method(tmp_path):
+    """By the mean over seeds: one seed's highest accuracy belongs to another."""
+    cfg = dataclasses.replace(config.search(), methods=("sft", "mpo"))
+    scores = {
+        ("sft", "0.0001"): (70, 70),
+        ("sft", "0.0003"): (90, 50),
+        ("sft", "0.001"): (72, 74),
+        ("mpo", "0.0001"): (60, 60),
+        ("mpo", "0.0003"): (80, 82),
+        ("mpo", "0.001"): (81, 81),  # alike: the lower rate
+    }
+    found = [Row(seed, methods.START, 57, 80, 0, 0) for seed in cfg.seeds]
+    for (name, rate), values in scores.items():
+        for seed, value in zip(cfg.seeds, values, strict=True):
+            found.append(Row(seed, f"{name}_{rate}", value, 80, 0, 0))
+    assert search.best(cfg, found) == {"sft": 1e-3, "mpo": 3e-4}
+    told = report.write(cfg, tmp_path, found)
+    text = (tmp_path / report.MARKDOWN).read_text("utf-8")
+    assert "--config.methods=sft,mpo --config.learning_rates=0.001,0.0003" in text
+    assert "MPO at 0.0003" in text and len(told["claims"]) == 1  # of the start alone
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -136,6 +158,7 @@ def test_methods_differ_by_their_loss_alone():
         ({"seeds": (1, 1)}, "seeds=.*each once"),
         ({"seeds": (-1,)}, "seeds=-1|seeds=.*at least 0"),
         ({"samples": -1}, "samples=-1"),
+        ({"search": True}, "learning_rates=.*each once"),
     ],
 )
 def test_bad_values_are_named(change, message):
@@ -173,5 +196,5 @@ def test_every_worker_has_a_core_where_there_are_fewer():
 
 
 def test_configs_are_valid():
-    for cfg in (config.miniature(), config.quickstart()):
+    for cfg in (config.miniature(), config.search(), config.quickstart()):
         cfg.validate()
