@@ -252,6 +252,20 @@ class MeshConfig:
 
 
 @dataclasses.dataclass
+class HostsConfig:
+    """How long the processes of a run wait for each other."""
+
+    connect_s: int = field(300, at_least=1)
+    """For all to come when they start."""
+    heartbeat_s: int = field(20, at_least=5)
+    """For a sign of life; after it a process is given up and all end."""
+    shutdown_s: int = field(30, at_least=1)
+    """For all to leave."""
+    stuck_minutes: float = field(30.0, at_least=0)
+    """For the next step; after it all say where they stand, and end. 0: for ever."""
+
+
+@dataclasses.dataclass
 class CheckpointConfig:
     every_steps: int = field(200, at_least=1)
     keep_last: int = field(2, at_least=1)
@@ -350,6 +364,7 @@ class RunConfig:
     reference: ReferenceConfig = dataclasses.field(default_factory=ReferenceConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    hosts: HostsConfig = dataclasses.field(default_factory=HostsConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     eval: TrainingEvaluationConfig = dataclasses.field(

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     cfg: config_lib.RunConfig = _CONFIG.value
     if cfg.reference.mode != "cache":
         raise app.UsageError(f"reference.mode={cfg.reference.mode!r}: nothing to cache")
-    runtime.initialise()
+    runtime.initialise(cfg.hosts)
     run = setup.setup(cfg, _WORKDIR.value)
     cfg = run.cfg
     index = stages.prepare_index(run, cfg.data.meta)

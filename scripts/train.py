@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if _PROFILE.value:
         set_profile(cfg, _PROFILE.value)
     cfg.validate()
-    runtime.initialise()
+    runtime.initialise(cfg.hosts)
     if _DRY_RUN.value:
         progress.console().print(cfg.to_json())
         stages.dry_run(cfg, _WORKDIR.value)

@@ -27,10 +27,10 @@ def _of(process: int) -> list[jax.Device]:
 
 def main(argv: list[str]) -> None:
     del argv
-    runtime.initialise()
+    cfg = config.from_json(pathlib.Path(_CONFIG.value).read_text(encoding="utf-8"))
+    runtime.initialise(cfg.hosts)
     by_process = [_of(process) for process in range(jax.process_count())]
     devices = [device for place in zip(*by_process, strict=True) for device in place]
-    cfg = config.from_json(pathlib.Path(_CONFIG.value).read_text(encoding="utf-8"))
     train.train(cfg, _WORKDIR.value, devices=devices)
 
 

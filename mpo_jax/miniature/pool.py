@@ -19,7 +19,7 @@ from typing import Any
 from mpo_jax.miniature import methods
 from mpo_jax.miniature.config import MiniatureConfig
 from mpo_jax.miniature.seed import Seed
-from mpo_jax.utils import progress
+from mpo_jax.utils import orphans, progress
 
 LOGS = "logs"
 
@@ -148,6 +148,7 @@ def _log_of(workdir: pathlib.Path, job: Job) -> pathlib.Path:
 
 def _begin(cores: Any) -> None:
     """In a new process, before it opens a device: one core is its own."""
+    orphans.end_with_parent()
     os.sched_setaffinity(0, {cores.get()})
 
 

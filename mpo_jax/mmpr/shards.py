@@ -30,6 +30,7 @@ from mpo_jax.inputs import tokenizer as tokenizers
 from mpo_jax.mmpr import examples, file_states, likeness, records
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
+from mpo_jax.utils import orphans
 from mpo_jax.utils.atomic import write_whole
 
 COLUMNS = {
@@ -86,6 +87,7 @@ _worker_encoding: Encoding | None = None
 def start_worker(encoding: Encoding) -> None:
     """Prepare this process for :func:`visit_in_worker`."""
     global _worker_encoding
+    orphans.end_with_parent()
     _worker_encoding = encoding
 
 

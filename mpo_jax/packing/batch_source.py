@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from mpo_jax import ledger
 from mpo_jax.packing import assembly
 from mpo_jax.packing.plan_table import AnyPlan
 from mpo_jax.types import Example, PackedBatch
+from mpo_jax.utils import orphans
 
 CHANGED = (
     "start again: every start looks at the files anew (an image that was replaced by "
@@ -80,7 +78,7 @@ class BatchSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
-        _end_with_parent()
+        orphans.end_with_parent()
 
     def __repr__(self) -> str:
         # Grain prints the source in its own messages; a plan is long.
@@ -172,21 +170,3 @@ class BatchSource:
                 f"records, expected {(len(ids), 2)}"
             )
         return refs
-
-
-def _end_with_parent() -> None:
-    """In a worker process: end when the process that started it is gone.
-
-    One that is killed (by the kernel, where memory is short) cannot stop its workers,
-    which would hold their memory and wait for ever. The resource tracker then frees
-    what they shared.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="mpo-parent", daemon=True).start()

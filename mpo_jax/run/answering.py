@@ -22,7 +22,7 @@ import numpy as np
 from mpo_jax import ledger
 from mpo_jax.generate import capacity, local, prompts, questions, requests, results
 from mpo_jax.run import answerer as answerer_lib
-from mpo_jax.utils import atomic, progress, runtime
+from mpo_jax.utils import atomic, progress, runtime, watchdog
 
 
 class Lines:
@@ -226,6 +226,7 @@ def _answer(
             number += sampling.n if _whole(result) else 1
             spent = time.perf_counter() - start
             rate = f"{number / spent:.2f} answers/s, {tokens / spent:.1f} tokens/s"
+            watchdog.beat(f"answer {done + number + 1}")
             bar.update(task, completed=done + number, rate=rate)
     return left_out, failed
 

@@ -141,14 +141,14 @@ def _asker(
     )
 
 
-def ends(
+def scored_once(
     run: setup.Setup,
     benchmarks: Benchmarks | None,
     writer: metrics_lib.Writer | None,
     state: state_lib.TrainState,
     step: int,
 ) -> None:
-    """Score the first or the last step of a run, unless an earlier start did."""
+    """Score the model after a step, unless an earlier start did."""
     if benchmarks is None:
         return
     there = evaluation.written(run, step, meter.BENCHMARKS) is not None

@@ -13,7 +13,7 @@ from mpo_jax.run import gate, scoring, setup, stages
 from mpo_jax.run.start import Start
 from mpo_jax.train import meter, state, step
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import progress, runtime, watchdog
 
 
 class HeldOut:
@@ -80,6 +80,7 @@ class HeldOut:
         try:
             with jax.set_mesh(self._run.mesh):
                 for n, local in batches:
+                    watchdog.beat(f"batch {n} of the held-out pairs")
                     batch = sharding.to_global(local, self._run.mesh)
                     values = self._steps[self._plan.batch(n)[0]](
                         current.params, current.reward_shift, batch
@@ -124,6 +125,22 @@ def before_training(
     return values
 
 
+def scored_once(
+    run: setup.Setup,
+    evaluate: HeldOut,
+    state: state.TrainState,
+    writer: metrics_lib.Writer | None,
+    step: int,
+) -> dict[str, float] | None:
+    """Held-out metrics after a step: read back where an earlier start wrote them."""
+    values = written(run, step, meter.HELD_OUT)
+    # All processes score together, whatever each of them has read.
+    if not runtime.agreed(np.array(values is not None)):
+        values = evaluate(state)
+        meter.write_held_out(writer, step, values)
+    return values
+
+
 def after_training(
     run: setup.Setup,
     evaluate: HeldOut | None,
@@ -136,15 +153,7 @@ def after_training(
     """Held-out metrics of the last step, of state `final`."""
     if evaluate is None:
         return None
-    # A finished run that is started again has its last line already.
-    values = None
-    if origin.step == num_steps:
-        values = written(run, num_steps, meter.HELD_OUT)
-    # All processes score together, whatever each of them has read.
-    if not runtime.agreed(np.array(values is not None)):
-        values = evaluate(final)
-        meter.write_held_out(writer, num_steps, values)
-    return values
+    return scored_once(run, evaluate, final, writer, num_steps)
 
 
 def written(run: setup.Setup, step: int, prefix: str) -> dict[str, float] | None:

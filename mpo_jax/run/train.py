@@ -21,10 +21,11 @@ from mpo_jax.run import (
     setup,
     stages,
     start,
+    start_check,
 )
 from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import plots, profiling, runtime
+from mpo_jax.utils import plots, profiling, runtime, watchdog
 
 
 def train(
@@ -39,9 +40,11 @@ def train(
     with contextlib.ExitStack() as stack:
         compiles = stack.enter_context(contextlib.closing(profiling.Compiles()))
         run = setup.setup(cfg, workdir, devices=devices)
+        stack.enter_context(start_check.alone(run.cfg, run.workdir))
         runtime.compilation_cache(_compile_cache(run))
         runtime.log_devices()
         data = stages.prepare_training_data(run)
+        start_check.compare_data(run.cfg, data)
         optimiser = program.make_optimiser(run, data.num_steps)
         checkpoints = checkpoint_lib.Checkpoints(
             run.workdir / "checkpoints", run.cfg.checkpoint
@@ -61,7 +64,9 @@ def train(
         output = _output(run, data, origin, checkpoints, stack)
         before = evaluation.before_training(run, held_out, origin, output.writer)
         if not origin.step:
-            eval_training.ends(run, benchmarks, output.writer, origin.state, 0)
+            eval_training.scored_once(run, benchmarks, output.writer, origin.state, 0)
+        elif origin.step < data.num_steps:
+            _make_up(run, origin, held_out, benchmarks, output.writer)
         key = jax.random.key(run.cfg.seed)
         job = loop.Job(
             cfg=run.cfg,
@@ -75,11 +80,12 @@ def train(
             evaluate=held_out,
             benchmarks=benchmarks,
         )
-        final = loop.run(job)
+        with watchdog.armed(run.workdir, minutes=run.cfg.hosts.stuck_minutes):
+            final = loop.run(job)
         after = evaluation.after_training(
             run, held_out, origin, output.writer, final=final, num_steps=data.num_steps
         )
-        eval_training.ends(run, benchmarks, output.writer, final, data.num_steps)
+        eval_training.scored_once(run, benchmarks, output.writer, final, data.num_steps)
     if runtime.is_main() and run.cfg.log.plots:
         plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
     if run.cfg.checkpoint.export_hf:
@@ -141,6 +147,21 @@ def _pass_gate(
     )
 
 
+def _make_up(
+    run: setup.Setup,
+    origin: start.Start,
+    held_out: evaluation.HeldOut | None,
+    benchmarks: eval_training.Benchmarks | None,
+    writer: metrics_lib.Writer | None,
+) -> None:
+    """Score what is due after the checkpoint's step and was lost with its process."""
+    step, cfg = origin.step, run.cfg
+    if held_out is not None and loop.is_due(cfg.log.eval_every, step):
+        evaluation.scored_once(run, held_out, origin.state, writer, step)
+    if benchmarks is not None and loop.is_due(cfg.eval.every, step):
+        eval_training.scored_once(run, benchmarks, writer, origin.state, step)
+
+
 def _output(
     run: setup.Setup,
     data: stages.TrainingData,
@@ -154,7 +175,10 @@ def _output(
         text = run.cfg.to_json()
         (run.workdir / "run_config.json").write_text(text, encoding="utf-8")
         writer = metrics_lib.Writer(
-            run.workdir, resume_step=origin.step, tensorboard=run.cfg.log.tensorboard
+            run.workdir,
+            # What a start without a checkpoint has written is said anew.
+            resume_step=origin.step or -1,
+            tensorboard=run.cfg.log.tensorboard,
         )
         stack.callback(writer.close)
     return loop.Output(

@@ -19,7 +19,7 @@ from mpo_jax.train import meter as meter_lib
 from mpo_jax.train import preemption
 from mpo_jax.train import state as state_lib
 from mpo_jax.train.state import TrainState
-from mpo_jax.utils import background, profiling, progress, runtime
+from mpo_jax.utils import background, profiling, progress, statuses, watchdog
 from mpo_jax.utils import metrics as metrics_lib
 
 Batches = background.Ahead[tuple[int, types.PackedBatch], tuple[int, types.PackedBatch]]
@@ -115,7 +115,8 @@ def run(job: Job) -> TrainState:
 
     Raises:
       FloatingPointError: if a metric is NaN or infinite; nothing is saved after it.
-      SystemExit: with status 42 after the save that follows a SIGTERM.
+      SystemExit: with status 42 after the save that follows a SIGTERM, 130 after
+        that of a Ctrl-C.
     """
     cfg, state = job.cfg, job.state
     step = first = int(np.asarray(sharding.to_host(state.step)))
@@ -132,7 +133,9 @@ def run(job: Job) -> TrainState:
     ):
         for n in range(first, job.num_steps):
             step = n + 1
+            watchdog.beat(f"batch {n} of its own loader")
             batch = _next_batch(batches, n, job.clock)
+            watchdog.beat(f"the devices, in step {step}")
             trace.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, values = job.update(state, batch, job.feed.shape_of(n))
@@ -141,6 +144,7 @@ def run(job: Job) -> TrainState:
             last = preempted.reached(step) or step == job.num_steps
             if last or step % cfg.checkpoint.every_steps == 0:
                 meter.end_line(step)
+                watchdog.beat(f"the save of step {step}")
                 _save(job, state, step)
                 meter.pause()
             if last:
@@ -151,7 +155,7 @@ def run(job: Job) -> TrainState:
                     _evaluate(job, state, step)
                 meter.pause()
     if step < job.num_steps:
-        _exit_preempted(step)
+        _exit_stopped(step, preempted.status)
     return state
 
 
@@ -226,28 +230,27 @@ def _save(job: Job, state: TrainState, step: int) -> None:
 
 def _is_due(job: Job, step: int) -> bool:
     """Is anything evaluated after so many steps?"""
-    return _every(job.evaluate, job.cfg.log.eval_every, step) or _every(
-        job.benchmarks, job.cfg.eval.every, step
-    )
-
-
-def _every(evaluation: Any, steps: int, step: int) -> bool:
-    return evaluation is not None and steps > 0 and step % steps == 0
+    held_out = job.evaluate is not None and is_due(job.cfg.log.eval_every, step)
+    return held_out or (job.benchmarks is not None and is_due(job.cfg.eval.every, step))
 
 
 def _evaluate(job: Job, state: TrainState, step: int) -> None:
     """Held-out pairs and benchmarks, those that are due."""
     writer = job.output.writer
-    if job.evaluate and _every(job.evaluate, job.cfg.log.eval_every, step):
+    if job.evaluate is not None and is_due(job.cfg.log.eval_every, step):
         meter_lib.write_held_out(writer, step, job.evaluate(state))
-    if job.benchmarks and _every(job.benchmarks, job.cfg.eval.every, step):
+    if job.benchmarks is not None and is_due(job.cfg.eval.every, step):
         meter_lib.write_benchmarks(writer, step, job.benchmarks(state, step))
 
 
-def _exit_preempted(step: int) -> NoReturn:
-    if runtime.is_main():
-        progress.console().print(
-            f"Stopped by SIGTERM; step {step} is saved. Start the same command "
-            "again to go on."
-        )
-    raise SystemExit(preemption.EXIT_STATUS)
+def is_due(every: int, step: int) -> bool:
+    """Whether what is done every so many steps, if ever, is done after this one."""
+    return every > 0 and step % every == 0
+
+
+def _exit_stopped(step: int, status: int) -> NoReturn:
+    by = "SIGTERM" if status == statuses.STOPPED else "Ctrl-C"
+    progress.console().print(
+        f"Stopped by {by}; step {step} is saved. Start the same command again to go on."
+    )
+    raise SystemExit(status)

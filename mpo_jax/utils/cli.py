@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import rich.text
 from absl import app, flags
 
 from mpo_jax import config
-from mpo_jax.utils import progress
+from mpo_jax.utils import peers, progress, runtime, statuses
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)
 
@@ -79,11 +81,54 @@ def run(
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
-        except EXPLAINED as error:
-            if trace.value:
-                raise
-            text = rich.text.Text.assemble((f"{program}: ", "bold red"), explain(error))
-            progress.console().print(text)
-            sys.exit(1)
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error, program=program, trace=trace.value)
+        except SystemExit as error:
+            if error.code == statuses.STOPPED:  # all hosts have stopped together
+                runtime.finish()
+            raise
+        runtime.finish()
 
     app.run(guarded)
+
+
+def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
+    """End the program, and with it those on the other hosts.
+
+    Raises:
+      BaseException: `error` itself, where a traceback is what helps.
+      SystemExit: where the message is enough.
+    """
+    others = peers.others()
+    explained = isinstance(error, (*EXPLAINED, statuses.TryAgain))
+    if others is not None:
+        if trace or not explained:
+            traceback.print_exception(error)
+        if _LOST.search(str(error)):
+            # Another host is gone; that one tells why, or JAX ends us.
+            others.wait_for_news()
+            others.fail(_told(error, explained), statuses.TRY_AGAIN)
+        others.fail(_told(error, explained), status_of(error))
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        sys.exit(statuses.INTERRUPTED)
+    if trace or not explained:
+        raise error
+    text = rich.text.Text.assemble((f"{program}: ", "bold red"), explain(error))
+    progress.console().print(text)
+    sys.exit(status_of(error))
+
+
+_LOST = re.compile(r"Gloo .*failed|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):")
+"""What devices say where another host is gone; JAX raises it as this and that type."""
+
+
+def status_of(error: BaseException) -> int:
+    """With what status a program ends because of an error."""
+    again = isinstance(error, statuses.TryAgain)
+    return statuses.TRY_AGAIN if again else statuses.FAILED
+
+
+def _told(error: BaseException, explained: bool) -> str:
+    """One message on an error, for the other hosts."""
+    return explain(error) if explained else f"{type(error).__name__}: {error}"

@@ -73,6 +73,7 @@ class Writer:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -4,37 +4,74 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
 
+from mpo_jax import config
+from mpo_jax.utils import peers, statuses
 
-def initialise(*, distributed: bool | None = None) -> None:
+_HOSTS = config.HostsConfig()
+
+
+def initialise(
+    hosts: config.HostsConfig = _HOSTS, *, distributed: bool | None = None
+) -> None:
     """Join the other processes of a TPU slice, or those that the environment names.
 
-    ``jax.distributed.initialize`` finds a TPU pod's coordinator by itself. Elsewhere,
-    set ``MPO_COORDINATOR`` (host:port), ``MPO_NUM_PROCESSES`` and ``MPO_PROCESS_ID``.
+    ``jax.distributed.initialize`` finds a TPU pod's coordinator by itself, and the one
+    of several tasks of Slurm or Open MPI. Elsewhere, set ``MPO_COORDINATOR``
+    (host:port), ``MPO_NUM_PROCESSES`` and ``MPO_PROCESS_ID``.
 
     Also quiets the libraries' progress messages, unless ``--verbosity`` asks for them.
 
     Args:
+      hosts: how long processes wait for each other.
       distributed: None decides by the environment.
 
     Raises:
       ValueError: if one of the variables is missing or malformed; names it.
+      TryAgain: the others do not come.
     """
     quiet()
     launch = _launch()
+    named: dict[str, Any] = {}
     if launch is not None:
         coordinator, processes, number = launch
+        named = {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": number,
+        }
+    elif not (distributed or (distributed is None and _has_others())):
+        return
+    _join(hosts, named)
+
+
+def _join(hosts: config.HostsConfig, named: Mapping[str, Any]) -> None:
+    try:
         jax.distributed.initialize(
-            coordinator_address=coordinator,
-            num_processes=processes,
-            process_id=number,
+            **named,
+            initialization_timeout=hosts.connect_s,
+            heartbeat_timeout_seconds=hosts.heartbeat_s,
+            shutdown_timeout_seconds=hosts.shutdown_s,
         )
-    elif distributed or (distributed is None and _on_tpu_host()):
-        jax.distributed.initialize()
+    except jax.errors.JaxRuntimeError as error:
+        raise statuses.TryAgain(
+            f"not all hosts met within {hosts.connect_s} s (hosts.connect_s): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    peers.join(heartbeat_s=hosts.heartbeat_s)
+
+
+def finish() -> None:
+    """Wait for the other processes at the end of a program."""
+    others = peers.others()
+    if others is not None:
+        others.finish()
 
 
 def quiet() -> None:
@@ -75,6 +112,13 @@ def _launch() -> tuple[str, int, int] | None:
             f"{int(count) - 1} (MPO_NUM_PROCESSES={count})"
         )
     return address, int(count), int(number)
+
+
+def _has_others() -> bool:
+    """Whether JAX can find a coordinator by itself: on TPU VMs, for Slurm, Open MPI."""
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    several = any(os.environ.get(name, "1") not in ("", "1") for name in tasks)
+    return several or _on_tpu_host()
 
 
 def _on_tpu_host() -> bool:

@@ -18,9 +18,9 @@ import pytest
 
 from mpo_jax import checkpoint, config, sharding
 from mpo_jax.losses import reward_shift
-from mpo_jax.train import loop, preemption, state
+from mpo_jax.train import loop, state
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import profiling
+from mpo_jax.utils import profiling, statuses
 
 BATCH = packed.batch([[]])
 
@@ -217,7 +217,7 @@ def test_sigterm_saves_and_exits_with_42(job, tmp_path, capsys):
     made = job(updates=[step], every=3)
     with pytest.raises(SystemExit) as raised:
         loop.run(made)
-    assert raised.value.code == preemption.EXIT_STATUS == 42
+    assert raised.value.code == statuses.STOPPED == 42
     assert [step for step, *_ in made.output.checkpoints.saved] == [4]
     assert made.output.checkpoints.waits == 1
     assert [line["step"] for line in lines(tmp_path)] == [3, 4]
@@ -343,7 +343,7 @@ sys.path.insert(0, sys.argv[2])
 import test_loop
 from mpo_jax import checkpoint, config, sharding
 from mpo_jax.train import loop
-from mpo_jax.utils import profiling
+from mpo_jax.utils import profiling, statuses
 
 def step(current, *rest):
     if int(current.step) == 2:

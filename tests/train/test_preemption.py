@@ -6,7 +6,10 @@ import os
 import signal
 import threading
 
+import pytest
+
 from mpo_jax.train import preemption
+from mpo_jax.utils import statuses
 
 
 def test_a_signal_is_noted_and_the_handler_handed_back():
@@ -30,3 +33,13 @@ def test_in_another_thread_signals_are_the_embedding_programs():
     thread.join()
     assert found == [(False, before)]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_is_a_wish_and_twice_an_order():
+    before = signal.getsignal(signal.SIGINT)
+    with preemption.Preemption() as preempted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preempted.reached(1) and preempted.status == statuses.INTERRUPTED
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before

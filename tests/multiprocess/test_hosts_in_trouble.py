@@ -1,0 +1,111 @@
+"""What happens to one host is told by all, and ends all, with the right status."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import several
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = pathlib.Path(__file__).parents[1] / "hosts_in_trouble.py"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs so many hosts; status and output of each."""
+
+    def run(count: int, trouble: str, *, host: int = 1) -> list[tuple[int, str]]:
+        return several.ended(start(tmp_path, count, trouble, host))
+
+    return run
+
+
+def start(
+    workdir: pathlib.Path, count: int, trouble: str, host: int
+) -> list[subprocess.Popen]:
+    flags = (f"--trouble={trouble}", f"--host={host}", f"--workdir={workdir}")
+    return several.start([sys.executable, str(PROGRAM), *flags], count)
+
+
+@pytest.mark.parametrize("count, host", [(2, 1), (4, 2), (2, 0)])
+def test_an_exception_of_one_host_ends_all_with_1_and_is_named(run, count, host):
+    """No status that launchers restart: the same command would fail again."""
+    found = run(count, "explained", host=host)
+    for number, (status, output) in enumerate(found):
+        assert status == 1, output
+        mine = f"host {number} of {count}: "
+        if number != host:
+            mine += f"ends, because host {host} failed: "
+        assert mine + "records.jsonl:17: image is broken" in output
+        assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "trouble, status, words",
+    [
+        ("missing", 1, "/nowhere/image.png: No such file or directory"),
+        ("unexpected", 1, "KeyError: 'a bug'"),
+        ("storage", 75, "the bucket is away"),
+    ],
+)
+def test_every_kind_of_error_has_its_status(run, trouble, status, words):
+    for number, (found, output) in enumerate(run(2, trouble)):
+        assert found == status, output
+        assert words in output
+        assert ("Traceback" in output) == (trouble == "unexpected" and number == 1)
+
+
+def test_an_error_that_all_hosts_raise_is_no_news(run):
+    for status, output in run(2, "all"):
+        assert status == 1 and "the same on all hosts" in output
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_killed_host_ends_the_others_with_a_status_that_is_restarted(run, host):
+    found = run(2, "killed", host=host)
+    assert found[host][0] == -signal.SIGKILL
+    status, output = found[1 - host]
+    assert status in (75, -signal.SIGABRT), output
+
+
+def test_a_frozen_host_is_given_up(tmp_path):
+    processes = start(tmp_path, 2, "frozen", 1)
+    try:
+        assert processes[0].wait(120) in (75, -signal.SIGABRT)
+    finally:
+        processes[1].send_signal(signal.SIGCONT)
+        several.ended(processes)
+
+
+def test_a_host_that_differs_is_named_with_the_field(run):
+    for number, (status, output) in enumerate(run(2, "differs")):
+        assert status == 1, output
+        rates = "config.optim.learning_rate is 3e-06 here and 5e-06 there"
+        assert rates in output
+        assert ("host 1 failed" in output) == (number == 0)
+
+
+def test_hosts_that_end_late_are_waited_for(run):
+    for status, output in run(2, "late"):
+        assert status == 0 and "done" in output, output
+
+
+def test_a_host_that_does_not_see_the_work_directory_is_named(run):
+    for number, (status, output) in enumerate(run(2, "unshared")):
+        assert status == 1, output
+        assert "does not see the first one's lease.json" in output
+        assert ("host 1 failed" in output) == (number == 0)
+
+
+def test_a_host_that_hangs_ends_all_and_all_say_where_they_stand(run, tmp_path):
+    waits = ("the devices, in step 8", "batch 7 of its own loader")
+    for number, (status, output) in enumerate(run(2, "stuck")):
+        assert status == 75, output
+        assert f"host has waited for {waits[number]} for " in output
+        stacks = (tmp_path / "stacks" / f"host_{number}.txt").read_text("utf-8")
+        assert "hosts_in_trouble.py" in stacks and waits[number] in stacks
