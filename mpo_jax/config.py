@@ -281,6 +281,8 @@ class LogConfig:
     """Steps per line of metrics.jsonl; a checkpoint writes one in between."""
     eval_every: int = field(0, at_least=0)
     """Score `data.eval_meta` every this many steps; 0 only before and after."""
+    line_seconds: float = field(30.0, at_least=0)
+    """Between lines where stderr is a log; on a terminal there is a bar."""
     tensorboard: bool = True
     plots: bool = True
     gate: bool = True

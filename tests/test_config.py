@@ -150,6 +150,7 @@ WRONG: dict[str, tuple] = {
     "checkpoint.keep_every": ZERO,
     "log.every_steps": ONE,
     "log.eval_every": ZERO,
+    "log.line_seconds": BELOW_ZERO,
     "log.profile_start": ONE,
     "log.profile_steps": ZERO,
     "eval.benchmarks": ((), ("pope", "pope")),

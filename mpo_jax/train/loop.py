@@ -146,6 +146,7 @@ def run(job: Job) -> TrainState:
                 meter.end_line(step)
                 watchdog.beat(f"the save of step {step}")
                 _save(job, state, step)
+                meter.saved(step)
                 meter.pause()
             if last:
                 break
@@ -189,7 +190,10 @@ def _placed_batches(job: Job, first: int) -> Batches:
 @contextlib.contextmanager
 def _meter(job: Job, first: int) -> Iterator[meter_lib.Meter]:
     with meter_lib.training_bar(
-        job.cfg.name, first=first, num_steps=job.num_steps
+        job.cfg.name,
+        first=first,
+        num_steps=job.num_steps,
+        line_s=job.cfg.log.line_seconds,
     ) as show:
         yield meter_lib.Meter(
             clock=job.clock,

@@ -22,6 +22,10 @@ _COLUMNS = (
     "loss {task.fields[loss]} · {task.fields[rate]} pairs/s · "
     "{task.fields[tokens]} tokens/s · fill {task.fields[fill]}{task.fields[mfu]}"
 )
+_LINE = (
+    _COLUMNS + " · {task.fields[step_s]} s a step, {task.fields[wait_s]} s of it for "
+    "data · saved {task.fields[saved]}"
+)
 
 
 class Meter:
@@ -59,6 +63,11 @@ class Meter:
         self._rate = profiling.Rate()
         self._pending: list[tuple[int, Any]] = []
         self._window: list[Any] = []
+        self._saved = "none"
+
+    def saved(self, step: int) -> None:
+        """Note that a checkpoint of this step is on its way."""
+        self._saved = f"step {step}"
 
     def add(self, n: int, values: Any) -> None:
         """Note the metrics of batch n, (sum, weight) each; fetch those before it.
@@ -92,7 +101,9 @@ class Meter:
             self._count(n, fetched)
             self._window.append(fetched)
             step = n + 1
-            self._show(step, **_shown(means, self._rate))
+            waited = self._clock.spent["input_wait"] / max(self._clock.steps, 1)
+            fields = _shown(means, self._rate)
+            self._show(step, **fields, wait_s=f"{waited:.2f}", saved=self._saved)
             if step % self._every == 0:
                 self._write_line(step)
 
@@ -141,15 +152,21 @@ def write_benchmarks(
 
 @contextlib.contextmanager
 def training_bar(
-    name: str, *, first: int, num_steps: int
+    name: str, *, first: int, num_steps: int, line_s: float = progress.LINE_S
 ) -> Iterator[Callable[..., None]]:
-    """Progress bar from step `first` on; gives what :class:`Meter` shows steps with."""
-    with progress.bar(extra=_COLUMNS) as bar:
+    """Progress bar from step `first` on; gives what :class:`Meter` shows steps with.
+
+    Args:
+      line_s: seconds between lines in a log.
+    """
+    with progress.bar(extra=_COLUMNS, line=_LINE, every_s=line_s) as bar:
         task = bar.add_task(
             name,
             total=num_steps,
             completed=first,
-            **dict.fromkeys(("loss", "rate", "tokens", "fill"), "–"),
+            **dict.fromkeys(
+                ("loss", "rate", "tokens", "fill", "step_s", "wait_s", "saved"), "–"
+            ),
             mfu="",
         )
         update = functools.partial(bar.update, task)
@@ -164,6 +181,7 @@ def _shown(means: Mapping[str, float], rate: profiling.Rate) -> dict[str, str]:
         "rate": f"{rate.per_second('pairs'):.2f}",
         "tokens": f"{rate.per_second('tokens'):,.0f}",
         "fill": f"{means['fill/tokens']:.0%}",
+        "step_s": f"{rate.seconds / rate.steps if rate.steps else 0.0:.2f}",
         "mfu": f" · MFU {rate.per_second('ideal_s'):.0%}" if known else "",
     }
 

@@ -41,6 +41,7 @@ class Writer:
     Args:
       directory: the work directory.
       resume_step: lines after this step are dropped: the run repeats them.
+        -1 drops all.
       tensorboard: also write event files under ``tensorboard/``.
     """
 
@@ -48,7 +49,7 @@ class Writer:
         self,
         directory: str | pathlib.Path,
         *,
-        resume_step: int = 0,
+        resume_step: int = -1,
         tensorboard: bool = True,
     ):
         self.path = pathlib.Path(directory) / "metrics.jsonl"

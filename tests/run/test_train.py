@@ -90,6 +90,30 @@ def test_starting_a_finished_run_again_does_nothing(done, world):
     assert (workdir / "metrics.jsonl").read_text() == lines
 
 
+@pytest.mark.slow
+def test_an_evaluation_that_was_lost_is_made_up(done, tmp_path):
+    """Killed after the save of step 4, while held-out pairs were scored."""
+    workdir, result = done
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "checkpoints" / "6")
+    metrics = again / "metrics.jsonl"
+    kept = [text for text in metrics.open() if (4, "held-out") != _kind(text)]
+    metrics.write_text("".join(kept))
+    cfg = config.from_json((workdir / "run_config.json").read_text())
+    found = train.train(cfg, again, devices=ONE)
+    assert found["after"] == pytest.approx(result["after"])
+    assert helpers.written(again) == helpers.written(workdir)
+    assert helpers.losses(again, held_out=True) == helpers.losses(
+        workdir, held_out=True
+    )
+
+
+def _kind(text: str) -> tuple[int, str]:
+    line = json.loads(text)
+    return line["step"], "held-out" if "eval/loss" in line else "training"
+
+
 def test_fewer_steps_than_are_trained_are_refused(done):
     """Weights of step 6 would be scored and exported as those of step 4."""
     workdir, _ = done
@@ -146,6 +170,8 @@ def test_steps_that_change_nothing_are_pointed_out():
 def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
     cfg = helpers.small(world)
     cfg.data.cache_dir = str(tmp_path / "data")
+    cfg.data.eval_meta = str(world["eval_meta"])
+    cfg.log.eval_every = 2
     cfg.model.drop_path = 0.2  # randomness must resume too
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     helpers.kill_and_resume(root, world, path, tmp_path)

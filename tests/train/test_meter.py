@@ -133,3 +133,24 @@ def test_held_out_metrics_have_names_of_their_own(made, tmp_path):
     meter.write_held_out(writer, 3, {"loss": 1.0, "rewards/margins": math.pi})
     writer.close()
     assert lines() == [{"step": 3, "eval/loss": 1.0, "eval/rewards/margins": math.pi}]
+
+
+def test_a_log_gets_a_line_now_and_then(made, capsys):
+    """Where there is no terminal a bar shows nothing before its end."""
+    with meter.training_bar("a run", first=4, num_steps=9, line_s=0) as show:
+        book, _, _ = made(show=show)
+        book.saved(4)
+        for n in range(4, 7):
+            book.add(n, values(float(n)))
+        said = [text for text in capsys.readouterr().err.splitlines() if text]
+    assert [text.split(" · ")[0] for text in said] == ["a run 5/9", "a run 6/9"]
+    assert "loss 5.0000" in said[1] and "saved step 4" in said[1]
+    assert "s a step" in said[1] and said[1].endswith(" left")
+
+
+def test_a_log_is_not_flooded(made, capsys):
+    with meter.training_bar("a run", first=0, num_steps=9, line_s=3600) as show:
+        book, _, _ = made(show=show)
+        for n in range(5):
+            book.add(n, values(float(n)))
+        assert not capsys.readouterr().err.strip()
