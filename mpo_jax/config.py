@@ -125,6 +125,8 @@ class DataConfig:
     """Grain worker processes that assemble batches; 0 works in threads."""
     threads: int = field(4, at_least=1)
     """Threads per worker that decode and tile images."""
+    retry_seconds: float = field(120.0, at_least=0)
+    """How long a record is tried again while storage is away (I/O errors)."""
     prefetch: int = field(2, at_least=1)
     """Assembled batches kept ready per worker."""
     prefetch_to_device: int = field(1, at_least=0)

@@ -102,6 +102,7 @@ WRONG: dict[str, tuple] = {
     "data.index_workers": ZERO,
     "data.workers": ZERO,
     "data.threads": ONE,
+    "data.retry_seconds": BELOW_ZERO,
     "data.prefetch": ONE,
     "data.prefetch_to_device": ZERO,
     "rows.short.prompt_tokens": ONE,

@@ -33,7 +33,7 @@ HOST = ("inputs", "mmpr", "packing", "verify", "ledger")
 _HOST_MAY = {
     *("types", "fields", "ledger"),
     *("utils.atomic", "utils.file_kinds", "utils.missing_files"),
-    *("utils.web_page", "utils.orphans"),
+    *("utils.web_page", "utils.orphans", "utils.transient", "utils.statuses"),
 }
 
 # Units that may use less than the rows below them.

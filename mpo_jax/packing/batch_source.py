@@ -13,7 +13,7 @@ from mpo_jax import ledger
 from mpo_jax.packing import assembly
 from mpo_jax.packing.plan_table import AnyPlan
 from mpo_jax.types import Example, PackedBatch
-from mpo_jax.utils import orphans
+from mpo_jax.utils import orphans, statuses
 
 CHANGED = (
     "start again: every start looks at the files anew (an image that was replaced by "
@@ -27,6 +27,10 @@ class LoadError(ValueError):
 
     One string, so that it crosses process boundaries whatever the cause was.
     """
+
+
+class StorageAway(LoadError, statuses.TryAgain):
+    """A record cannot be loaded now; the same command goes on later."""
 
 
 class BatchSource:
@@ -150,6 +154,8 @@ class BatchSource:
                 f"batch {n}, record {record}: {bad}. The record was good when it was "
                 f"indexed and the pack plan counts on it: {CHANGED}"
             ) from bad
+        except statuses.TryAgain as error:
+            raise StorageAway(f"batch {n}, record {record}: {error}") from error
         except Exception as error:
             raise LoadError(
                 f"batch {n}, record {record}: {type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ which, ``sharding.rows_of_process``), and a run resumes by starting at batch ``n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from mpo_jax.mmpr.index import Index
 from mpo_jax.packing.batch_source import CHANGED, BatchSource
 from mpo_jax.packing.plan_table import AnyPlan
 from mpo_jax.types import Example, PackedBatch
+from mpo_jax.utils import transient
 
 
 class ExampleLoader:
@@ -33,9 +35,22 @@ class ExampleLoader:
     """
 
     def __init__(
-        self, index: Index, tokenizer_path: str, policy: examples.EncodePolicy
+        self,
+        index: Index,
+        tokenizer_path: str,
+        policy: examples.EncodePolicy,
+        *,
+        patience_s: float = 0.0,
     ):
-        """Raises ValueError where tokenizer or policy are not those of the index."""
+        """Check that tokenizer and policy are those of the index.
+
+        Args:
+          patience_s: how long storage that is away is tried again.
+
+        Raises:
+          ValueError: they are others.
+        """
+        self._patience_s = patience_s
         self._index = index
         self._policy = policy
         self._tokenizer = tokenizer.load_tokenizer(tokenizer_path)
@@ -62,7 +77,15 @@ class ExampleLoader:
         Raises:
           BadRecord: the record has become bad; the detail names file and line.
           ValueError: its text or images have changed since it was indexed.
+          TryAgain: storage is away.
         """
+        return transient.patiently(
+            functools.partial(self._load, number),
+            self._index.where(number),
+            seconds=self._patience_s,
+        )
+
+    def _load(self, number: int) -> Example:
         index = self._index
         where = index.where(number)
         try:

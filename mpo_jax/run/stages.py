@@ -256,7 +256,12 @@ def loader(
     data = run.cfg.data
     return pipeline.make_loader(
         plan,
-        pipeline.ExampleLoader(index, str(run.tokenizer_path), run.policy),
+        pipeline.ExampleLoader(
+            index,
+            str(run.tokenizer_path),
+            run.policy,
+            patience_s=data.retry_seconds,
+        ),
         rows=[sharding.rows_of_process(run.mesh, rows) for rows in plan.rows_per_batch],
         start_batch=start,
         workers=data.workers if workers is None else workers,

@@ -15,7 +15,7 @@ import rich.text
 from absl import app, flags
 
 from mpo_jax import config
-from mpo_jax.utils import peers, progress, runtime, statuses
+from mpo_jax.utils import peers, progress, runtime, statuses, transient
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)
 
@@ -125,7 +125,7 @@ _LOST = re.compile(r"Gloo .*failed|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):")
 
 def status_of(error: BaseException) -> int:
     """With what status a program ends because of an error."""
-    again = isinstance(error, statuses.TryAgain)
+    again = transient.is_transient(error)
     return statuses.TRY_AGAIN if again else statuses.FAILED
 
 

@@ -58,7 +58,8 @@ class Writer:
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         temporary.replace(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._waiting: list[str] = []
+        self._size = self.path.stat().st_size
         self._board = None
         if tensorboard:
             import tensorboardX
@@ -68,16 +69,44 @@ class Writer:
             )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step; flushed, so that a kill loses nothing."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Write the values of one step at once, so that a kill loses nothing.
+
+        Metrics end no run: where storage is away, lines wait for the next one.
+        """
+        self._waiting.append(json.dumps({"step": step, **values}) + "\n")
+        self._write_waiting()
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
+            try:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()
+            except OSError as error:
+                logging.warning("TensorBoard lacks step %d: %s", step, error)
+
+    def _write_waiting(self) -> None:
+        text = "".join(self._waiting).encode()
+        try:
+            with open(self.path, "r+b") as file:
+                file.truncate(self._size)  # what a failed try has left
+                file.seek(self._size)
+                file.write(text)
+        except OSError as error:
+            logging.warning(
+                "%s cannot be written (%s): %d lines wait for the next one",
+                self.path,
+                error,
+                len(self._waiting),
+            )
+        else:
+            self._size += len(text)
+            self._waiting.clear()
 
     def close(self) -> None:
-        self._file.close()
+        """Write what waits; what cannot be written is printed, and lost here."""
+        if self._waiting:
+            self._write_waiting()
+        for line in self._waiting:
+            logging.error("not in %s: %s", self.path, line.rstrip())
         if self._board is not None:
             self._board.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -712,3 +713,23 @@ def test_real_pairs(shared, tmp_path):
     assert built.tiles.min() >= 1 and built.tiles.max() <= 7
     assert (built.prompt_tokens > 256 * built.tiles).all()
     assert (built.chosen_labels == built.chosen_tokens).all()
+
+
+def test_storage_that_is_away_is_waited_for(build, tokenizer_path, tmp_path, caplog):
+    built = build(tiny_mmpr.write_good(tmp_path))
+    loader = pipeline.ExampleLoader(
+        built, str(tokenizer_path), tiny_mmpr.POLICY, patience_s=30
+    )
+    real, failed = built.fetch, []
+
+    def fetch(number):
+        if len(failed) < 2:
+            failed.append(number)
+            raise OSError(errno.EIO, "Input/output error", "pairs.jsonl")
+        return real(number)
+
+    built.fetch = fetch
+    before = loader(3)
+    assert failed == [3, 3] and built.where(3) in caplog.text
+    built.fetch = real
+    np.testing.assert_array_equal(before.prompt, loader(3).prompt)

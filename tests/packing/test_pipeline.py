@@ -24,6 +24,7 @@ from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.packing.batch_source import BatchSource, LoadError
 from mpo_jax.types import Example, RowShape
+from mpo_jax.utils import statuses
 
 IMG = 7
 SIZES = {"img_context_id": IMG, "tokens_per_tile": 2, "image_size": 4}
@@ -195,6 +196,18 @@ def test_record_that_went_bad_stops_the_run(plan, workers):
     )
     with pytest.raises(LoadError, match=want):
         collect(plan, loader, workers=workers, threads=2)
+
+
+def away(i: int) -> Example:
+    raise statuses.TryAgain("cat.png: Input/output error")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_storage_that_stays_away_asks_for_another_start(plan, workers):
+    """Also out of a worker process, where causes are lost."""
+    with pytest.raises(LoadError, match=r"batch \d+, record \d+: cat.png") as raised:
+        collect(plan, away, workers=workers, threads=2)
+    assert isinstance(raised.value, statuses.TryAgain)
 
 
 def test_any_error_of_a_worker_carries_its_text(plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fractions
 import json
 
@@ -140,3 +141,35 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         (3, "loss", 0.5),
         (3, "rewards/margins", -2.0),
     ]
+
+
+def test_lines_wait_while_the_disk_is_away(tmp_path, monkeypatch, caplog):
+    """A try that wrote half a line leaves none behind."""
+    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer.write(1, {"loss": 1.0})
+    real = open
+
+    def away(path, mode="r", **options):
+        if str(path) == str(writer.path) and mode == "r+b":
+            with real(path, "ab") as file:
+                file.write(b'{"step": 2, "lo')
+            raise OSError(errno.EIO, "away", str(path))
+        return real(path, mode, **options)
+
+    monkeypatch.setattr("builtins.open", away)
+    writer.write(2, {"loss": 2.0})
+    writer.write(3, {"loss": 3.0})
+    assert "2 lines wait for the next one" in caplog.text
+    monkeypatch.setattr("builtins.open", real)
+    writer.write(4, {"loss": 4.0})
+    writer.close()
+    assert [line["loss"] for line in metrics.read(writer.path)] == [1, 2, 3, 4]
+
+
+def test_lines_that_cannot_be_written_at_all_are_printed(tmp_path, caplog):
+    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer.path.unlink()
+    writer.path.mkdir()
+    writer.write(1, {"loss": 1.5})
+    writer.close()
+    assert "not in" in caplog.text and '"loss": 1.5' in caplog.text

@@ -1,0 +1,85 @@
+"""Storage that is away for a moment: what passes by itself is tried again for a while.
+
+An I/O error of a network file system ends no run at once. What does not pass within the
+patience of a run becomes a ``TryAgain``: launchers start the command again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import tenacity
+from absl import logging
+
+from mpo_jax.utils import statuses
+
+T = TypeVar("T")
+
+_PASSING = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.EAGAIN, errno.EBUSY),
+        *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
+        *(errno.EPIPE, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    }
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, may pass by itself."""
+    return any(map(_passes, _chain(error)))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, (statuses.TryAgain, ConnectionError, TimeoutError)):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def patiently(action: Callable[[], T], what: str, *, seconds: float) -> T:
+    """The result of `action`, called again while storage is away.
+
+    Args:
+      what: is done, for messages.
+      seconds: from the first try to the last; 0 tries once.
+
+    Raises:
+      TryAgain: it has not passed by then.
+      Exception: any other error of `action`, at once.
+    """
+
+    def say(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        logging.warning(
+            "%s: %s; trying again in %.0f s",
+            what,
+            state.outcome.exception(),
+            state.next_action.sleep,
+        )
+
+    trying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_exponential_jitter(initial=0.5, max=30),
+        before_sleep=say,
+        reraise=True,
+    )
+    try:
+        return trying(action)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise statuses.TryAgain(
+            f"{what}: {error}; tried for {seconds:g} s. Look at the storage, or start "
+            "the same command again"
+        ) from error
