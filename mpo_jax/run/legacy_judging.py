@@ -1,15 +1,21 @@
-"""Rollouts judged by the released rules, with the tools that other rooms have."""
+"""Rollouts judged, and pairs limited, by the released rules.
+
+With the tools that other rooms have.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax.evals import edit_distance, text_scores
-from mpo_jax.prefs import legacy, pairs
+from mpo_jax.prefs import legacy, pairs, rollout_counts
 from mpo_jax.prefs.rollouts import Group, Rollout
+from mpo_jax.run import pairing
+from mpo_jax.utils import progress
 from mpo_jax.verify import bounds, formats
 from mpo_jax.verify.maths import RELEASED, Mathematics
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
@@ -34,6 +40,30 @@ def open_judge(workers: int, *, fix: bool) -> Iterator[tuple[LegacyJudge, Any]]:
     ):
         judge = LegacyJudge(maths, latex, fix=fix)
         yield judge, judge.pins
+
+
+def limited(job: pairing.Job) -> pairing.Job:
+    """A job with the released limit of pairs in sources that have many rollouts.
+
+    Reads the inputs once; a build reads them again.
+
+    Raises:
+      OSError: an input cannot be read.
+      ValueError: an input cannot be read twice.
+    """
+    if job.rules.max_pairs <= legacy.FEW_PAIRS:
+        return job
+    counts: collections.Counter[str] = collections.Counter()
+    with progress.bar() as bar:
+        for path in bar.track(job.inputs, description="Counting rollouts"):
+            counts += rollout_counts.by_source(path)
+    few = {
+        source: legacy.FEW_PAIRS
+        for source in sorted(counts)
+        if counts[source] > legacy.MANY_ROLLOUTS
+    }
+    rules = dataclasses.replace(job.rules, max_pairs_of=few)
+    return dataclasses.replace(job, rules=rules)
 
 
 class LegacyJudge:
