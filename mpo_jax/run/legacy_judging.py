@@ -17,7 +17,7 @@ from mpo_jax.prefs.rollouts import Group, Rollout
 from mpo_jax.run import pairing
 from mpo_jax.utils import progress
 from mpo_jax.verify import bounds, formats
-from mpo_jax.verify.maths import RELEASED, Mathematics
+from mpo_jax.verify.maths import RELEASED, Mathematics, version
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
 
 _FIXED = ("en", "zh")
@@ -91,7 +91,7 @@ class LegacyJudge:
     @property
     def pins(self) -> list[Any]:
         """What verdicts depend on, as JSON values."""
-        return ["legacy", *(["answer_fix"] if self._fix else [])]
+        return ["legacy", version(), *(["answer_fix"] if self._fix else [])]
 
     def __call__(self, groups: Sequence[Group]) -> list[list[pairs.Judged]]:
         parsed = [

@@ -273,6 +273,8 @@ def test_beam_refuses_what_the_plain_build_refuses(tmp_path, wild):
     from mpo_jax.run import beam_pairing
 
     opening = functools.partial(legacy_judging.open_judge, 1, fix=False)
+    with opening() as (_, pins):
+        pass
     options = ["--runner=DirectRunner"]
     spread = beam_pairing.spread(options, opening, ["other rules"])
     with pytest.raises(Exception, match="install the same versions everywhere"):
@@ -282,10 +284,10 @@ def test_beam_refuses_what_the_plain_build_refuses(tmp_path, wild):
         file.seek(0, os.SEEK_END)
         file.write(first)
     processes = [*options, "--direct_running_mode=multi_processing"]
-    spread = changing(wild[1], beam_pairing.spread(processes, opening, ["legacy"]))
+    spread = changing(wild[1], beam_pairing.spread(processes, opening, pins))
     with pytest.raises(ValueError, match="has changed since it was cut"):
         pair_ranges.build(job(wild, tmp_path / "out"), spread)
-    spread = beam_pairing.spread(options, opening, ["legacy"])
+    spread = beam_pairing.spread(options, opening, pins)
     with pytest.raises(ValueError, match="prompts do not stand together"):
         pair_ranges.build(job(wild, tmp_path / "out"), spread, size=2000)
     assert {p.name for p in tmp_path.iterdir()} == {"data"}

@@ -15,6 +15,7 @@ import speaking
 from mpo_jax.mmpr import meta, records
 from mpo_jax.prefs import pairs
 from mpo_jax.run import legacy_judging, pairing
+from mpo_jax.verify import maths
 from mpo_jax.verify.verifier import Verifier
 
 pytestmark = pytest.mark.slow
@@ -170,7 +171,8 @@ def test_released_rules_take_more_for_wrong(given, folder, built):
     assert told["roles"]["undecided"] == told["roles"]["truncated"] == 0
     assert told["roles"]["right"] < built[1]["roles"]["right"]
     assert told["rules"]["entails"] == "entailed_anyhow"
-    assert json.loads((out / "manifest.json").read_text())["judged_by"] == ["legacy"]
+    by = json.loads((out / "manifest.json").read_text())["judged_by"]
+    assert by == ["legacy", maths.version()]
 
 
 def test_math_rollouts(shared, tmp_path):
