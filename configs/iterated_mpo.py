@@ -31,6 +31,7 @@ def get_config() -> recipe_config.RecipeConfig:
     cfg.sampling.max_new_tokens = 2048
     cfg.sampling.max_tiles = 6
     cfg.pairs.max_pairs = 15
+    cfg.pairs.html = True
 
     cfg.train = recipes.released_mpo()
     cfg.train.topology = "v5e:4x8"

@@ -96,6 +96,8 @@ class PairsConfig:
     truncated_negatives: str = field("apart", choices=NEGATIVES)
     max_length_ratio: float = field(0.0, at_least=0)
     """Longer response over the shorter one; 0 takes all."""
+    html: bool = False
+    """Write a page of each round's pairs, with images, for a person."""
     workers: int = field(0, at_least=0)
     """Processes for mathematics; 0 is one per core."""
 

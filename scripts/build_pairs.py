@@ -84,7 +84,11 @@ _BEAM = flags.DEFINE_list(
     "--runner=DirectRunner",
 )
 _LEGACY = flags.DEFINE_bool(
-    "legacy", False, "Judge by the released rules, errors included, for comparison"
+    "legacy",
+    False,
+    "Judge and pair by the released rules, errors included, for comparison; counts the "
+    "rollouts of each source first, and at most 3 pairs are made of a prompt of one "
+    "with more than 500,000",
 )
 _ANSWER_FIX = flags.DEFINE_bool(
     "answer_fix",
@@ -176,10 +180,14 @@ def build() -> dict[str, Any]:
     """Pairs, made here or by Beam; the manifest."""
     opened = opening()
     with opened() as (judge, pins):  # processes start with the first question
+        wanted = job(pins)
+        if _LEGACY.value:
+            pairing.check_free(wanted.output)  # before all is counted
+            wanted = legacy_judging.limited(wanted)
         if _BEAM.value is None:
-            return pairing.build(job(pins), judge)
+            return pairing.build(wanted, judge)
         spread = beam_pairing().spread(_BEAM.value, opened, pins)
-        return pair_ranges.build(job(pins), spread)
+        return pair_ranges.build(wanted, spread)
 
 
 def beam_pairing() -> types.ModuleType:

@@ -11,9 +11,11 @@ with chain of thought. Every step is what the project's commands do at full size
 
 With several workers each has one core of its own; WORKDIR/logs has what they say.
 `--dry_run` says what would be made. Killed at any moment, the same command goes on.
-WORKDIR/report.md has the table, the
-claims of the paper held against it, every seed, and a figure; each model's own page of
-answers is WORKDIR/seed_N/METHOD/evaluation/report.html. Any setting can be changed:
+WORKDIR/report.md has the table, the claims of the paper held against it, every seed,
+and a figure; each model's own page of answers is
+WORKDIR/seed_N/METHOD/evaluation/report.html. With --config.recipe.pairs.html (set for
+the quickstart) WORKDIR/seed_N/round_1/pairs_page/report.html shows pairs with their
+pictures. Any setting can be changed:
 --config.seeds=7 --config.methods=mpo --config.learning_rates=1e-3.
 """
 
@@ -28,6 +30,8 @@ from ml_collections import config_flags
 
 from mpo_jax.miniature import config as config_lib
 from mpo_jax.miniature import methods, plan, pool, report, results, seed
+from mpo_jax.prefs import quality_page
+from mpo_jax.run import recipe
 from mpo_jax.utils import cli, progress, runtime
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -71,6 +75,9 @@ def show(
     for name in (methods.START, *cfg.models()):
         page = first / name / seed.EVALUATION / "report.html"
         console.print(f"Answers of {cfg.title_of(name)}: {page}")
+    if cfg.recipe.pairs.html:
+        page = first / recipe.name_of(0, recipe.PAIRS_PAGE) / quality_page.NAME
+        console.print(f"Pairs, side by side: {page}")
     console.print(f"Report: {workdir / report.MARKDOWN}")
 
 

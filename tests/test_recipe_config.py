@@ -127,6 +127,10 @@ def test_choices_are_those_of_what_reads_them():
     assert recipe_config.DTYPES == answerer.DTYPES
     names = {field.name for field in dataclasses.fields(pairs.Rules)}
     ours = {field.name for field in dataclasses.fields(recipe_config.PairsConfig)}
-    assert ours - {"workers"} == names - {"entails", "none_is_text"}
+    assert ours - {"workers", "html"} == names - {
+        "entails",
+        "none_is_text",
+        "max_pairs_of",
+    }
     flat = fields.flat(dataclasses.asdict(config.RunConfig()))
     assert set(recipe_config.OURS) < set(flat)

@@ -179,6 +179,7 @@ def quickstart() -> MiniatureConfig:
     cfg.workers = 1
     cfg.world.questions, cfg.world.blind_questions = 1_200, 400
     cfg.world.held_out = 500
+    cfg.recipe.pairs.html = True
     cfg.recipe.train.optim.max_steps = 100
     cfg.recipe.train.log.plots = cfg.recipe.train.checkpoint.export_hf = True
     return cfg

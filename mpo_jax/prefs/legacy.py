@@ -11,8 +11,7 @@ whose text is ``None``.
 On demand wrong answers that hold the right one are rewritten to it (:func:`fixed`), and
 trained against.
 
-Not reproduced: the comparison of LaTeX by sympy's parser (``latex_score``, of files
-called mavis), and the order and draw of pairs, which depend there on the process.
+Not reproduced: the order and draw of pairs, which depend there on the process.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from mpo_jax.verify import formats
 from mpo_jax.verify.formats import Parsed
 from mpo_jax.verify.verdict import RIGHT, WRONG, Verdict
 
-RELAXED, ANLS, VQA, MC, MATHS, MATH_VERIFY = (
+RELAXED, ANLS, VQA, MC, MATHS, LATEX, MATH_VERIFY = (
     *("relaxed_accuracy", "anls", "vqa_score", "mc_score", "math_score"),
-    "math_verify_score",
+    *("latex_score", "math_verify_score"),
 )
 EQUAL, NO_RULE = "equal", "no_rule"
 
@@ -40,14 +39,19 @@ _MODES = (
         ("SROIE", "CLEVR_math", "geos", "geometry"),
         (MATH_VERIFY, VQA, RELAXED, MC),
     ),
+    (("mavis",), (MATH_VERIFY, VQA, MC, MATHS, LATEX)),
     (("",), (MATH_VERIFY, VQA, MC, MATHS)),
 )
 _THRESHOLD = 0.9
+MANY_ROLLOUTS, FEW_PAIRS = 500_000, 3
+"""Prompts of a source with more rollouts than the first make no more pairs than the
+second."""
 _TRIGGERS = ("Final answer:", "Final Answer:", "答案:")
 _SHORTEST = 20
 _UNITS = ("degrees", "degree", "\\angle", "°", "%", "cm")
 _BOXED = ("en_v2", "zh_v2")
 _THOUGHT = ("en_r1", "zh_r1")
+_FRACTION = re.compile(r"\d+/\d+")
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 
 
@@ -59,11 +63,13 @@ class Tools:
       normalise: EvalAI's normalisation of a text.
       distance: Levenshtein's, of two texts.
       same_maths: do a prediction and a truth denote the same?
+      same_latex: does sympy's parser make the same of them?
     """
 
     normalise: Callable[[str], str]
     distance: Callable[[str, str], int]
     same_maths: Callable[[str, str], bool]
+    same_latex: Callable[[str, str], bool]
 
 
 def modes_of(source: str) -> tuple[str, ...]:
@@ -199,11 +205,21 @@ def _math_verify(prediction: str, truth: str, tools: Tools) -> float:
     return float(tools.same_maths(prediction, truth))
 
 
+def _latex(prediction: str, truth: str, tools: Tools) -> float:
+    return float(is_latex(prediction, truth) and tools.same_latex(prediction, truth))
+
+
+def is_latex(prediction: str, truth: str) -> bool:
+    """Has either a command of LaTeX, or a fraction of integers?"""
+    return any("\\" in text or _FRACTION.search(text) for text in (prediction, truth))
+
+
 _SCORES = {
     RELAXED: _relaxed,
     ANLS: _anls,
     MC: _mc,
     MATHS: _maths,
+    LATEX: _latex,
     MATH_VERIFY: _math_verify,
 }
 

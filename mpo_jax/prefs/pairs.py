@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from mpo_jax.prefs.rollouts import Group, Rollout
@@ -86,6 +86,7 @@ class Rules:
       entails: predictions for which it holds make no pair.
       none_is_text: a negative without a final answer counts as one of the text
         ``None`` for `entails`, as in the released pipeline.
+      max_pairs_of: sources with another limit than `max_pairs`.
 
     Raises:
       ValueError: a value is out of range; names it.
@@ -100,10 +101,16 @@ class Rules:
     max_length_ratio: float = 0.0
     entails: Entails = dataclasses.field(default_factory=lambda: entailed)
     none_is_text: bool = False
+    max_pairs_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pairs <= 10_000:
             raise ValueError(f"max_pairs={self.max_pairs}: must be from 1 to 10000")
+        for source, most in self.max_pairs_of.items():
+            if not 1 <= most <= 10_000:
+                raise ValueError(
+                    f"max_pairs_of[{source!r}]={most}: must be from 1 to 10000"
+                )
         if not 0 <= self.min_accuracy <= self.max_accuracy <= 1:
             raise ValueError(
                 f"min_accuracy={self.min_accuracy}, max_accuracy={self.max_accuracy}: "
@@ -164,11 +171,12 @@ def make(group: Group, judged: Sequence[Judged], rules: Rules) -> Made:
     if share is None or not rules.min_accuracy <= share <= rules.max_accuracy:
         return Made((), share, share is not None, skipped)
     positives = distinct(one for one in judged if one.role == RIGHT)
+    most = rules.max_pairs_of.get(group.question.source, rules.max_pairs)
     found: list[Pair] = []
     for reason, roles in _reasons(rules).items():
         negatives = distinct(one for one in judged if one.role in roles)
         draw = _draw(f"{rules.seed}:{reason}:{group.key}")
-        found += _drawn(positives, negatives, reason, rules, draw, skipped)
+        found += _drawn(positives, negatives, reason, rules, draw, skipped, most)
     return Made(tuple(found), share, False, skipped)
 
 
@@ -216,8 +224,9 @@ def _drawn(
     rules: Rules,
     draw: random.Random,
     skipped: collections.Counter[str],
+    most: int,
 ) -> list[Pair]:
-    """At most ``max_pairs`` pairs that use all positives and negatives evenly."""
+    """At most so many pairs that use all positives and negatives evenly."""
     draw.shuffle(positives)
     draw.shuffle(negatives)
     found: list[Pair] = []
@@ -227,7 +236,7 @@ def _drawn(
             skipped[why] += 1
             continue
         found.append(Pair(chosen, rejected, reason))
-        if len(found) == rules.max_pairs:
+        if len(found) == most:
             break
     return sorted(
         found,

@@ -1,20 +1,29 @@
-"""Rollouts judged by the released rules, with the tools that other rooms have."""
+"""Rollouts judged, and pairs limited, by the released rules.
+
+With the tools that other rooms have.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpo_jax.evals import edit_distance, text_scores
-from mpo_jax.prefs import legacy, pairs
+from mpo_jax.prefs import legacy, pairs, rollout_counts
 from mpo_jax.prefs.rollouts import Group, Rollout
+from mpo_jax.run import pairing
+from mpo_jax.utils import progress
 from mpo_jax.verify import bounds, formats
-from mpo_jax.verify.maths import Mathematics
+from mpo_jax.verify.maths import RELEASED, Mathematics, version
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
 
 _FIXED = ("en", "zh")
+
+Asked = tuple[str, str]
+"""A prediction and the truth."""
 
 
 @contextlib.contextmanager
@@ -25,9 +34,36 @@ def open_judge(workers: int, *, fix: bool) -> Iterator[tuple[LegacyJudge, Any]]:
       workers: processes for mathematics.
       fix: as `LegacyJudge`.
     """
-    with Mathematics(workers) as maths:
-        judge = LegacyJudge(maths, fix=fix)
+    with (  # processes start with the first question, those for LaTeX may never
+        Mathematics(workers) as maths,
+        Mathematics(workers, judge=RELEASED) as latex,
+    ):
+        judge = LegacyJudge(maths, latex, fix=fix)
         yield judge, judge.pins
+
+
+def limited(job: pairing.Job) -> pairing.Job:
+    """A job with the released limit of pairs in sources that have many rollouts.
+
+    Reads the inputs once; a build reads them again.
+
+    Raises:
+      OSError: an input cannot be read.
+      ValueError: an input cannot be read twice.
+    """
+    if job.rules.max_pairs <= legacy.FEW_PAIRS:
+        return job
+    counts: collections.Counter[str] = collections.Counter()
+    with progress.bar() as bar:
+        for path in bar.track(job.inputs, description="Counting rollouts"):
+            counts += rollout_counts.by_source(path)
+    few = {
+        source: legacy.FEW_PAIRS
+        for source in sorted(counts)
+        if counts[source] > legacy.MANY_ROLLOUTS
+    }
+    rules = dataclasses.replace(job.rules, max_pairs_of=few)
+    return dataclasses.replace(job, rules=rules)
 
 
 class LegacyJudge:
@@ -36,23 +72,26 @@ class LegacyJudge:
     Whether an answer was cut off is not asked.
     """
 
-    def __init__(self, maths: Mathematics, *, fix: bool = False):
+    def __init__(self, maths: Mathematics, latex: Mathematics, *, fix: bool = False):
         """
         Args:
+          maths: judges by the project's rules.
+          latex: judges by the released ones.
           fix: rewrite responses in the formats en and zh, see ``legacy.fixed``.
         """
-        self._maths, self._fix = maths, fix
-        self._known: dict[tuple[str, str], bool] = {}
+        self._maths, self._latex, self._fix = maths, latex, fix
+        self._known: dict[str, dict[Asked, bool]] = {}
         self._tools = legacy.Tools(
             text_scores.evalai,
             edit_distance.levenshtein,
-            lambda prediction, truth: self._known[prediction, truth],
+            lambda *asked: self._known[legacy.MATH_VERIFY][asked],
+            lambda *asked: self._known[legacy.LATEX][asked],
         )
 
     @property
     def pins(self) -> list[Any]:
         """What verdicts depend on, as JSON values."""
-        return ["legacy", *(["answer_fix"] if self._fix else [])]
+        return ["legacy", version(), *(["answer_fix"] if self._fix else [])]
 
     def __call__(self, groups: Sequence[Group]) -> list[list[pairs.Judged]]:
         parsed = [
@@ -70,20 +109,28 @@ class LegacyJudge:
 
     def _compared(
         self, groups: Sequence[Group], parsed: Sequence[Sequence[formats.Parsed]]
-    ) -> dict[tuple[str, str], bool]:
-        """What mathematics says of all pairs that are asked about, each once."""
-        asked = {
-            (one.prediction, group.question.truth.answer): None
-            for group, row in zip(groups, parsed, strict=True)
-            for one in row
-            if one.prediction is not None
-            and legacy.MATH_VERIFY in legacy.modes_of(group.question.source)
-        }
-        known = dict.fromkeys(asked, False)
-        fit = [pair for pair in asked if bounds.guard(*pair) is None]
-        for pair, verdict in zip(fit, self._maths.check_many(fit), strict=True):
-            known[pair] = verdict.right
-        return known
+    ) -> dict[str, dict[Asked, bool]]:
+        """What processes say of all that their rule is asked about, each once."""
+        asked: dict[str, dict[Asked, bool]] = {legacy.MATH_VERIFY: {}, legacy.LATEX: {}}
+        for group, row in zip(groups, parsed, strict=True):
+            modes = legacy.modes_of(group.question.source)
+            for one in row:
+                if one.prediction is None:
+                    continue
+                pair = one.prediction, group.question.truth.answer
+                if legacy.MATH_VERIFY in modes:
+                    asked[legacy.MATH_VERIFY][pair] = False
+                if legacy.LATEX in modes and legacy.is_latex(*pair):
+                    asked[legacy.LATEX][pair] = False
+        fit = [pair for pair in asked[legacy.MATH_VERIFY] if not bounds.guard(*pair)]
+        for rule, pairs_of, by in (
+            (legacy.MATH_VERIFY, fit, self._maths),
+            (legacy.LATEX, list(asked[legacy.LATEX]), self._latex),
+        ):
+            verdicts = by.check_many(pairs_of)
+            for pair, verdict in zip(pairs_of, verdicts, strict=True):
+                asked[rule][pair] = verdict.right
+        return asked
 
     def _judged(
         self, group: Group, rollout: Rollout, parsed: formats.Parsed

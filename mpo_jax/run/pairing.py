@@ -159,8 +159,7 @@ def write(job: Job, fill: Fill) -> dict[str, Any]:
         raise FileExistsError(f"another process is writing {output}; wait for it")
 
     with atomic.alone(output.with_name(output.name + ".lock"), busy=refuse):
-        if output.exists():
-            raise FileExistsError(f"{output} is there; name another --output")
+        check_free(output)
         atomic.clean(output.parent)
         with atomic.new_folder(output) as folder:
             counts = pair_counts.Counts()
@@ -175,6 +174,16 @@ def write(job: Job, fill: Fill) -> dict[str, Any]:
                 }
                 writer.finish(os.path.relpath(root, output), tiles, manifest)
             return manifest
+
+
+def check_free(output: pathlib.Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+      FileExistsError: says what to do.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} is there; name another --output")
 
 
 def pair_up(

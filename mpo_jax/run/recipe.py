@@ -10,6 +10,7 @@
       round_1/rollouts/      answers to the round's questions
               pairs/, ntp/   right against wrong; continued without the image
               data/          both as one meta.json
+              pairs_page/    both for a person, where pairs.html asks for it
               reference/     index, plan and reference log-probs
               train/         the training's work directory
               evaluation/    scores of the trained model, against the start's
@@ -35,6 +36,7 @@ from mpo_jax.utils import progress, remote, runtime
 CONFIG, LOCK = "recipe.json", "recipe.lock"
 QUESTIONS, START = "questions", "start"
 ROLLOUTS, PAIRS, NTP, DATA = "rollouts", "pairs", "ntp", "data"
+PAIRS_PAGE = "pairs_page"
 REFERENCE, TRAIN, EVALUATION = "reference", "train", "evaluation"
 
 _HOW_ONLY = (
@@ -159,6 +161,10 @@ class _Recipe:
         tiles = {"max_tiles": self.cfg.sampling.max_tiles}
         join = functools.partial(recipe_stages.joined, self.cfg, folders)
         self.add(named(DATA), tiles, join, *made)
+        if self.cfg.pairs.html:
+            source = self.workdir / QUESTIONS
+            show = functools.partial(recipe_stages.shown, source, folders)
+            self.add(named(PAIRS_PAGE), {}, show, QUESTIONS, *made)
         self._training(turn)
         last = turn + 1 == self.cfg.rounds
         if self.cfg.evaluate.when == recipe_config.ALL or (last and self.cfg.evaluates):
@@ -187,8 +193,7 @@ class _Recipe:
         self.add(name_of(turn, ROLLOUTS), settings, make, *after)
 
     def _pairs(self, turn: int) -> None:
-        rules = dataclasses.asdict(self.cfg.pairs)
-        rules.pop("workers")
+        rules = recipe_stages.rule_settings(self.cfg.pairs)
         source = name_of(turn, ROLLOUTS)
         make = functools.partial(
             recipe_stages.correctness, self.cfg, self.workdir / source

@@ -207,6 +207,8 @@ def _round(
         rows.append(Row(name(recipe.NTP), what, tokens, expected=expected))
         pairs += more
     rows.append(Row(name(recipe.DATA), f"{pairs:,} pairs"))
+    if cfg.pairs.html:
+        rows.append(Row(name(recipe.PAIRS_PAGE), "a page of pairs, for a person"))
     trained = steps_of(pairs, train.rows.pairs_per_batch, train.optim)
     seen = min(pairs * train.optim.epochs, trained * train.rows.pairs_per_batch)
     if recipe.caches(train):

@@ -15,7 +15,7 @@ from mpo_jax import recipe_config
 from mpo_jax.evals import markdown, page, page_parts, report_run, tables
 from mpo_jax.evals import report as eval_report
 from mpo_jax.evals.tables import Table
-from mpo_jax.prefs import pair_files, seam
+from mpo_jax.prefs import pair_files, quality_page, seam
 from mpo_jax.run import dropping, steps
 from mpo_jax.utils import atomic
 
@@ -78,6 +78,7 @@ def build(
             {
                 "pairs": _pairs(workdir / place / "pairs" / "mmpr"),
                 "ntp": _ntp(workdir / place / "ntp") if cfg.ntp.file else None,
+                "page": f"{place}/pairs_page" in marks,
                 "data": (marks[f"{place}/data"].made or {})["pairs"],
                 "training": trained,
                 "evaluation": _evaluation(workdir, f"{place}/evaluation", marks),
@@ -267,6 +268,9 @@ def _links(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Evaluation of the start", f"{START}/{eval_report.PAGE}"
     for number, one in enumerate(found["rounds"], 1):
         place = f"round_{number}"
+        if one["page"]:
+            page_of = f"{place}/pairs_page/{quality_page.NAME}"
+            yield f"Round {number}: pairs, side by side", page_of
         yield f"Round {number}: counts of pairs", f"{place}/pairs/mmpr/manifest.json"
         if one["ntp"]:
             yield f"Round {number}: Dropout-NTP", f"{place}/ntp/{dropping.MANIFEST}"

@@ -22,7 +22,7 @@ import numpy as np
 from mpo_jax import config, recipe_config
 from mpo_jax.evals import report_run
 from mpo_jax.generate import endpoint, requests, speaker
-from mpo_jax.prefs import dropout_ntp, pair_files, pairs
+from mpo_jax.prefs import dropout_ntp, pair_files, pairs, quality_page
 from mpo_jax.run import (
     answerer,
     answering,
@@ -67,14 +67,17 @@ def questions(cfg: recipe_config.RecipeConfig, folder: pathlib.Path) -> Made | N
     made: Made = {"joined": recipe_questions.join(files, folder)}
     joined, kept = folder / recipe_questions.JOINED, folder / recipe_questions.KEPT
     made["overlap"] = recipe_questions.leave_out(joined, files.images, folder, against)
-    made |= {"questions": recipe_questions.total(kept), "sha256": _digest(kept)}
+    made |= {
+        "questions": recipe_questions.total(kept),
+        "sha256": line_files.digest(kept),
+    }
     if cfg.ntp.file:
         place, given = folder / NTP, pathlib.Path(cfg.ntp.file)
         place.mkdir(exist_ok=True)
         found = recipe_questions.leave_out(given, ntp_root(cfg), place, against)
         kept = place / recipe_questions.KEPT
         made[NTP] = {"overlap": found, "questions": recipe_questions.total(kept)}
-        made[NTP]["sha256"] = _digest(kept)
+        made[NTP]["sha256"] = line_files.digest(kept)
     if not made["questions"]:
         raise ValueError(
             f"{joined}: no question is left (see {recipe_questions.OVERLAP} and "
@@ -86,10 +89,6 @@ def questions(cfg: recipe_config.RecipeConfig, folder: pathlib.Path) -> Made | N
 def ntp_root(cfg: recipe_config.RecipeConfig) -> str:
     """Absolute folder of the images of questions without truths."""
     return os.path.abspath(cfg.ntp.root or pathlib.Path(cfg.ntp.file).parent)
-
-
-def _digest(path: pathlib.Path) -> str:
-    return line_files.digest(path)
 
 
 def rollouts(
@@ -134,7 +133,7 @@ def rollouts(
     told = json.loads((folder / sampling.MANIFEST).read_text(encoding="utf-8"))
     return {
         "rollouts": told["rollouts"],
-        "sha256": _digest(folder / sampling.ROLLOUTS),
+        "sha256": line_files.digest(folder / sampling.ROLLOUTS),
     }
 
 
@@ -205,7 +204,7 @@ def correctness(
                 [str(source / sampling.ROLLOUTS)],
                 output,
                 "",
-                rules(how),
+                pairs.Rules(**rule_settings(how)),
                 judged_by.pins,
             )
             pairing.build(job, pairing.judge_with(judged_by))
@@ -213,18 +212,19 @@ def correctness(
     return {"pairs": told["pairs"], "sha256": _digest_all(output)}
 
 
-def rules(how: recipe_config.PairsConfig) -> pairs.Rules:
-    """How pairs are made."""
+def rule_settings(how: recipe_config.PairsConfig) -> dict[str, Any]:
+    """What pairs depend on, as JSON values by name."""
     given = dataclasses.asdict(how)
-    given.pop("workers")
-    return pairs.Rules(**given)
+    for name in ("workers", "html"):
+        given.pop(name)
+    return given
 
 
 def _digest_all(folder: pathlib.Path) -> str:
     """Of meta.json and annotations."""
     found = hashlib.sha256()
     for path in (folder / META, *sorted((folder / "annotations").iterdir())):
-        found.update(f"{path.name} {_digest(path)}\n".encode())
+        found.update(f"{path.name} {line_files.digest(path)}\n".encode())
     return found.hexdigest()
 
 
@@ -294,6 +294,24 @@ def joined(
     metas = [(place / META, most) for place, most in zip(made, tiles, strict=False)]
     found = joined_meta.join(metas, folder / META)
     return {"pairs": {name: entry["length"] for name, entry in found.items()}}
+
+
+def shown(
+    source: pathlib.Path, made: Sequence[pathlib.Path], folder: pathlib.Path
+) -> Made | None:
+    """Write a page of a round's pairs; on the first process.
+
+    Args:
+      source: folder of :func:`questions`; where evaluations were compared, the page
+        says what was found.
+      made: as of :func:`joined`.
+    """
+    if not runtime.is_main():
+        return None
+    report = source / recipe_questions.OVERLAP
+    overlap = str(report) if report.is_file() else ""
+    found = quality_page.write(made, folder / quality_page.NAME, overlap=overlap)
+    return {"pairs": found.total}
 
 
 def cached(cfg: config.RunConfig, folder: pathlib.Path) -> Made | None:
@@ -385,4 +403,4 @@ def evaluated(
         benchmark: {mode: entry["score"] for mode, entry in of.items()}
         for benchmark, of in found["scores"].items()
     }
-    return {"scores": scores, "sha256": _digest(folder / report_run.ITEMS)}
+    return {"scores": scores, "sha256": line_files.digest(folder / report_run.ITEMS)}

@@ -27,6 +27,9 @@ from mpo_jax.verify.verdict import OUTCOMES, UNDECIDED, Verdict
 
 TIMEOUT, ERROR = "maths_timeout", "maths_error"
 
+OURS, RELEASED = JUDGES = ("ours", "released")
+"""By what workers judge: ``maths_judge``, or ``maths_released`` for comparison."""
+
 MAX_CHARACTERS = 8192
 """Longer answers are no mathematics to us (``maths_unparsed``)."""
 MAX_WORKERS = 256
@@ -56,6 +59,7 @@ class Mathematics:
         seconds: float = 0.5,
         memory: int = 96 << 20,
         renew: int = 10_000,
+        judge: str = OURS,
     ):
         """
         Args:
@@ -63,10 +67,13 @@ class Mathematics:
           seconds: of processor time for one answer; ten times as much by the clock.
           memory: bytes that a worker may take beyond what it has at its start.
           renew: answers after which a worker is replaced, since the algebra leaks.
+          judge: one of ``JUDGES``.
 
         Raises:
           ValueError: an argument is out of range.
         """
+        if judge not in JUDGES:
+            raise ValueError(f"judge={judge!r}: use one of {', '.join(JUDGES)}")
         for name, value, low, high in (
             ("workers", workers, 1, MAX_WORKERS),
             ("seconds", seconds, 0.01, 3600.0),
@@ -76,7 +83,7 @@ class Mathematics:
             if not low <= value <= high:
                 raise ValueError(f"{name}={value!r}: must be from {low} to {high}")
         self._workers, self._seconds = workers, seconds
-        self._memory, self._renew = memory, renew
+        self._memory, self._renew, self._judge = memory, renew, judge
         self._lock = threading.Lock()
         self._processes: _Processes | None = None
         self._free: queue.Queue[int] = queue.Queue()
@@ -93,7 +100,9 @@ class Mathematics:
           Right or wrong by the rule ``maths``, or undecided: ``maths_unparsed`` (no
           expression, or one of two meanings), ``maths_shape`` (not comparable),
           ``maths_rounded``, ``maths_unsettled``, ``maths_timeout``, ``maths_memory``,
-          ``maths_error`` (the algebra failed or its worker died).
+          ``maths_error`` (the algebra failed or its worker died). Those that judge by
+          the released rules say right or wrong by ``latex``, or undecided:
+          ``latex_unparsed``, or one of the last three.
 
         Raises:
           RuntimeError: workers cannot be started; says what they wrote.
@@ -157,6 +166,7 @@ class Mathematics:
                     seconds=self._seconds,
                     memory=self._memory,
                     renew=self._renew,
+                    judge=self._judge,
                 )
             return self._processes
 
@@ -179,7 +189,9 @@ class _Gone(Exception):
 class _Processes:
     """The forking process, its children, and a socket to each of those."""
 
-    def __init__(self, workers: int, *, seconds: float, memory: int, renew: int):
+    def __init__(
+        self, workers: int, *, seconds: float, memory: int, renew: int, judge: str
+    ):
         pairs = [socket.socketpair() for _ in range(workers)]
         theirs = [other.fileno() for _, other in pairs]
         self._patience = 20 * seconds + 10  # then not even the kernel has stopped it
@@ -189,6 +201,7 @@ class _Processes:
             "seconds": seconds,
             "memory": memory,
             "renew": renew,
+            "judge": judge,
         }
         path = os.pathsep.join([str(_ROOT), *(entry for entry in sys.path if entry)])
         with tempfile.TemporaryFile() as errors:

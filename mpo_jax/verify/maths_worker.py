@@ -21,12 +21,11 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from mpo_jax.verify import maths_judge
+from mpo_jax.verify import maths, maths_judge
 from mpo_jax.verify.verdict import UNDECIDED, Verdict
-
-TIMEOUT = "maths_timeout"
 
 _CLOSED, _RENEW, _MEMORY = 0, 3, 4
 """Exit statuses of children."""
@@ -38,12 +37,14 @@ _WARM = (
 )
 _MAX_LINE = 1 << 20
 
+Judge = Callable[[str, str], Verdict]
+"""Compares a prediction with the truth, and may raise anything."""
+
 
 def main() -> None:
     """Serve on the sockets whose numbers the first argument gives, until they close."""
     settings = json.loads(sys.argv[1])
-    for prediction, truth in _WARM:
-        maths_judge.judge(prediction, truth)
+    judge = _warm(settings["judge"])
     gc.collect()
     gc.freeze()  # pages that children share are not written to by collections
     print(json.dumps({"ready": os.getpid()}), flush=True)
@@ -55,7 +56,20 @@ def main() -> None:
         seconds=settings["seconds"],
         memory=settings["memory"],
         renew=settings["renew"],
+        judge=judge,
     )
+
+
+def _warm(name: str) -> Judge:
+    """A judge of ``maths.JUDGES`` that has its imports and tables."""
+    judge, pairs = maths_judge.judge, _WARM
+    if name == maths.RELEASED:
+        from mpo_jax.verify import maths_released  # as large as all the rest
+
+        judge, pairs = maths_released.judge, maths_released.WARM
+    for prediction, truth in pairs:
+        judge(prediction, truth)
+    return judge
 
 
 def _serve(sockets: dict[int, socket.socket], **limits: Any) -> None:
@@ -79,7 +93,7 @@ def _serve(sockets: dict[int, socket.socket], **limits: Any) -> None:
 def _rule(code: int) -> str:
     """Why a child died."""
     if code in (-signal.SIGPROF, -signal.SIGALRM):
-        return TIMEOUT
+        return maths.TIMEOUT
     return maths_judge.MEMORY if code == _MEMORY else maths_judge.ERROR
 
 
@@ -101,13 +115,16 @@ def _fork(fd: int, sockets: dict[int, socket.socket], **limits: Any) -> int:
         os._exit(status)
 
 
-def _judge_all(line: socket.socket, *, seconds: float, memory: int, renew: int) -> int:
+def _judge_all(
+    line: socket.socket, *, seconds: float, memory: int, renew: int, judge: Judge
+) -> int:
     """Judge what comes, until the end of the line or of a child's share.
 
     Args:
       seconds: of processor time, per answer.
       memory: bytes of address space beyond what there is.
       renew: answers of a child.
+      judge: of every answer.
 
     Returns:
       Exit status.
@@ -122,7 +139,7 @@ def _judge_all(line: socket.socket, *, seconds: float, memory: int, renew: int) 
         line.sendall(b'{"began": %d}\n' % asked["n"])
         signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        verdict = _judge(asked["prediction"], asked["truth"])
+        verdict = _judged(judge, asked["prediction"], asked["truth"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         said = {"n": asked["n"], "outcome": verdict.outcome, "rule": verdict.rule}
@@ -130,9 +147,9 @@ def _judge_all(line: socket.socket, *, seconds: float, memory: int, renew: int) 
     return _RENEW
 
 
-def _judge(prediction: str, truth: str) -> Verdict:
+def _judged(judge: Judge, prediction: str, truth: str) -> Verdict:
     try:
-        return maths_judge.judge(prediction, truth)
+        return judge(prediction, truth)
     except MemoryError:
         raise
     except Exception:  # the algebra's own faults are many; the answer stays undecided

@@ -32,6 +32,7 @@ SMALL = {
     "recipe.sampling.max_new_tokens": 64,
     "recipe.ntp.max_new_tokens": 64,
     "recipe.pairs.max_pairs": 2,
+    "recipe.pairs.html": True,
     "recipe.train.optim.max_steps": 2,
     "recipe.train.rows.pairs_per_batch": 4,
     "recipe.evaluate.max_new_tokens": 16,
@@ -82,6 +83,9 @@ def test_killed_in_a_training_and_ended_by_the_same_command(tmp_path):
     for row in told["rows"]:
         assert 0 <= row["cot"] <= 100 and 0 <= row["direct"] <= 100
     assert "SFT on chosen" in output and "Report:" in output
+    page = seed / "round_1" / "pairs_page" / "report.html"
+    assert f"Pairs, side by side: {page}" in output.replace("\n", "")
+    assert "data:image/jpeg" in page.read_text()
 
     # Both methods were trained on the same pairs.
     counts = json.loads((seed / "round_1" / "data" / "step.json").read_text())["made"]

@@ -14,8 +14,11 @@ from mpo_jax.verify.verdict import Truth, Verdict
 DEFAULT = "questions"
 
 
-def tools(*, maths: bool = False) -> legacy.Tools:
-    return legacy.Tools(text_scores.evalai, edit_distance.levenshtein, lambda *_: maths)
+def tools(*, maths: bool = False, latex: bool = False) -> legacy.Tools:
+    return legacy.Tools(
+        *(text_scores.evalai, edit_distance.levenshtein),
+        *(lambda *_: maths, lambda *_: latex),
+    )
 
 
 def right(prediction, truth, source=DEFAULT, *, maths=False) -> bool:
@@ -36,6 +39,17 @@ def default(prediction, truth) -> str:
         ("infographics", ("anls",)),
         (
             "geometry3k",
+            ("math_verify_score", "vqa_score", "relaxed_accuracy", "mc_score"),
+        ),
+        (
+            "mavis_function_log",
+            (
+                *("math_verify_score", "vqa_score", "mc_score", "math_score"),
+                "latex_score",
+            ),
+        ),
+        (
+            "mavis_geometry",
             ("math_verify_score", "vqa_score", "relaxed_accuracy", "mc_score"),
         ),
         ("Geometry", ("math_verify_score", "vqa_score", "mc_score", "math_score")),
@@ -96,6 +110,25 @@ def test_what_normalises_to_nothing_wipes_a_hit():
     assert right("x+1", "1+x", maths=True)
     assert not right("(a)", "{a}", maths=True)  # "a" is an article
     assert not right("x+1", "1+x", maths=False)
+
+
+@pytest.mark.parametrize(
+    "prediction, truth, source, asked",
+    [
+        (r"\frac{1}{2}", "0.5", "mavis", True),
+        ("0.5", r"\frac{1}{2}", "mavis", True),
+        ("3/6", "x", "mavis", True),
+        ("a/b", "x", "mavis", False),
+        ("3/b", "x", "mavis", False),
+        (r"\frac{1}{2}", "0.5", "Mavis", False),
+        (r"\frac{1}{2}", "0.5", DEFAULT, False),
+    ],
+)
+def test_latex_counts_in_mavis_alone(prediction, truth, source, asked):
+    modes = legacy.modes_of(source)
+    found = legacy.check(prediction, truth, modes, tools(latex=True))
+    assert found.right == asked and (found.rule == legacy.LATEX) == asked
+    assert not right(prediction, truth, source)
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,18 @@ def test_accuracy_filter(right, wrong, kept):
     assert not made(*said).filtered
 
 
+@pytest.mark.parametrize("source, wanted", [("s", 2), ("t", 4)])
+def test_a_source_may_have_its_own_limit(source, wanted):
+    said = [*[RIGHT] * 3, *[WRONG] * 3, *[FORMAT] * 3]
+    found = made(*said, max_pairs=4, max_pairs_of={source: 2})
+    assert len(numbers(found, "wrong")) == len(numbers(found, "format")) == wanted
+
+
 @pytest.mark.parametrize(
     "rules, said",
     [
         ({"max_pairs": 0}, "max_pairs=0: must be"),
+        ({"max_pairs_of": {"s": 0}}, r"max_pairs_of\['s'\]=0: must be"),
         ({"min_accuracy": 0.9, "max_accuracy": 0.1}, "min_accuracy=0.9"),
         ({"max_accuracy": float("nan")}, "max_accuracy=nan"),
         ({"format_negatives": "all"}, "format_negatives='all': use one of none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib.util
 import json
@@ -14,7 +15,14 @@ import sys
 import pytest
 import wild_rollouts
 
-from mpo_jax.prefs import pair_counts, pair_files, pairs, rollouts
+from mpo_jax.prefs import (
+    legacy,
+    pair_counts,
+    pair_files,
+    pairs,
+    rollout_counts,
+    rollouts,
+)
 from mpo_jax.run import legacy_judging, pair_ranges, pairing
 
 needs_beam = pytest.mark.skipif(
@@ -73,6 +81,52 @@ def test_ranges_change_nothing(tmp_path, judge, wild, size, rules):
     assert wild_rollouts.contents(tmp_path / "spread") == plain
     assert again == told and len(plain) > 8
     assert {p.name for p in tmp_path.iterdir()} == {"data", "plain", "spread"}
+
+
+def pairs_of(folder, source):
+    """Lines of a source's files, by name."""
+    files = (folder / "annotations").glob(f"{source}_pairs_*.jsonl")
+    return {path.name: path.read_bytes().splitlines() for path in files}
+
+
+@pytest.mark.parametrize("size", [700, 10**8])
+def test_a_source_with_many_rollouts_makes_few_pairs(
+    tmp_path, judge, wild, monkeypatch, size
+):
+    counts = rollout_counts.by_source(wild[0]) + rollout_counts.by_source(wild[1])
+    (many, _), *fewer = counts.most_common()
+    monkeypatch.setattr(legacy, "MANY_ROLLOUTS", fewer[0][1])
+    jobs = [
+        legacy_judging.limited(job(wild, tmp_path / name)) for name in ("plain", "beam")
+    ]
+    told = pairing.build(jobs[0], judge)
+    again = pair_ranges.build(jobs[1], here(judge), size=size)
+    assert told == again and told["rules"]["max_pairs_of"] == {many: 3}
+    plain = wild_rollouts.contents(tmp_path / "plain")
+    assert wild_rollouts.contents(tmp_path / "beam") == plain
+
+    pairing.build(job(wild, tmp_path / "free"), judge)
+    for source in {"geo", "signs", "chart qa", "ü"} - {many}:
+        free = pairs_of(tmp_path / "free", source)
+        assert free and pairs_of(tmp_path / "plain", source) == free
+    before, now = (pairs_of(tmp_path / name, many) for name in ("free", "plain"))
+    for name, lines in before.items():
+        prompts = collections.Counter(prompt_of(line) for line in lines)
+        found = collections.Counter(prompt_of(line) for line in now[name])
+        assert found == {prompt: min(3, n) for prompt, n in prompts.items()}
+    assert sum(map(len, now.values())) < sum(map(len, before.values()))
+
+
+def prompt_of(line):
+    found = json.loads(line)
+    return found["id"], found.get("prompt_version")
+
+
+def test_a_limit_that_is_low_needs_no_count(tmp_path):
+    given = job(["nowhere.jsonl"], tmp_path / "out", max_pairs=3)
+    assert legacy_judging.limited(given) is given
+    with pytest.raises(FileNotFoundError):
+        legacy_judging.limited(job(["nowhere.jsonl"], tmp_path / "out", max_pairs=4))
 
 
 def test_work_that_is_done_is_not_done_again(tmp_path, judge, wild):
@@ -219,6 +273,8 @@ def test_beam_refuses_what_the_plain_build_refuses(tmp_path, wild):
     from mpo_jax.run import beam_pairing
 
     opening = functools.partial(legacy_judging.open_judge, 1, fix=False)
+    with opening() as (_, pins):
+        pass
     options = ["--runner=DirectRunner"]
     spread = beam_pairing.spread(options, opening, ["other rules"])
     with pytest.raises(Exception, match="install the same versions everywhere"):
@@ -228,10 +284,10 @@ def test_beam_refuses_what_the_plain_build_refuses(tmp_path, wild):
         file.seek(0, os.SEEK_END)
         file.write(first)
     processes = [*options, "--direct_running_mode=multi_processing"]
-    spread = changing(wild[1], beam_pairing.spread(processes, opening, ["legacy"]))
+    spread = changing(wild[1], beam_pairing.spread(processes, opening, pins))
     with pytest.raises(ValueError, match="has changed since it was cut"):
         pair_ranges.build(job(wild, tmp_path / "out"), spread)
-    spread = beam_pairing.spread(options, opening, ["legacy"])
+    spread = beam_pairing.spread(options, opening, pins)
     with pytest.raises(ValueError, match="prompts do not stand together"):
         pair_ranges.build(job(wild, tmp_path / "out"), spread, size=2000)
     assert {p.name for p in tmp_path.iterdir()} == {"data"}
@@ -247,11 +303,29 @@ def command(root, *flags):
     )
 
 
+MAVIS = "mavis_x_pairs_vqa_direct_rules.jsonl"
+
+
+def mavis(path):
+    """Answers in LaTeX, and a line that is left out but counts as many."""
+    said = [r"\frac{2\pi}{4}", r"\frac{\pi}{2}", r"\pi", "7", r"\frac{\pi}{7}"]
+    asked = {
+        "id": 1,
+        "question": "?",
+        "answer_gt": r"\frac{\pi}{2}",
+        "format": "direct",
+    }
+    lines = [asked | {"responses": said}, {"responses": [""] * 500_000}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
 @needs_beam
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--legacy", "--answer_fix")])
 def test_the_command_with_beam(root, tmp_path, wild, more):
-    flags = (f"--input={','.join(wild)}", "--max_pairs=3", *more)
+    files = [*wild, mavis(tmp_path / "data" / "mavis_x.jsonl")]
+    flags = (f"--input={','.join(files)}", "--max_pairs=4", *more)
     beam = "--beam=--runner=DirectRunner,--direct_num_workers=4"
     plain = command(root, *flags, f"--output={tmp_path / 'plain'}")
     assert plain.returncode == 0, plain.stderr
@@ -260,6 +334,10 @@ def test_the_command_with_beam(root, tmp_path, wild, more):
     found = wild_rollouts.contents(tmp_path / "plain")
     assert wild_rollouts.contents(tmp_path / "beam") == found
     assert done.stdout == plain.stdout.replace("/plain", "/beam")
+    manifest = json.loads((tmp_path / "beam" / "manifest.json").read_text())
+    assert manifest["rules"]["max_pairs_of"] == ({"mavis_x": 3} if more else {})
+    found = len(pairs_of(tmp_path / "beam", "mavis_x")[MAVIS])
+    assert found == (3 if more else 4)
 
 
 @pytest.mark.slow

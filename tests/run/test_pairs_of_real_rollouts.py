@@ -15,7 +15,7 @@ import speaking
 from mpo_jax.mmpr import meta, records
 from mpo_jax.prefs import pairs
 from mpo_jax.run import legacy_judging, pairing
-from mpo_jax.verify.maths import Mathematics
+from mpo_jax.verify import maths
 from mpo_jax.verify.verifier import Verifier
 
 pytestmark = pytest.mark.slow
@@ -165,14 +165,14 @@ def test_training_finds_the_pictures(built, folder):
 def test_released_rules_take_more_for_wrong(given, folder, built):
     out = given.parent / "legacy"
     rules = pairs.Rules(entails=pairs.entailed_anyhow, none_is_text=True)
-    with Mathematics(1) as maths:
-        judge = legacy_judging.LegacyJudge(maths)
-        job = pairing.Job([str(given)], out, str(folder), rules, judge.pins)
+    with legacy_judging.open_judge(1, fix=False) as (judge, pins):
+        job = pairing.Job([str(given)], out, str(folder), rules, pins)
         told = pairing.build(job, judge)
     assert told["roles"]["undecided"] == told["roles"]["truncated"] == 0
     assert told["roles"]["right"] < built[1]["roles"]["right"]
     assert told["rules"]["entails"] == "entailed_anyhow"
-    assert json.loads((out / "manifest.json").read_text())["judged_by"] == ["legacy"]
+    by = json.loads((out / "manifest.json").read_text())["judged_by"]
+    assert by == ["legacy", maths.version()]
 
 
 def test_math_rollouts(shared, tmp_path):

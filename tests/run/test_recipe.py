@@ -56,6 +56,23 @@ def test_the_steps_of_two_rounds(cfg, tmp_path):
     steps.check(list(found.values()))
 
 
+def test_a_page_of_pairs_is_a_step_that_nothing_builds_on(cfg, tmp_path):
+    before = made(cfg, tmp_path)
+    cfg.pairs.html = True
+    found = made(cfg, tmp_path)
+    assert {name for name in found if name not in before} == {
+        *("round_1/pairs_page", "round_2/pairs_page"),
+    }
+    for name, step in before.items():
+        assert found[name].settings == step.settings and found[name].after == step.after
+    assert found["round_2/pairs_page"].after == (
+        *("questions", "round_2/pairs", "round_2/ntp"),
+    )
+    rows = {row.step: row for row in planned(cfg, tmp_path).rows}
+    assert list(rows) == list(found)
+    assert "for a person" in rows["round_1/pairs_page"].what
+
+
 def test_a_rounds_training_starts_from_the_round_before(cfg, tmp_path):
     first, second = (recipe.training(cfg, tmp_path, turn) for turn in (0, 1))
     assert first.model.path == "OWNER/NAME"

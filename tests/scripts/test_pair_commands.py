@@ -189,6 +189,16 @@ def test_the_released_rules_on_demand(run, tmp_path):
     fixed = speaking.read_lines(tmp_path / "fixed" / "rollouts.jsonl")
     assert fixed[3]["response"].endswith("Final answer: 5")
     assert [line["role"] for line in fixed] == [line["role"] for line in lines]
+    with open(path, "a", encoding="utf-8") as file:  # left out, but it counts
+        file.write(json.dumps({"source": "counts", "responses": [""] * 500_000}))
+    for name, more in (("three", ()), ("all", ("--nolegacy",))):
+        run(*flags, *more, f"--output={tmp_path / name}")
+        told = json.loads((tmp_path / name / "manifest.json").read_text())
+        limits = {"counts": 3} if name == "three" else {}
+        assert told["rules"]["max_pairs_of"] == limits
+    assert told["pairs_by_reason"]["wrong"] == 4
+    said = run(*flags, f"--output={tmp_path / 'three'}", code=1)
+    assert "is there; name another --output" in said and "Counting" not in said
     for more in ("--cache=x", "--truncated_negatives=mixed"):
         said = run(*flags, more, f"--output={tmp_path / 'no'}", code=1)
         assert f"{more}: --legacy keeps no verdicts" in said

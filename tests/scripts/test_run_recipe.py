@@ -28,6 +28,7 @@ def world(tmp_path_factory):
 def config_file(world):
     cfg = small_recipe.recipe(world)
     cfg.evaluate.when = "ends"
+    cfg.pairs.html = True
     cfg.answering.slots = 2  # some answers at a time, so that a kill comes in between
     text = cfg.to_json()
     path = world["cache"].with_name("recipe.py")
@@ -70,6 +71,7 @@ OUTPUTS = (
     *("round_?/pairs/mmpr/annotations/*.jsonl", "round_?/pairs/mmpr/*.json*"),
     *("round_?/ntp/annotations/*.jsonl", "round_?/rollouts/rollouts.jsonl"),
     *("round_?/data/meta.json", "*/evaluation/items.jsonl"),
+    "round_?/pairs_page/report.html",
 )
 
 
@@ -81,7 +83,7 @@ def outputs(workdir: pathlib.Path) -> dict[str, bytes]:
 def test_a_dry_run_writes_nothing(root, world, config_file, tmp_path):
     place = tmp_path / "dry"
     said = finish(root, world, config_file, place, "--dry_run")
-    assert "round_2/reference" in said and "Left to do: 15 of 15 steps" in said
+    assert "round_2/reference" in said and "Left to do: 17 of 17 steps" in said
     assert not place.exists()
     said = finish(
         *(root, world, config_file, place, "--dry_run", "--config.rounds=0"), code=1
@@ -121,13 +123,19 @@ def test_a_recipe_leaves_what_it_promises(whole):
         for place in ("round_1/rollouts", "round_2/rollouts")
     ]
     assert asked[0] != asked[1] and len(asked[0] | asked[1]) == 12
-    for link in ("start/evaluation/report.html", "round_1/pairs/mmpr/manifest.json"):
+    for link in (
+        *("start/evaluation/report.html", "round_1/pairs/mmpr/manifest.json"),
+        *("round_1/pairs_page/report.html", "round_2/pairs_page/report.html"),
+    ):
         assert (workdir / link).exists()
         assert link in (workdir / "report.md").read_text()
         assert link in (workdir / "report.html").read_text()
+    page = (workdir / "round_1/pairs_page/report.html").read_text()
+    assert f"<b>{sum(first['data'].values()):,}</b>pairs<" in page
+    assert "data:image/jpeg" in page and "was not checked" not in page
     meta = json.loads((workdir / "round_1/data/meta.json").read_text())
     assert {entry["max_dynamic_patch"] for entry in meta.values()} == {1}
-    assert "Left to do: 15 of 15 steps" in said
+    assert "Left to do: 17 of 17 steps" in said
 
 
 def test_done_it_is_done_and_other_settings_are_refused(
@@ -136,7 +144,7 @@ def test_done_it_is_done_and_other_settings_are_refused(
     workdir, _ = whole
     before = outputs(workdir)
     said = finish(root, world, config_file, workdir)
-    assert "All is done" in said and said.count("Done already") == 15
+    assert "All is done" in said and said.count("Done already") == 17
     said = finish(root, world, config_file, workdir, "--config.pairs.seed=3", code=1)
     assert "round_1/pairs was made with other settings: pairs.seed was 0, now 3" in (
         " ".join(said.split())
