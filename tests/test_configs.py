@@ -118,7 +118,7 @@ def test_stages_on_drawings_are_valid(stage):
 
 def test_the_small_form_of_the_miniature():
     assert load("miniature").get_config("quickstart").methods == ("mpo",)
-    with pytest.raises(ValueError, match="form='big': use one of miniature, search, quick"):
+    with pytest.raises(ValueError, match="use one of miniature, search, quick"):
         load("miniature").get_config("big")
 
 

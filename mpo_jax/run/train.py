@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax.run import (
+    attempts,
     eval_training,
     evaluation,
     export,
     gate,
     program,
     references,
+    run_report,
     setup,
     stages,
     start,
@@ -25,7 +29,7 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import plots, profiling, runtime, watchdog
+from mpo_jax.utils import profiling, runtime, watchdog
 
 
 def train(
@@ -36,7 +40,7 @@ def train(
     Returns:
       ``{"before": held-out metrics or None, "after": …, "params": …}``.
     """
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.time()
     with contextlib.ExitStack() as stack:
         compiles = stack.enter_context(contextlib.closing(profiling.Compiles()))
         run = setup.setup(cfg, workdir, devices=devices)
@@ -51,6 +55,9 @@ def train(
         )
         stack.callback(checkpoints.close)
         origin = start.initial_or_resumed(run, data, optimiser, checkpoints)
+        stack.enter_context(
+            _noted(run, started=started, first_step=origin.step, data=data)
+        )
         reference = references.prepare(run, data, origin)
         held_out = evaluation.held_out(
             run,
@@ -86,11 +93,37 @@ def train(
             run, held_out, origin, output.writer, final=final, num_steps=data.num_steps
         )
         eval_training.scored_once(run, benchmarks, output.writer, final, data.num_steps)
-    if runtime.is_main() and run.cfg.log.plots:
-        plots.plot_metrics(run.workdir / "metrics.jsonl", run.workdir / "plots")
-    if run.cfg.checkpoint.export_hf:
-        export.export(run, final.params)
+        if run.cfg.checkpoint.export_hf:
+            export.export(run, final.params)
     return {"before": before, "after": after, "params": final.params}
+
+
+@contextlib.contextmanager
+def _noted(
+    run: setup.Setup, *, started: float, first_step: int, data: stages.TrainingData
+) -> Iterator[None]:
+    """Note the start, its end and how it went, whatever ends it."""
+    if not runtime.is_main():
+        yield
+        return
+    attempts.begin(
+        run.workdir, started=started, first_step=first_step, num_steps=data.num_steps
+    )
+    how = "finished"
+    try:
+        yield
+    except SystemExit:
+        how = "stopped, and saved"
+        raise
+    except BaseException as error:
+        how = f"{type(error).__name__}: {error}"[:500]
+        raise
+    finally:
+        try:
+            attempts.end(run.workdir, how)
+            run_report.write(run.workdir, draw=run.cfg.log.plots)
+        except (OSError, ValueError) as error:  # what ended the run matters more
+            logging.warning("the report of %s is not written: %s", run.workdir, error)
 
 
 def _compile_cache(run: setup.Setup) -> str | pathlib.Path | None:

@@ -130,8 +130,11 @@ def _on_tpu_host() -> bool:
 
 
 def is_main() -> bool:
-    """True in the process that prints, plots and writes small files."""
-    return jax.process_index() == 0
+    """True in the process that prints, plots and writes small files.
+
+    A process that is alone opens no device to know it.
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:

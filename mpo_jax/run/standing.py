@@ -1,0 +1,144 @@
+"""Where a run stands, read from its work directory while it runs and afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mpo_jax.run import attempts
+from mpo_jax.train import meter
+from mpo_jax.utils import lease
+from mpo_jax.utils import metrics as metrics_lib
+
+STEP_S, SUM = "time/step_s", "time/sum_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+      attempts: its starts, in order.
+      holder: of its lease, None where it does not run; `sign_s` is the age of its last
+        sign of life.
+      training: the last line of training metrics, {} before the first.
+      held_out: first and last metrics of held-out pairs, and their steps.
+      benchmarks: the same of benchmarks.
+      checkpoint: step of the newest checkpoint.
+      trained_s: seconds of training in all steps that stand in the metrics.
+    """
+
+    attempts: list[attempts.Attempt]
+    holder: lease.Holder | None
+    sign_s: float
+    training: Mapping[str, float]
+    held_out: Sequence[Mapping[str, float]]
+    benchmarks: Sequence[Mapping[str, float]]
+    checkpoint: int | None
+    trained_s: float
+
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return int(self.training.get("step", 0))
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run, as its last start had it."""
+        return self.attempts[-1].num_steps if self.attempts else 0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of training that are left; None before the first line."""
+        if STEP_S not in self.training:
+            return None
+        return (self.num_steps - self.step) * self.training[STEP_S]
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of all starts, the one under way up to now."""
+        running = self.holder is not None
+        return sum(self._length(one, running) for one in self.attempts)
+
+    def _length(self, one: attempts.Attempt, running: bool) -> float:
+        if one.ended is not None:
+            return one.ended - one.started
+        return max(time.time() - one.started, 0.0) if running else 0.0
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of training in the time of all starts; steps done twice count once."""
+        return self.trained_s / self.spent_s if self.spent_s else None
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        if self.holder is not None and self.sign_s < lease.STALE_S:
+            return f"running ({self.holder}; last sign {self.sign_s:.0f} s ago)"
+        if not self.attempts:
+            return "not begun"
+        last = self.attempts[-1]
+        if last.ended is None:
+            return f"no sign of life; it was process {last.pid} on {last.host}"
+        return last.how
+
+
+def read(workdir: pathlib.Path) -> Standing:
+    """Where a run stands.
+
+    Raises:
+      ValueError: the directory holds no run, or a file of it is broken.
+    """
+    lines = metrics_lib.read(workdir / attempts.METRICS)
+    starts = attempts.read(workdir)
+    if not lines and not starts:
+        raise ValueError(
+            f"{workdir} holds no training run: neither {attempts.METRICS} nor "
+            f"{attempts.FILE}; name its --workdir"
+        )
+    training = [line for line in lines if "loss" in line]
+    path = workdir / lease.FILE
+    holder = lease.read(workdir)
+    sign_s = time.time() - path.stat().st_mtime if holder is not None else 0.0
+    return Standing(
+        attempts=starts,
+        holder=holder,
+        sign_s=sign_s,
+        training=training[-1] if training else {},
+        held_out=_ends(lines, meter.HELD_OUT),
+        benchmarks=_ends(lines, meter.BENCHMARKS),
+        checkpoint=_newest(workdir / attempts.CHECKPOINTS),
+        trained_s=sum(_trained_s(training)),
+    )
+
+
+def _newest(checkpoints: pathlib.Path) -> int | None:
+    if not checkpoints.is_dir():
+        return None
+    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
+def _ends(lines: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, float]]:
+    """The first and the last line of a kind, names without prefix."""
+    found = [
+        {"step": line["step"]}
+        | {
+            name.removeprefix(prefix): value
+            for name, value in line.items()
+            if name.startswith(prefix)
+        }
+        for line in lines
+        if any(name.startswith(prefix) for name in line)
+    ]
+    return [found[0], found[-1]] if len(found) > 1 else found
+
+
+def _trained_s(training: Sequence[Mapping[str, float]]) -> Iterator[float]:
+    before = 0
+    for line in training:
+        yield (line["step"] - before) * line.get(STEP_S, 0.0)
+        before = int(line["step"])

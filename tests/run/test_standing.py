@@ -1,0 +1,94 @@
+"""Where a run stands is read from its files, whatever state they are in."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mpo_jax.run import attempts, run_report, standing
+from mpo_jax.utils import lease
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Killed after step 20, started again after the checkpoint of 16, now at 24."""
+    attempts.begin(tmp_path, started=1000.0, first_step=0, num_steps=40)
+    lines = [{"step": 0, "eval/loss": 2.0, "eval/rewards/accuracies": 0.5}]
+    lines += [
+        {
+            "step": step,
+            "loss": 1 / step,
+            "time/step_s": 2.0,
+            "throughput/pairs_per_s": 8.0,
+            "ledger/left_out": 3.0,
+            "ledger/image_missing": 3.0,
+            "time_s": 100.0,
+            "time/sum_step_s": 60.0,
+        }
+        for step in (8, 16, 20)
+    ]
+    path = tmp_path / attempts.METRICS
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.utime(path, (1050, 1050))
+    attempts.begin(tmp_path, started=1100.0, first_step=16, num_steps=40)
+    (tmp_path / "checkpoints" / "16").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "24.orbax-checkpoint-tmp").mkdir()
+    return tmp_path
+
+
+def test_a_killed_start_ends_at_its_last_sign_of_life(workdir):
+    first, second = attempts.read(workdir)
+    assert (first.ended, first.how) == (1050.0, "killed")
+    assert (second.ended, second.first_step, second.pid) == (None, 16, os.getpid())
+    assert second.host == socket.gethostname()
+
+
+def test_where_a_run_stands(workdir):
+    attempts.end(workdir, "stopped, and saved")
+    found = standing.read(workdir)
+    assert (found.step, found.num_steps, found.checkpoint) == (20, 40, 16)
+    assert found.left_s == 20 * 2.0
+    assert found.trained_s == 20 * 2.0  # steps that were done twice count once
+    assert found.state == "stopped, and saved"
+    lasted = found.attempts[1].ended - 1100.0
+    assert found.goodput == pytest.approx(40 / (50 + lasted))
+    text = run_report.render(found, name="8b")
+    for words in ("| step | 20 of 40 |", "killed", "| loss | 2.0000 |", "step 16"):
+        assert words in text
+    assert "missing 3, left" in text
+
+
+def test_a_run_that_runs_and_one_that_has_vanished(workdir):
+    assert standing.read(workdir).state.startswith("no sign of life; it was process")
+    with lease.held(workdir, tell=print, lost=print) as holder:
+        found = standing.read(workdir)
+        assert found.state.startswith(f"running ({holder}; last sign 0 s ago")
+        path = workdir / lease.FILE
+        os.utime(path, (1000, 1000))
+        assert "no sign of life" in standing.read(workdir).state
+
+
+def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path, workdir):
+    with pytest.raises(ValueError, match=r"holds no training run.*--workdir"):
+        standing.read(tmp_path / "elsewhere")
+    with open(workdir / attempts.FILE, "a") as file:
+        file.write("[1]\n")
+    with pytest.raises(ValueError, match=r"attempts\.jsonl:4: not a start"):
+        standing.read(workdir)
+
+
+@pytest.mark.slow
+def test_the_command_shows_it(workdir, root):
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts/status.py"), str(workdir)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("20 of 40", "no sign of life", "Held-out pairs", "killed"):
+        assert words in done.stdout
