@@ -219,5 +219,5 @@ def _output(
         checkpoints=checkpoints,
         meta=start.checkpoint_meta(run, data.plan, origin),
         constants=data.ledger_counts,
-        profile_dir=run.workdir / "profile",
+        folder=run.workdir,
     )

@@ -19,8 +19,11 @@ from mpo_jax.train import meter as meter_lib
 from mpo_jax.train import preemption
 from mpo_jax.train import state as state_lib
 from mpo_jax.train.state import TrainState
-from mpo_jax.utils import background, profiling, progress, statuses, watchdog
+from mpo_jax.utils import background, on_demand, profiling, progress, statuses, watchdog
 from mpo_jax.utils import metrics as metrics_lib
+
+ON_DEMAND_STEPS = 5
+"""Steps that are traced on ``kill -USR1``."""
 
 Batches = background.Ahead[tuple[int, types.PackedBatch], tuple[int, types.PackedBatch]]
 
@@ -73,14 +76,14 @@ class Output:
       checkpoints: None saves nothing.
       meta: JSON-able, stored with every checkpoint (config, plan, reference key).
       constants: values that stand in every line of metrics (ledger counts).
-      profile_dir: where the traces of ``log.profile_steps`` go.
+      folder: where stacks and traces go: ``stacks``, ``profile``.
     """
 
     writer: metrics_lib.Writer | None = None
     checkpoints: checkpoint_lib.Checkpoints | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    profile_dir: pathlib.Path = pathlib.Path("profile")
+    folder: pathlib.Path = pathlib.Path(".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,9 @@ def run(job: Job) -> TrainState:
     cfg, state = job.cfg, job.state
     step = first = int(np.asarray(sharding.to_host(state.step)))
     trace = profiling.Trace(
-        job.output.profile_dir, start=cfg.log.profile_start, steps=cfg.log.profile_steps
+        job.output.folder / "profile",
+        start=cfg.log.profile_start,
+        steps=cfg.log.profile_steps,
     )
     with (
         _saves_finished(job.output.checkpoints),
@@ -129,10 +134,13 @@ def run(job: Job) -> TrainState:
         _placed_batches(job, first) as batches,
         jax.set_mesh(job.mesh),
         _meter(job, first) as meter,
+        on_demand.signals(job.output.folder, number=jax.process_index()) as wish,
         preemption.Preemption() as preempted,
     ):
         for n in range(first, job.num_steps):
             step = n + 1
+            if wish.taken():
+                trace.ask(step, ON_DEMAND_STEPS)
             watchdog.beat(f"batch {n} of its own loader")
             batch = _next_batch(batches, n, job.clock)
             watchdog.beat(f"the devices, in step {step}")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from mpo_jax import sharding
+from mpo_jax.train import hosts
 from mpo_jax.utils import metrics as metrics_lib
 from mpo_jax.utils import profiling, progress
 
@@ -128,6 +129,7 @@ class Meter:
             return
         line = metrics_lib.mean(self._window)
         line |= self._clock.values() | _rates(self._rate) | self._constants
+        line |= hosts.compared(line) | hosts.memory()
         self._window.clear()
         self._rate.reset()
         if self._writer is not None:

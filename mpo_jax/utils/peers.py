@@ -179,6 +179,17 @@ class Peers:
             self._client.blocking_key_value_get(key, int(timeout_s * 1000))
         )
 
+    def say(self, name: str, values: Mapping[str, float]) -> None:
+        """Leave numbers for the first process; those before are forgotten."""
+        self._client.key_value_set(
+            f"mpo/said/{name}/{self.number}", json.dumps(values), allow_overwrite=True
+        )
+
+    def heard(self, name: str) -> dict[int, dict[str, float]]:
+        """What processes have left under a name, by their number."""
+        found = self._client.key_value_dir_get(f"mpo/said/{name}")
+        return {int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in found}
+
     def meet(self, name: str, *, timeout_s: float) -> None:
         """Wait until every process has come here.
 

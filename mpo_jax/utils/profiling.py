@@ -152,6 +152,11 @@ class Trace:
         self._directory, self._range = directory, range(start, start + steps)
         self._running = False
 
+    def ask(self, start: int, steps: int) -> None:
+        """Trace another window, unless one is under way or still to come."""
+        if not self._running and start >= self._range.stop:
+            self._range = range(start, start + steps)
+
     def before(self, step: int) -> None:
         """Call before step `step` (from 1) is dispatched."""
         if step in self._range and not self._running:

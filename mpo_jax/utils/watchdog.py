@@ -72,6 +72,11 @@ class Watchdog:
         )
 
 
+def stacks_of(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    """Where the stacks of process `number` go."""
+    return workdir / FOLDER / f"host_{number}.txt"
+
+
 def write_stacks(path: pathlib.Path, title: str) -> None:
     """Append the stacks of all threads of this process to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +108,7 @@ def armed(workdir: pathlib.Path, *, minutes: float) -> Iterator[None]:
         return
     others = peers.others()
     number = 0 if others is None else others.number
-    dog = Watchdog(
-        60 * minutes, stacks=workdir / FOLDER / f"host_{number}.txt", end=_end
-    )
+    dog = Watchdog(60 * minutes, stacks=stacks_of(workdir, number), end=_end)
     if others is not None:
         others.stands = dog.stands
     _ARMED.append(dog)

@@ -106,6 +106,7 @@ def job(tmp_path, compiles):
             "writer": writer,
             "checkpoints": Recorder(),
             "meta": {"plan": "p"},
+            "folder": tmp_path,
             "clock": profiling.Clock(time.perf_counter(), compiles),
             **fields,
         }
@@ -337,7 +338,7 @@ def test_runs_without_writer_or_checkpoints(job):
 FAILING = """
 import sys
 import threading
-import time
+import time, pathlib
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, sys.argv[2])
 import test_loop
@@ -359,7 +360,8 @@ loop.run(loop.Job(
     update=loop.Update([step], jax.random.key(0)),
     feed=loop.Feed(((n, test_loop.BATCH) for n in range(9)), lambda n: 0),
     output=loop.Output(
-        checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint)
+        checkpoints=checkpoint.Checkpoints(sys.argv[1], cfg.checkpoint),
+        folder=pathlib.Path(sys.argv[1]),
     ),
     clock=profiling.Clock(time.perf_counter(), profiling.Compiles()),
 ))
@@ -512,7 +514,24 @@ def test_mfu_is_logged_where_flops_and_peak_are_known(job, tmp_path, monkeypatch
 
 
 def test_a_trace_of_the_asked_steps(job, tmp_path):
-    made = job(profile_dir=tmp_path / "profile")
+    made = job(folder=tmp_path)
     made.cfg.log.profile_start, made.cfg.log.profile_steps = 3, 2
     loop.run(made)
     assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_signal_asks_for_stacks_and_a_trace(job, tmp_path):
+    """``kill -USR1``, of a process that trains on as if nothing was."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def step(*args):
+        if int(args[0].step) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return fake_step(*args)
+
+    made = job(updates=[step], folder=tmp_path)
+    loop.run(made)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    text = (tmp_path / "stacks" / "host_0.txt").read_text("utf-8")
+    assert "most recent call first" in text and "test_loop.py" in text
+    assert signal.getsignal(signal.SIGUSR1) == before
