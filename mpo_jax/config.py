@@ -286,6 +286,9 @@ class LogConfig:
     line_seconds: float = field(30.0, at_least=0)
     """Between lines where stderr is a log; on a terminal there is a bar."""
     tensorboard: bool = True
+    wandb: str = ""
+    """Project on Weights & Biases that metrics go to as well; empty is none. The key
+    comes from ``WANDB_API_KEY`` or from ``wandb login``."""
     plots: bool = True
     gate: bool = True
     """Compare cached reference log-probs with the policy's at step 0, else stop."""

@@ -170,7 +170,7 @@ WRONG: dict[str, tuple] = {
 FREE_TEXT = {
     *("name", "topology", "data.eval_meta", "data.cache_dir", "data.tokenizer"),
     *("data.template", "reference.path", "reference.cache", "compile_cache"),
-    "eval.data",
+    *("eval.data", "log.wandb"),
 }
 
 

@@ -62,6 +62,8 @@ HOMES = {
     "ml_collections": {"configs", "scripts"},
     "tensorstore": {"convert.stream"},
     "fsspec": {"utils.remote"},
+    "tenacity": {"utils.transient"},
+    "wandb": {"utils.wandb_board"},
     "datasets": {"importers.hub"},
     "etils": {"checkpoint"},
     "torch": {"convert.verify"},

@@ -16,7 +16,7 @@ from mpo_jax.inputs import tokenizer
 from mpo_jax.mmpr import examples
 from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
-from mpo_jax.utils import progress, remote, slices
+from mpo_jax.utils import progress, remote, slices, wandb_board
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,7 @@ def setup(
     cfg.validate()
     cfg, workdir = cfg.located(), os.path.expanduser(workdir)
     _check_places(cfg, workdir)
+    wandb_board.check(cfg.log.wandb)
     source = hub.locate(cfg.model.path)
     model_cfg = source.config()
     policy = _encode_policy(cfg, source, model_cfg)

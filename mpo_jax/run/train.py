@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import profiling, runtime, watchdog
+from mpo_jax.utils import profiling, runtime, wandb_board, watchdog
 
 
 def train(
@@ -207,11 +208,17 @@ def _output(
     if runtime.is_main():
         text = run.cfg.to_json()
         (run.workdir / "run_config.json").write_text(text, encoding="utf-8")
+        board = None
+        if run.cfg.log.wandb:
+            board = wandb_board.Board(
+                run.cfg.log.wandb, run.workdir, dataclasses.asdict(run.cfg)
+            )
         writer = metrics_lib.Writer(
             run.workdir,
             # What a start without a checkpoint has written is said anew.
             resume_step=origin.step or -1,
             tensorboard=run.cfg.log.tensorboard,
+            board=board,
         )
         stack.callback(writer.close)
     return loop.Output(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mpo_jax.utils import wandb_board
+
 
 def mean(metrics: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
     """Weighted mean of every metric over several steps.
@@ -43,6 +45,7 @@ class Writer:
       resume_step: lines after this step are dropped: the run repeats them.
         -1 drops all.
       tensorboard: also write event files under ``tensorboard/``.
+      board: where they go besides; closed with the writer.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Writer:
         *,
         resume_step: int = -1,
         tensorboard: bool = True,
+        board: wandb_board.Board | None = None,
     ):
+        self._other_board = board
         self.path = pathlib.Path(directory) / "metrics.jsonl"
         kept = [line for line in read(self.path) if line["step"] <= resume_step]
         temporary = self.path.with_suffix(".tmp")
@@ -75,6 +80,8 @@ class Writer:
         """
         self._waiting.append(json.dumps({"step": step, **values}) + "\n")
         self._write_waiting()
+        if self._other_board is not None:
+            self._other_board.write(step, values)
         if self._board is not None:
             try:
                 for name, value in values.items():
@@ -109,6 +116,8 @@ class Writer:
             logging.error("not in %s: %s", self.path, line.rstrip())
         if self._board is not None:
             self._board.close()
+        if self._other_board is not None:
+            self._other_board.close()
 
 
 def read(path: str | pathlib.Path) -> list[dict[str, Any]]:
