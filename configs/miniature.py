@@ -3,7 +3,7 @@
   python scripts/miniature.py --config=configs/miniature.py --workdir=runs/miniature
 
 or `make miniature`; docs/miniature.md has what it found. Each method has the best of
-three learning rates. ``:search`` finds them, on seeds that share no drawing, model or
+three learning rates. ``:search`` finds them, on a seed that shares no drawing, model or
 sample with those that are reported:
 
   python scripts/miniature.py --config=configs/miniature.py:search \
