@@ -335,7 +335,7 @@ def test_a_failed_save_does_not_keep_the_rest_open(tmp_path):
         def result(self):
             raise OSError("disk")
 
-    run._save = saving.Save(5, run.directory / "5", Failed(), early=lambda: None)
+    run._save = saving.Save(5, run.directory / "5", Failed(), errors=run._errors)
     with pytest.raises(checkpoint.SaveFailed, match="step 5 could not be saved: disk"):
         run.close()
     run.close()  # closed all the same

@@ -144,6 +144,8 @@ WRONG: dict[str, tuple] = {
     "checkpoint.every_steps": ONE,
     "checkpoint.keep_last": ONE,
     "checkpoint.keep_every": ZERO,
+    "checkpoint.every_minutes": BELOW_ZERO,
+    "checkpoint.resume_step": ZERO,
     "log.every_steps": ONE,
     "log.eval_every": ZERO,
     "log.profile_start": ONE,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from mpo_jax import config
@@ -44,6 +45,7 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, cfg: config.CheckpointConfig):
         self.directory = places.absolute(directory)
         self._asked = cfg.resume_step
+        self._errors = saving.Errors()
         # Typed Any: Orbax's own policies do not satisfy its protocol's annotations.
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
@@ -86,6 +88,7 @@ class Checkpoints:
           SaveFailed: if this save cannot begin, or the one before has failed.
         """
         self.wait()
+        self._errors.first = None
         try:
             written = self._checkpointer.save_checkpointables_async(
                 step, dict(trees), custom_metadata=meta, force=True
@@ -93,19 +96,7 @@ class Checkpoints:
         except OSError as error:
             self._failed = True
             raise saving.failure(step, self._place(step), error) from error
-        self._save = saving.Save(
-            step, self._place(step), written, early=self._early_error
-        )
-
-    def _early_error(self) -> BaseException | None:
-        """Error of the save under way that Orbax does not raise yet.
-
-        On several processes it first waits for the others, which wait for this one. Its
-        own question (``check_for_errors``) would take the error away from the thread
-        that must not go on to delete older checkpoints.
-        """
-        manager: Any = self._checkpointer._manager
-        return manager._checkpointer._async_manager._exception
+        self._save = saving.Save(step, self._place(step), written, errors=self._errors)
 
     def check(self) -> None:
         """Raise SaveFailed if the save under way has failed; for every step, cheap."""
@@ -278,9 +269,18 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            # After a failure Orbax waits for the other processes, and they for us.
-            if not (self._failed and jax.process_count() > 1):
-                self._checkpointer.close()
+            self._release()
+            self._errors.close()
+
+    def _release(self) -> None:
+        if self._failed and jax.process_count() > 1:
+            return  # Orbax would wait for the other processes, and they wait for us
+        try:
+            self._checkpointer.close()
+        except Exception as error:
+            if not self._failed:
+                raise
+            logging.debug("said before, by SaveFailed: %s", error)
 
 
 def _remedy(others: list[int]) -> str:

@@ -119,7 +119,7 @@ def _read(directory: Any, item: str, path: str, *, zarr3: bool) -> None:
         open=True,
         read=True,
     ).result()
-    sizes = store.chunk_layout.read_chunk.shape
+    sizes = store.chunk_layout.read_chunk.shape or store.shape  # a scalar has none
     ranges = [
         range(0, whole, max(size, 1))
         for whole, size in zip(store.shape, sizes, strict=True)

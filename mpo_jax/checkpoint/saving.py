@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging as absl_logging
 
 from mpo_jax.checkpoint import files as files_lib
 from mpo_jax.checkpoint import manifest, reading
@@ -23,6 +24,32 @@ class SaveFailed(OSError):
     """A checkpoint could not be saved; the message says why and what to do."""
 
 
+class Errors(logging.Filter):
+    """The first error of the save under way, as soon as a thread of Orbax meets it.
+
+    On several processes Orbax raises it only after the others have come, which wait for
+    this one; but the thread logs it at once. The log is left out: ``SaveFailed`` says
+    it, and hundreds of lines of traceback would bury that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: BaseException | None = None
+        absl_logging.get_absl_logger().addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take an error of Orbax out of the log."""
+        error = record.exc_info[1] if record.exc_info else None
+        foreign = record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+        if error is None or foreign:
+            return True
+        self.first = self.first or error
+        return False
+
+    def close(self) -> None:
+        absl_logging.get_absl_logger().removeFilter(self)
+
+
 class Save:
     """A save under way. Its thread ends with the manifest of this process."""
 
@@ -32,17 +59,17 @@ class Save:
         directory: Any,
         written: Any,
         *,
-        early: Callable[[], BaseException | None],
+        errors: Errors,
     ):
         """Follow a save.
 
         Args:
           directory: of the checkpoint.
           written: Orbax's response; its result is there when all is committed.
-          early: an error that Orbax has met, while it still waits for other processes.
+          errors: of this save alone.
         """
         self._step, self._directory = step, directory
-        self._written, self._early = written, early
+        self._written, self._errors = written, errors
         self._done: concurrent.futures.Future[None] = concurrent.futures.Future()
         # A daemon: a program that ends without waiting loses the manifest, not more.
         thread = threading.Thread(target=self._work, name="mpo-save", daemon=True)
@@ -61,7 +88,7 @@ class Save:
         """Whether it has failed by now; costs no time."""
         if self._done.done():
             return self._done.exception() is not None
-        return self._early() is not None
+        return self._errors.first is not None
 
     def result(self) -> None:
         """Wait for the end.
@@ -71,7 +98,7 @@ class Save:
         """
         while not self.failed() and not self._done.done():
             concurrent.futures.wait([self._done], timeout=_LOOK_S)
-        error = self._done.exception() if self._done.done() else self._early()
+        error = self._done.exception() if self._done.done() else self._errors.first
         if error is not None:
             raise failure(self._step, self._directory, error) from error
 

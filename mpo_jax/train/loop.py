@@ -126,7 +126,7 @@ def run(job: Job) -> TrainState:
     trace = profiling.Trace(
         job.output.profile_dir, start=cfg.log.profile_start, steps=cfg.log.profile_steps
     )
-    saving = checkpoint_lib.Schedule(cfg.checkpoint, first=first, now=job.output.now)
+    saving = checkpoint_lib.Schedule(cfg.checkpoint, now=job.output.now)
     with (
         _saves_finished(job.output.checkpoints),
         contextlib.closing(trace),
