@@ -21,6 +21,7 @@ from mpo_jax.utils import remote
 CHECKPOINT = "_CHECKPOINT_METADATA"
 TREE = "_METADATA"
 _STORE = "manifest.ocdbt"
+_ARRAYS = ("jax.Array", "np.ndarray", "scalar")  # Orbax's names
 _MAX_BYTES = 256 * 2**20
 
 
@@ -101,7 +102,7 @@ def arrays(
 def _leaves(described: dict[str, Any]) -> Iterator[str]:
     """Names of the arrays of a tree in its store."""
     for leaf in described["tree_metadata"].values():
-        if leaf.get("value_metadata", {}).get("value_type") == "jax.Array":
+        if leaf.get("value_metadata", {}).get("value_type") in _ARRAYS:
             yield ".".join(str(key["key"]) for key in leaf["key_metadata"])
 
 

@@ -11,6 +11,7 @@ import uuid
 
 import checkpoint_files as made
 import fsspec
+import numpy as np
 import pytest
 
 from mpo_jax import checkpoint
@@ -276,6 +277,26 @@ def test_every_array_is_read(tmp_path, monkeypatch):
         "params/head",
         "params/vision.w",
     ]
+
+
+def test_arrays_of_numpy_and_odd_shapes_are_read_too(tmp_path):
+    tree = {
+        "a": np.random.default_rng(0).normal(size=(700, 3)),
+        "none": None,
+        "empty": {},
+        "scalar": 3.5,
+        "tuple": (1, np.zeros((0, 4))),
+    }
+    run = made.opened(tmp_path)
+    run.save(40, {"params": tree}, meta={})
+    run.close()
+    step = tmp_path / "checkpoints" / "40"
+    made.drop_manifests(step)
+    assert not verifying.of(step, step=40).problems
+    path = made.data_file(step)
+    path.write_bytes(path.read_bytes()[:5000])
+    (told,) = verifying.of(step, step=40).problems
+    assert told.startswith("params/a: cannot be read (")
 
 
 def test_a_checkpoint_that_does_not_come_into_sight(tmp_path, monkeypatch):
