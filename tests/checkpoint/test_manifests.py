@@ -285,7 +285,7 @@ def test_arrays_of_numpy_and_odd_shapes_are_read_too(tmp_path):
         "none": None,
         "empty": {},
         "scalar": 3.5,
-        "tuple": (1, np.zeros((0, 4))),
+        "tuple": (1, np.zeros((1, 4))),
     }
     run = made.opened(tmp_path)
     run.save(40, {"params": tree}, meta={})
