@@ -130,16 +130,25 @@ class Never:
     """A save that waits for ever, as Orbax does for processes that have failed."""
 
     def __init__(self):
-        self._future = concurrent.futures.Future()
+        self.future = concurrent.futures.Future()
 
     def result(self):
-        return self._future.result()
+        return self.future.result()
 
 
-def test_an_error_is_raised_although_orbax_still_waits(run, monkeypatch):
+@pytest.fixture
+def never():
+    made = Never()
+    yield made
+    made.future.set_result(None)  # lets a test that has failed end
+
+
+def test_an_error_is_raised_although_orbax_still_waits(run, never, monkeypatch):
     """Several processes: Orbax joins the others before it raises; they never come."""
+    run._save = save = saving.Save(7, run.directory / "7", never, errors=run._errors)
+    assert not save.failed()
     run._errors.first = OSError(errno.ENOSPC, "No space left on device")
-    run._save = saving.Save(7, run.directory / "7", Never(), errors=run._errors)
+    assert save.failed()
     with pytest.raises(checkpoint.SaveFailed, match="step 7 .*No space left"):
         run.check()
     # Nor is it waited for when all is closed.
