@@ -270,9 +270,16 @@ class HostsConfig:
 @dataclasses.dataclass
 class CheckpointConfig:
     every_steps: int = field(200, at_least=1)
+    every_minutes: float = field(0.0, at_least=0)
+    """Save also when the last checkpoint is so old, by the first process's clock; 0
+    saves by steps alone."""
     keep_last: int = field(2, at_least=1)
     keep_every: int = field(0, at_least=0)
     """Also keep every checkpoint whose step divides by this; 0 keeps only the last."""
+    resume_step: int = field(0, at_least=0)
+    """Go on from the checkpoint of this step; 0 is the newest. What other runs saved
+    after it is set aside; started again with the same step, the run goes on from what
+    it has saved since."""
     export_hf: bool = True
     """Write a HF directory at the end (``<workdir>/hf``)."""
 

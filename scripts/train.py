@@ -37,6 +37,14 @@ _PROFILE = flags.DEFINE_string(
     "the same as log.profile_start and log.profile_steps",
 )
 
+_RESUME_STEP = flags.DEFINE_integer(
+    "resume_step",
+    None,
+    "Go on from the checkpoint of this step, not the newest; the same as "
+    "checkpoint.resume_step",
+    lower_bound=0,
+)
+
 
 def set_profile(cfg: config_lib.RunConfig, window: str) -> None:
     """Set the config's trace from START:COUNT.
@@ -55,6 +63,8 @@ def main(argv: list[str]) -> None:
     cfg: config_lib.RunConfig = _CONFIG.value
     if _PROFILE.value:
         set_profile(cfg, _PROFILE.value)
+    if _RESUME_STEP.value is not None:
+        cfg.checkpoint.resume_step = _RESUME_STEP.value
     cfg.validate()
     runtime.initialise(cfg.hosts)
     if _DRY_RUN.value:

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mpo_jax import checkpoint, config, sharding
+from mpo_jax.checkpoint import saving
 from mpo_jax.losses import reward_shift
 from mpo_jax.train import optimizer, state
 
@@ -334,8 +335,8 @@ def test_a_failed_save_does_not_keep_the_rest_open(tmp_path):
         def result(self):
             raise OSError("disk")
 
-    run._pending = Failed()
-    with pytest.raises(OSError, match="disk"):
+    run._save = saving.Save(5, run.directory / "5", Failed(), errors=run._errors)
+    with pytest.raises(checkpoint.SaveFailed, match="step 5 could not be saved: disk"):
         run.close()
     run.close()  # closed all the same
 

@@ -149,6 +149,8 @@ WRONG: dict[str, tuple] = {
     "checkpoint.every_steps": ONE,
     "checkpoint.keep_last": ONE,
     "checkpoint.keep_every": ZERO,
+    "checkpoint.every_minutes": BELOW_ZERO,
+    "checkpoint.resume_step": ZERO,
     "log.every_steps": ONE,
     "log.eval_every": ZERO,
     "log.line_seconds": BELOW_ZERO,

@@ -60,7 +60,7 @@ HOMES = {
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
     "ml_collections": {"configs", "scripts"},
-    "tensorstore": {"convert.stream"},
+    "tensorstore": {"convert.stream", "checkpoint.reading"},
     "fsspec": {"utils.remote"},
     "tenacity": {"utils.transient"},
     "wandb": {"utils.wandb_board"},

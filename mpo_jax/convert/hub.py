@@ -241,6 +241,7 @@ def fetching(found: Source, model: internvl.InternVL) -> Iterator[hf.Fetch]:
     # Headers only; names what is of another model.
     run = run_model(found, model)
     checkpoint.check_params(found.weights, run.shapes)
+    checkpoint.verify_params(found.weights)
     yield hf.folded(stream.Reader(found.weights), run)
 
 

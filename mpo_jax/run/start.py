@@ -45,22 +45,27 @@ def initial_or_resumed(
     optimiser: program.Optimiser,
     checkpoints: checkpoint_lib.Checkpoints,
 ) -> Start:
-    """The state after the newest checkpoint; without one, that of the first weights.
+    """The state after the newest good checkpoint; if there is none, the first weights'.
 
     Raises:
       ValueError: if the checkpoint is of another plan, of other parameters or another
-        reference, or trained beyond this run's end; says what to do.
+        reference, or trained beyond this run's end; if all are damaged, or there is no
+        such step as ``checkpoint.resume_step``. Says what to do.
     """
-    latest = checkpoints.latest()
-    if latest is None:
+
+    def check(step: int, stored: Mapping[str, Any]) -> None:
+        _check_plan(run, stored, data.plan)
+        _check_config(run, stored["config"])
+        _check_length(run, step, data.num_steps)
+
+    found = checkpoints.resume(state.trees(optimiser.abstract), check=check)
+    if found is None:
         return _initial(run, optimiser)
-    stored = checkpoints.meta(latest)
-    _check_plan(run, stored, data.plan)
-    _check_config(run, stored["config"])
-    _check_length(run, latest, data.num_steps)
-    restored = checkpoints.restore(latest, state.trees(optimiser.abstract))
-    progress.console().print(f"Resuming {run.workdir} after step {latest}.")
-    return Start(state.from_trees(restored), latest, stored["reference_weights"])
+    progress.console().print(
+        f"Resuming {run.workdir} after step {found.step}; {found.verdict}."
+    )
+    weights = found.meta["reference_weights"]
+    return Start(state.from_trees(found.trees), found.step, weights)
 
 
 def checkpoint_meta(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -77,6 +78,7 @@ class Output:
       meta: JSON-able, stored with every checkpoint (config, plan, reference key).
       constants: values that stand in every line of metrics (ledger counts).
       folder: where stacks and traces go: ``stacks``, ``profile``.
+      now: clock of ``checkpoint.every_minutes``.
     """
 
     writer: metrics_lib.Writer | None = None
@@ -84,6 +86,7 @@ class Output:
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
     folder: pathlib.Path = pathlib.Path(".")
+    now: Callable[[], float] = time.monotonic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,7 @@ def run(job: Job) -> TrainState:
 
     Raises:
       FloatingPointError: if a metric is NaN or infinite; nothing is saved after it.
+      checkpoint.SaveFailed: a step after a save has failed.
       SystemExit: with status 42 after the save that follows a SIGTERM, 130 after
         that of a Ctrl-C.
     """
@@ -128,6 +132,7 @@ def run(job: Job) -> TrainState:
         start=cfg.log.profile_start,
         steps=cfg.log.profile_steps,
     )
+    saving = checkpoint_lib.Schedule(cfg.checkpoint, now=job.output.now)
     with (
         _saves_finished(job.output.checkpoints),
         contextlib.closing(trace),
@@ -149,8 +154,10 @@ def run(job: Job) -> TrainState:
                 state, values = job.update(state, batch, job.feed.shape_of(n))
             trace.after(step, values)
             meter.add(n, values)
+            if job.output.checkpoints is not None:
+                job.output.checkpoints.check()
             last = preempted.reached(step) or step == job.num_steps
-            if last or step % cfg.checkpoint.every_steps == 0:
+            if last or saving.due(step):
                 meter.end_line(step)
                 watchdog.beat(f"the save of step {step}")
                 _save(job, state, step)

@@ -8,6 +8,7 @@ which that is.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import posixpath
@@ -45,6 +46,25 @@ def refuse(place: str | os.PathLike[str], *, field: str, why: str) -> None:
             f"{field}={str(place)}: {why}; name a directory, or mount the bucket "
             "(tpu_setup/README.md) and name it there"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A file or object as its store describes it.
+
+    Attributes:
+      size: in bytes.
+      sums: checksums of the content that the store itself keeps, by their names.
+      version: changes with the content.
+    """
+
+    size: int
+    sums: dict[str, str]
+    version: str
+
+
+_SUMS = ("crc32c", "md5Hash", "ETag")
+_VERSIONS = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
 
 
 class Folder:
@@ -109,16 +129,46 @@ class Folder:
 
     def state(self) -> list[list[Any]]:
         """Name, size and version of every object, to notice another content."""
-        keys = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
         return sorted(
             [
                 posixpath.basename(entry["name"]),
                 int(entry["size"]),
-                [str(entry[key]) for key in keys if entry.get(key)],
+                [str(entry[key]) for key in _VERSIONS if entry.get(key)],
             ]
             for entry in self._entries()
             if entry["type"] == "file"
         )
+
+    def tree(self) -> dict[str, Stored]:
+        """Every object behind the address by its path from here; empty if absent."""
+        self._fs.invalidate_cache()
+        here = self._path.rstrip("/") + "/"
+        return {
+            name.removeprefix(here): Stored(
+                int(entry["size"]),
+                {key: str(entry[key]) for key in _SUMS if entry.get(key)},
+                str([entry[key] for key in _VERSIONS if entry.get(key)]),
+            )
+            for name, entry in self._fs.find(self._path, detail=True).items()
+            if not name.endswith("/")  # what some tools leave in place of a folder
+        }
+
+    def copy_tree(self, address: str) -> None:
+        """Copy every object to another address of the same store, within the store.
+
+        Raises:
+          OSError: if objects are missing there afterwards.
+        """
+        target = Folder(address)
+        for name in self.tree():
+            self._fs.makedirs(posixpath.dirname(target._at(name)), exist_ok=True)
+            self._fs.cp_file(self._at(name), target._at(name))
+        missing = set(self.tree()) - set(target.tree())
+        if missing:
+            raise OSError(
+                f"{address}: {len(missing)} of the objects of {self.address} did not "
+                "arrive; copy them by hand, or start again"
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``[start, stop)`` of an object; None is its end."""

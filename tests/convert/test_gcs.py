@@ -136,6 +136,7 @@ def test_a_bucket_there_and_back(run, bucket):
     assert done.returncode == 0, done.stderr[-4000:]
     names = bucket[1].objects
     assert not any(name.endswith(places.MARKER) for name in names)
+    assert "run/checkpoints/2/mpo-manifest-0-of-1.json" in names
     assert {"ckpt/hf/config.json", f"back/{files.INDEX}"} <= names.keys()
     index = json.loads(names[f"back/{files.INDEX}"][1])
     shards = set(index["weight_map"].values())
@@ -144,6 +145,49 @@ def test_a_bucket_there_and_back(run, bucket):
     newest = {name: generation for name, (generation, _) in names.items()}
     last = newest["back/config.json"]
     assert all(newest[f"back/{shard}"] < last for shard in shards)
+
+
+def test_a_damaged_checkpoint_in_a_bucket(run, bucket):
+    """What a store says of its objects shows it; the damaged one is copied aside."""
+    prepare = """
+        kept = checkpoint.Checkpoints(
+            "gs://bucket/run/checkpoints", config.CheckpointConfig())
+        tree = {"a": np.random.default_rng(0).normal(size=3000).astype(np.float32)}
+        abstract = {"params": {"a": jax.ShapeDtypeStruct((3000,), np.float32)}}
+        """
+    done = run(
+        prepare,
+        """
+        for step in (1, 2):
+            kept.save(step, {"params": jax.tree.map(jax.numpy.asarray, tree)}, meta={})
+        kept.close()
+        """,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    objects = bucket[1].objects
+    (largest,) = sorted(
+        (name for name in objects if name.startswith("run/checkpoints/2/params/")),
+        key=lambda name: len(objects[name][1]),
+    )[-1:]
+    content = bytearray(objects[largest][1])
+    content[len(content) // 2] ^= 1
+    bucket[1].put(largest, bytes(content))
+    before = {n for n in objects if n.startswith("run/checkpoints/2/")}
+    done = run(
+        prepare,
+        """
+        found = kept.resume(abstract, check=lambda *_: None)
+        assert found.step == 1 and "as they were saved" in found.verdict, found
+        assert kept.steps() == [1]
+        kept.close()
+        """,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "another content (md5Hash)" in " ".join(done.stderr.split())
+    aside = "run/checkpoints_aside/damaged_2_1/"
+    moved = {n.removeprefix(aside) for n in objects if n.startswith(aside)}
+    assert moved == {n.removeprefix("run/checkpoints/2/") for n in before}
+    assert not [n for n in objects if n.startswith("run/checkpoints/2/")]
 
 
 def test_a_killed_conversion_goes_on(run, bucket):

@@ -72,6 +72,9 @@ class Recorder:
         assert int(trees["loop"]["step"]) == step
         self.saved.append((step, float(trees["params"]["w"][0]), meta))
 
+    def check(self):
+        """Nothing fails here."""
+
     def wait(self):
         self.waits += 1
 
@@ -176,6 +179,42 @@ def test_a_checkpoint_writes_the_line_that_a_resume_would_lose(job, tmp_path):
     assert [line["step"] for line in found] == [3, 4, 6, 8]
     groups = [range(3), range(3, 4), range(4, 6), range(6, 8)]
     assert [line["loss"] for line in found] == [mean_of(group) for group in groups]
+
+
+def test_checkpoints_by_time(job, tmp_path):
+    """With them comes the line of metrics that a resume would lose, as with others."""
+    seconds = [0.0]
+
+    def step(current, *rest):
+        seconds[0] += 25
+        return fake_step(current, *rest)
+
+    made = job(updates=[step], every=4, now=lambda: seconds[0])
+    made.cfg.checkpoint.every_minutes = 1.0
+    loop.run(made)
+    assert [step for step, *_ in made.output.checkpoints.saved] == [3, 6, 8]
+    assert [line["step"] for line in lines(tmp_path)] == [3, 4, 6, 8]
+
+
+def test_a_failed_save_stops_the_run_at_the_next_step(job):
+    class Full(Recorder):
+        def check(self):
+            if self.saved:
+                raise checkpoint.SaveFailed("disk full")
+
+    asked = []
+
+    def batches():
+        for n in range(100):
+            asked.append(n)
+            yield n, BATCH
+
+    made = job(checkpoints=Full(), save_every=3, batches=batches())
+    made.cfg.data.prefetch_to_device = 0
+    with pytest.raises(checkpoint.SaveFailed, match="disk full"):
+        loop.run(made)
+    assert [step for step, *_ in made.output.checkpoints.saved] == [3]
+    assert asked == [0, 1, 2, 3]  # the fourth step, and none after it
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

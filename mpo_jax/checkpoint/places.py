@@ -1,0 +1,60 @@
+"""Where checkpoints lie, as we and as Orbax name it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+from etils.epath import gpath
+
+from mpo_jax.utils import remote
+
+
+@epath.register_path_cls
+class _Directory(gpath.PosixGPath):
+    """A directory whose own name is never taken for a pattern.
+
+    Orbax finds the files of each process by ``glob``, whose pattern would hold the
+    directory's name: in one such as ``lr[1e-5]`` it found none, and saved nothing.
+    """
+
+    def glob(self, pattern: str) -> Iterator[_Directory]:  # type: ignore[override]
+        for name in glob.iglob(pattern, root_dir=str(self)):
+            yield self / name
+
+
+def check_place(path: Any) -> None:
+    """Check that checkpoints can be written to a directory of this name.
+
+    Raises:
+      ValueError: if it holds a backslash, which TensorStore takes for a separator.
+    """
+    if "\\" in str(path):
+        raise ValueError(
+            f"{path}: checkpoints cannot be written to a path with a backslash; name "
+            "another one"
+        )
+
+
+def absolute(path: Any) -> Any:
+    """A path, absolute; an address as Orbax's own kind, since pathlib would fold it."""
+    check_place(path)
+    if not remote.is_remote(path):
+        return pathlib.Path(os.path.expanduser(path)).absolute()
+    if not str(path).startswith(("gs://", "s3://")):
+        raise ValueError(
+            f"{path}: Orbax checkpoints are read from and written to directories, "
+            "gs:// and s3://"
+        )
+    remote.Folder(str(path))  # names what is not installed
+    return epath.Path(str(path))
+
+
+def for_orbax(path: Any) -> Any:
+    """The same as Orbax should see it."""
+    place = absolute(path)
+    return _Directory(place) if isinstance(place, pathlib.Path) else place
