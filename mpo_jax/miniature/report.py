@@ -61,9 +61,9 @@ def render(
     several = len(cfg.seeds) > 1
     parts = [
         f"# {cfg.name}",
-        f"Seeds {seeds}; {cfg.world.held_out:,} held-out questions in each, no drawing "
-        "of which was trained on. "
-        + ("Means over seeds with 95 % intervals (Student's t)." if several else ""),
+        f"{'Seeds' if several else 'Seed'} {seeds}; {cfg.world.held_out:,} held-out "
+        f"questions{' in each' if several else ''}, no drawing of which was trained on."
+        + (" Means over seeds with 95 % intervals (Student's t)." if several else ""),
         markdown.table(table(cfg, rows)),
         f"![accuracy]({FIGURE})",
     ]

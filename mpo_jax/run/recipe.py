@@ -41,6 +41,7 @@ REFERENCE, TRAIN, EVALUATION = "reference", "train", "evaluation"
 
 _HOW_ONLY = (
     *("name", "topology", "compile_cache", "log.", "mesh.", "checkpoint.", "eval."),
+    *("hosts.", "data.retry_seconds"),
     *("data.index_workers", "data.workers", "data.threads", "data.prefetch"),
     *("model.path", "data.meta", "data.cache_dir"),
 )
