@@ -18,7 +18,7 @@ import jax
 from mpo_jax import config as config_lib
 from mpo_jax import fields
 from mpo_jax.run import stages
-from mpo_jax.utils import lease, peers, progress, statuses
+from mpo_jax.utils import lease, peers, progress
 
 _PACKAGES = (
     *("jax", "jaxlib", "libtpu", "orbax-checkpoint", "flax", "optax", "grain"),
@@ -41,7 +41,7 @@ def alone(cfg: config_lib.RunConfig, workdir: pathlib.Path) -> Iterator[None]:
         token = ""
         if others is None or others.number == 0:
             holder = stack.enter_context(
-                lease.held(workdir, tell=progress.console().print, lost=_end)
+                lease.held(workdir, tell=progress.console().print, lost=peers.end)
             )
             token = holder.token
         if others is not None:
@@ -101,10 +101,6 @@ def source_hash() -> str:
         found.update(str(path.relative_to(root)).encode() + b"\0")
         found.update(path.read_bytes() + b"\0")
     return found.hexdigest()
-
-
-def _end(message: str) -> None:
-    peers.end(message, statuses.FAILED)
 
 
 def _check_shared(workdir: pathlib.Path, token: str) -> None:

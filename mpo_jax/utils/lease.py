@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from mpo_jax.utils import atomic
+from mpo_jax.utils import atomic, statuses
 
 FILE = "lease.json"
 RENEW_S = 15.0
@@ -75,14 +75,15 @@ def held(
     workdir: pathlib.Path,
     *,
     tell: Callable[[str], None],
-    lost: Callable[[str], None],
+    lost: Callable[[str, int], None],
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[Holder]:
     """Hold a work directory as long as the block runs.
 
     Args:
       tell: takes what people should know: who is waited for.
-      lost: takes a message and ends the program, where another run took over.
+      lost: takes a message and a status and ends the program, where another run took
+        over or the directory is gone.
       wait: sleeps so many seconds.
 
     Raises:
@@ -151,15 +152,25 @@ def _renew(
     mine: Holder,
     over: threading.Event,
     tell: Callable[[str], None],
-    lost: Callable[[str], None],
+    lost: Callable[[str, int], None],
 ) -> None:
     beat = 0
     while not over.wait(RENEW_S):
         beat += 1
         try:
             found = read(workdir)
-            if found is not None and found.token != mine.token:
-                lost(f"{workdir} was taken over by {found}; this run ends")
+            if found is None:
+                lost(
+                    f"{workdir / FILE} has vanished: was the directory unmounted, or "
+                    "deleted? This run ends, before it writes elsewhere",
+                    statuses.TRY_AGAIN,
+                )
+                return
+            if found.token != mine.token:
+                lost(
+                    f"{workdir} was taken over by {found}; this run ends",
+                    statuses.FAILED,
+                )
                 return
             _write(workdir, dataclasses.replace(mine, beat=beat))
         except (OSError, ValueError) as error:

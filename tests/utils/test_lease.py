@@ -13,8 +13,8 @@ import pytest
 from mpo_jax.utils import lease
 
 
-def never(message: str) -> None:
-    raise AssertionError(message)
+def never(*told: object) -> None:
+    raise AssertionError(told)
 
 
 def other(**changed) -> lease.Holder:
@@ -86,14 +86,19 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path):
 def test_renewed_and_given_up_where_another_has_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.02)
     ended = []
-    with lease.held(tmp_path, tell=never, lost=ended.append) as mine:
+
+    def end(*told: object) -> None:
+        ended.append(told)
+
+    with lease.held(tmp_path, tell=never, lost=end) as mine:
         while (found := lease.read(tmp_path)) == mine:
             pass
         assert found == dataclasses.replace(mine, beat=found.beat)
         write(tmp_path, other())
         while not ended:
             pass
-    assert "taken over by process 7 on another-host" in ended[0]
+    message, status = ended[0]
+    assert "taken over by process 7 on another-host" in message and status == 1
     assert lease.read(tmp_path) == other()  # theirs stays
 
 
@@ -102,3 +107,20 @@ def test_a_file_that_is_none_of_ours_is_named(tmp_path, text):
     (tmp_path / lease.FILE).write_text(text)
     with pytest.raises(ValueError, match=r"lease\.json: not a lease.*delete it"):
         lease.read(tmp_path)
+
+
+def test_a_directory_that_vanishes_ends_the_run(tmp_path, monkeypatch):
+    """Unmounted under a run, its place would fill up in silence."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    ended = []
+
+    def end(*told: object) -> None:
+        ended.append(told)
+
+    with lease.held(tmp_path, tell=never, lost=end):
+        (tmp_path / lease.FILE).unlink()
+        while not ended:
+            pass
+    message, status = ended[0]
+    assert "unmounted" in message and status == 75
+    assert lease.read(tmp_path) is None
