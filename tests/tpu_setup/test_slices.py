@@ -149,7 +149,7 @@ def test_readme_names_slices_that_exist(root: pathlib.Path):
 def test_the_compiler_sees_the_same_devices_and_hosts():
     """libtpu describes a topology without a TPU; it comes with the ``tpu`` extra."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install '.[tpu]'")
+        pytest.skip("libtpu is not installed: pip install -e '.[tpu]'")
     code = """
 from jax.experimental import topologies
 from mpo_jax.utils import slices
