@@ -136,8 +136,9 @@ def test_recipes_name_slices_that_exist(root: pathlib.Path):
             assert cfg.rows.row_multiple % found.devices == 0, path
 
 
-def test_readme_names_slices_that_exist(root: pathlib.Path):
-    text = (root / "tpu_setup" / "README.md").read_text()
+@pytest.mark.parametrize("page", ["tpu_setup/README.md", "docs/tpu.md"])
+def test_pages_name_slices_that_exist(root: pathlib.Path, page):
+    text = (root / page).read_text()
     named = re.findall(
         r"\b(?:v4|v5litepod|v5p|v6e|tpu7x)-\d+\b|\bv\w+:\d+x[\dx]+", text
     )
