@@ -105,10 +105,11 @@ def read(words: Sequence[str]) -> config_lib.RunConfig:
     )
     try:
         values(argv)
-    except (flags.Error, TypeError, FileNotFoundError) as error:
+        if holder.value is None:
+            raise ValueError("--config is missing; name a recipe, e.g. configs/….py")
+        _ = holder.value.rows  # a file that could not be read is told on first use
+    except (flags.Error, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{' '.join(argv[1:])}: {error}") from error
-    if holder.value is None:
-        raise ValueError("--config is missing; name a recipe, e.g. configs/….py")
     return holder.value
 
 

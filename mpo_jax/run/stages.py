@@ -157,8 +157,8 @@ def make_plan(run: setup.Setup, index: Index) -> plan_lib.PlanSequence:
         if count % needed:
             raise ValueError(
                 f"{count} rows per batch do not divide over {needed} = devices of the "
-                "data and fsdp axes × optim.accumulation; set rows.row_multiple or "
-                "rows.rows_per_batch to a multiple of it"
+                "data and fsdp axes × optim.accumulation; set rows.rows_per_batch to "
+                "a multiple of it, or to 0, and rows follow from the devices"
             )
     plan = plan_cache.plan_epochs(
         run.cache_dir / "plans",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 from test_lint import REAL, lint
 
 from mpo_jax import config
-from mpo_jax.plan import launch
+from mpo_jax.plan import launch, planner
 from mpo_jax.utils import slices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -184,3 +186,56 @@ def test_every_training_of_the_documents_suits_the_slice_of_its_recipe(
         assert not found.problems, (where, line)
         planned += 1
     assert planned >= 17
+
+
+def test_figures_of_the_page_are_those_of_the_kept_results():
+    """After `scripts/plan.py --table=docs/planning_results`: this table, too."""
+    outcomes = [
+        one
+        for one in json.loads((ROOT / "docs/planning_results.json").read_text("utf-8"))[
+            "outcomes"
+        ]
+        if one["name"] == "internvl2_8b_mpo" and one["slices"] == 1
+    ]
+    text = (ROOT / "docs/tpu.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\S+)` \((\S+)\) \| (.*) \|$", text, re.M)
+    assert len(rows) == 6
+    for name, topology, cells in rows:
+        short, long = (
+            next(
+                one
+                for one in outcomes
+                if (one["topology"], one["shape"]) == (topology, shape)
+            )
+            for shape in ("short", "long")
+        )
+        sold = slices.lookup(name)
+        assert sold.aot_name == topology
+        gib = [
+            f"{one['compiled']['memory']['needed'] / 2**30:.2f}"
+            for one in (short, long)
+        ]
+        granted = short["compiled"]["memory"]["granted"] / 2**30
+        bound, pairs = short["estimate"]["bound"], short["estimate"]["pairs"]
+        hours = 3e6 / pairs * bound / 3600
+        wanted = [
+            str(sold.chips),
+            f"{gib[0]}, {gib[1]} of {granted:.2f}",
+            f"{bound:.3g}",
+            f"{pairs:.0f}",
+            f"{hours:.3g}",
+            f"{hours * sold.chips:.0f}",
+        ]
+        found = re.split(r"\s*\|\s*", cells)
+        assert [found[0], *found[2:]] == wanted, name
+        # The fields are those of the planned case.
+        cfg = runpy.run_path(str(ROOT / "configs/internvl2_8b_mpo.py"))["get_config"]()
+        changes = re.findall(r"`(\S+=\S+)`", found[1])
+        cfg = planner.changed(cfg, changes)
+        assert cfg.model.remat == short["remat"], name
+        request = planner.Request("x", cfg, topology=topology)
+        workload = launch.read_kept(ROOT / "docs/planning_results.json")[1]
+        cases = [case for case, _ in planner.cases(request, workload)]
+        assert [(case.rows, case.micro_batches) for case in cases] == [
+            (one["rows"], one["accumulation"]) for one in (short, long)
+        ], name
