@@ -73,7 +73,7 @@ class StandIns:
             env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", **env},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,  # of a busy machine; pytest's own comes after it
         )
 
 
