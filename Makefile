@@ -3,8 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Versions of the lock of this Python, where there is one; without hashes, which pip does
+# not take beside a project in its own folder. LOCK= takes the newest in pyproject.toml's
+# ranges.
+LOCK ?= $(wildcard tpu_setup/locks/test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
+PINNED := $(if $(LOCK),--constraint $(VENV)/constraints.txt)
 
-.PHONY: help quickstart miniature check quick test lint format clean
+.PHONY: help quickstart miniature check quick test lint format locks clean
 
 help:
 	@echo "make quickstart  set up $(VENV); SFT, own samples, pairs, MPO of a tiny InternVL (CPU)"
@@ -13,17 +18,19 @@ help:
 	@echo "make test        set up $(VENV), run linters, type checker and all tests"
 	@echo "make lint        ruff and pyright only"
 	@echo "make format      let ruff rewrite the code"
+	@echo "make locks       tpu_setup/locks again: newest versions in pyproject.toml's ranges"
 	@echo "make clean       remove $(VENV), build (compiled programs too), runs/quickstart"
 
-$(VENV)/.base: pyproject.toml
+$(VENV)/.base: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(if $(LOCK),sed -nE 's/^([A-Za-z0-9._-]+==[^ \]+).*/\1/p' $(LOCK) >$(VENV)/constraints.txt)
+	$(BIN)/python -m pip install --quiet $(PINNED) --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet $(PINNED) --editable '.[test]'
 	@touch $@
 
 quickstart: $(VENV)/.base
@@ -50,6 +57,10 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+locks: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet uv
+	UV=$(BIN)/uv tpu_setup/locks/make.sh
 
 clean:
 	rm -rf $(VENV) build runs/quickstart

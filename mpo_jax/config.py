@@ -166,7 +166,8 @@ class RowsConfig:
     rows_per_batch: int = field(0, at_least=0)
     """Rows per global batch; 0 derives it from `pairs_per_batch` and the fill."""
     row_multiple: int = field(1, at_least=1)
-    """Derived row numbers are multiples of this: devices × accumulation."""
+    """Derived row numbers are multiples of this where it divides over the devices,
+    else of their number; micro-batches follow then, too."""
 
 
 @dataclasses.dataclass

@@ -200,7 +200,7 @@ def beam_pairing() -> types.ModuleType:
         from mpo_jax.run import beam_pairing
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"--beam needs {error.name}: pip install 'mpo-jax[beam]' in a virtual "
+            f"--beam needs {error.name}: pip install -e '.[beam]' in a virtual "
             "environment of its own, or leave --beam out"
         ) from error
     return beam_pairing

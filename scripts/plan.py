@@ -308,8 +308,9 @@ def _print(
             )
         )
     for outcome in outcomes:
-        if text := report.words(outcome):
-            console.print(text, markup=False)
+        for text in (report.what_costs(outcome), report.words(outcome)):
+            if text:
+                console.print(text, markup=False)
 
 
 def _workload() -> estimate.Workload:

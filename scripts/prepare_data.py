@@ -94,7 +94,7 @@ def write_shards() -> str:
         from mpo_jax.mmpr import shard_writer
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"--shards needs {error.name}: pip install 'mpo-jax[shards]'"
+            f"--shards needs {error.name}: pip install -e '.[shards]'"
         ) from error
     console = rich.console.Console(stderr=True)
     store = shard_writer.write_shards(

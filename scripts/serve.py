@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         from mpo_jax.serve import limits, server
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"serving needs {error.name}: pip install 'mpo-jax[serve]'"
+            f"serving needs {error.name}: pip install -e '.[serve]'"
         ) from error
     taken = server.bind(HOST.value, PORT.value)  # before minutes of loading
     key = os.environ.get(_KEY) or None

@@ -6,7 +6,7 @@
 # /opt/mpo/failed and the reason in: sudo journalctl -u google-startup-scripts
 set -Eeuo pipefail
 
-base=${MPO_BASE:-/opt/mpo}
+base=${MPO_BASE:-/opt/mpo} mount=${MPO_MOUNT:-/bucket}
 mkdir -p "$base"
 rm -f "$base/ready" "$base/failed"
 trap 'touch "$base/failed"' ERR
@@ -26,20 +26,33 @@ fi
 # Transfers between host and chips are slow without huge pages on v5e and newer.
 echo always >"${MPO_HUGEPAGES:-/sys/kernel/mm/transparent_hugepage/enabled}"
 
+if [[ $repository == gs://* ]]; then  # private code: HEAD of qr.sh's user, as a bundle
+  gcloud storage cp "$repository" "$base/code.bundle"
+  repository=$base/code.bundle
+fi
 [[ -d $base/src/.git ]] || git clone --quiet "$repository" "$base/src"
-git -C "$base/src" fetch --quiet origin "$revision"
-git -C "$base/src" checkout --quiet --force --detach FETCH_HEAD
+if ! git -C "$base/src" cat-file -e "$revision^{commit}" 2>/dev/null; then
+  git -C "$base/src" fetch --quiet "$repository" "$revision"
+fi
+git -C "$base/src" checkout --quiet --force --detach "$revision"
 
 # The image's Python is older than 3.11; uv brings one, where every user can read it.
+# Every version, and the hash of every file, stands in a lock, so that a slice that is
+# made again next month gets the same.
+locks=$base/src/tpu_setup/locks
 export UV_PYTHON_INSTALL_DIR=$base/python
-[[ -x $base/uv/bin/uv ]] || python3 -m pip install --quiet --target "$base/uv" uv
+python3 -m pip install --quiet --target "$base/uv" --upgrade --require-hashes \
+  --requirement "$locks/uv.txt"
 [[ -x $base/venv/bin/python ]] || "$base/uv/bin/uv" venv --quiet --python 3.11 "$base/venv"
 "$base/uv/bin/uv" pip install --quiet --python "$base/venv/bin/python" \
-  --editable "$base/src[tpu]"
+  --require-hashes --requirement "$locks/tpu-3.11.txt"
+"$base/uv/bin/uv" pip install --quiet --python "$base/venv/bin/python" \
+  --no-deps --no-build-isolation --editable "$base/src"
 
-# The hosts of a slice share their work directory. The bucket needs a hierarchical
-# namespace: there a checkpoint's rename is atomic; elsewhere gcsfuse refuses it.
-if [[ -n $bucket ]] && ! mountpoint --quiet /bucket; then
+# Data, and where the work directory is no gs:// address, that too. Every option is said,
+# because gcsfuse chooses others on TPU machines: there it would trust its cache for ever
+# (hosts would not see each other's files) and rename folders piece by piece.
+if [[ -n $bucket ]] && ! mountpoint --quiet "$mount"; then
   if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc
     curl --silent --fail --output "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
@@ -48,8 +61,23 @@ if [[ -n $bucket ]] && ! mountpoint --quiet /bucket; then
     apt-get -qq update
     apt-get -qq install --yes gcsfuse
   fi
-  mkdir -p /bucket
-  gcsfuse -o allow_other --implicit-dirs --file-mode=666 --dir-mode=777 "$bucket" /bucket
+  options=allow_other
+  # A checkpoint appears by the rename of a folder, which is atomic with a hierarchical
+  # namespace alone. Elsewhere nothing is written here at all, rather than torn.
+  if ! nested=$(gcloud storage buckets describe "gs://$bucket" --raw \
+    --format='value(hierarchicalNamespace.enabled)'); then
+    echo "startup.sh: cannot see whether gs://$bucket has a hierarchical namespace" \
+      "(storage.buckets.get); without one a work directory in /bucket will be refused" >&2
+  elif [[ ${nested,,} != true ]]; then
+    options+=,ro
+    echo "startup.sh: gs://$bucket has no hierarchical namespace, so /bucket can be read" \
+      "and not written: use --workdir=gs://$bucket/..., or make a bucket with" \
+      "--enable-hierarchical-namespace" >&2
+  fi
+  mkdir -p "$mount"
+  gcsfuse -o "$options" --implicit-dirs --file-mode=666 --dir-mode=777 \
+    --metadata-cache-ttl-secs=60 --kernel-list-cache-ttl-secs=0 --rename-dir-limit=0 \
+    "$bucket" "$mount"
 fi
 
 git -C "$base/src" rev-parse HEAD >"$base/ready"

@@ -4,14 +4,18 @@
 #   CLUSTER=... IMAGE=... [ZONE=...] [PROJECT=...] \
 #     xpk.sh WORKLOAD SLICE [xpk flags, e.g. --dry-run] -- CMD...
 #
-# MAX_RESTARTS (20) counts restarts after a preemption: exit status 42 or a signal. Any
-# other status ends the workload.
+# MAX_RESTARTS (20) counts restarts: after exit status 42 (saved at a preemption), 75
+# (storage or peers failed) or a signal. Any other status ends the workload. A train.py
+# line is checked against the slice first (scripts/check_launch.py); CHECK=0 skips that,
+# PYTHON names the interpreter. Made for xpk 1.16.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+text() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { text >&2; exit 2; }
 
+case ${1:-} in -h | --help | help) text; exit ;; esac
 (($# > 3)) || usage
 workload=$1
 name=$(PYTHONPATH=$root python3 -m mpo_jax.utils.slices "$2" name) || exit 2
@@ -21,15 +25,22 @@ shift 2
 argv=(
   xpk workload create
   --cluster="$CLUSTER" --workload="$workload" --tpu-type="$name" --docker-image="$IMAGE"
-  --max-restarts="${MAX_RESTARTS:-20}" --termination-grace-period-seconds=300
+  --max-restarts="${MAX_RESTARTS:-20}" --restart-on-exit-codes=75
+  --termination-grace-period-seconds=300
 )
 [[ -z ${ZONE:-} ]] || argv+=(--zone="$ZONE")
 [[ -z ${PROJECT:-} ]] || argv+=(--project="$PROJECT")
+where=$name
 while (($#)) && [[ $1 != -- ]]; do
+  [[ $1 != --num-slices=* ]] || where="$name*${1#*=}"
   argv+=("$1")
   shift
 done
 (($# > 1)) || usage
+
+# shellcheck source=tpu_setup/check.sh
+source "$root/tpu_setup/check.sh"
+check "$where" "${@:2}"
 
 # Quoted word by word, so that no pipe can stand in it: behind `python ... | tee`, the
 # SIGTERM of a preemption would never reach python, and exit status 42 would be lost.

@@ -1,6 +1,6 @@
 """Records through the ``datasets`` library: hub ids and folders of data sets.
 
-Extra: ``pip install 'mpo-jax[import]'``. Rows are streamed and images stay undecoded
+Extra: ``pip install -e '.[import]'``. Rows are streamed and images stay undecoded
 bytes, so that pixels come from the bytes that the index will see.
 """
 
@@ -32,7 +32,7 @@ def read(name: str, *, subset: str, split: str) -> Iterator[readers.Item]:
         import datasets
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"reading {name!r} needs {error.name}: pip install 'mpo-jax[import]'"
+            f"reading {name!r} needs {error.name}: pip install -e '.[import]'"
         ) from error
     datasets.disable_progress_bars()
     try:

@@ -5,7 +5,7 @@ it leaves is cut into ranges, which a generator (one process) or Beam workers tu
 records. Order and content do not depend on who does it. Layout and reader:
 :mod:`mpo_jax.mmpr.array_records`.
 
-Extras: ``pip install 'mpo-jax[shards]'``, and ``'mpo-jax[beam]'`` for Beam.
+Extras: ``pip install -e '.[shards]'``, and ``'.[beam]'`` for Beam.
 """
 
 from __future__ import annotations

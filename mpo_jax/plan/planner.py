@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from mpo_jax.plan import (
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.train import optimizer, state
 from mpo_jax.train import step as step_lib
-from mpo_jax.utils import slices
+from mpo_jax.utils import batch_rows, slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +149,45 @@ def default_rows(
     cfg: config_lib.RunConfig,
     shape: types.RowShape,
     *,
-    needed: int,
+    shards: int,
     workload: estimate.Workload,
 ) -> int:
     """Rows of a global batch as a run would choose them.
 
     Args:
-      needed: what the number must divide by (data shards × accumulation).
+      shards: parts in which the rows are split.
     """
     if cfg.rows.rows_per_batch:
         return cfg.rows.rows_per_batch
-    multiple = math.lcm(cfg.rows.row_multiple, needed)
-    rows = cfg.rows.pairs_per_batch / workload.pairs(shape)
-    return max(1, round(rows / multiple)) * multiple
+    return batch_rows.nearest(
+        cfg.rows.pairs_per_batch / workload.pairs(shape),
+        batch_rows.multiple(cfg.rows.row_multiple, shards),
+    )
+
+
+def shards_of(request: Request) -> int:
+    """Parts in which the rows of a batch are split on the slices of a request.
+
+    Raises:
+      ValueError: if it names no slice, or the mesh does not fit it.
+    """
+    sizes = compile_lib.mesh_shape(request.cfg, _topology(request), request.slices)
+    return sizes["data"] * sizes["fsdp"]
+
+
+def on_slice(request: Request, workload: estimate.Workload) -> Request:
+    """The request with the micro-batches that a run would take on its slices.
+
+    Raises:
+      ValueError: as :func:`shards_of`, and if the config is not valid.
+    """
+    request.cfg.validate()
+    shards, cfg = shards_of(request), copy.deepcopy(request.cfg)
+    used = [shape.build() for shape in (cfg.rows.short, cfg.rows.long) if shape.used]
+    rows = [default_rows(cfg, s, shards=shards, workload=workload) for s in used]
+    if not request.rows_per_chip:
+        batch_rows.follow(cfg, rows, shards)
+    return dataclasses.replace(request, cfg=cfg)
 
 
 def cases(
@@ -173,20 +198,17 @@ def cases(
     Raises:
       ValueError: if config, slice or request do not fit together.
     """
+    topology, shards = _topology(request), shards_of(request)
+    request = on_slice(request, workload)
     cfg = request.cfg
-    cfg.validate()
-    topology = _topology(request)
-    sizes = compile_lib.mesh_shape(cfg, topology, request.slices)
-    shards = sizes["data"] * sizes["fsdp"]
     for name in request.shapes:
         shape_cfg = getattr(cfg.rows, name)
         if not shape_cfg.used:
             continue
         shape = shape_cfg.build()
         micro = step_lib.micro_batches(cfg, shape)
-        needed = shards * micro
-        rows = request.rows_per_chip * needed or default_rows(
-            cfg, shape, needed=needed, workload=workload
+        rows = request.rows_per_chip * shards * micro or default_rows(
+            cfg, shape, shards=shards, workload=workload
         )
         for step in request.steps:
             if step == "reference" and not has_reference(cfg):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import rich.table
 
 from mpo_jax.models import flops as flops_lib
-from mpo_jax.plan import estimate, programs
+from mpo_jax.plan import costs, estimate, programs
 from mpo_jax.plan.planner import Held, Outcome
 
 
@@ -169,6 +169,14 @@ def words(outcome: Outcome) -> str:
     elif compiled.status == programs.FAILED:
         lines.append(f"{label(outcome)}: {compiled.message}")
     return "\n".join(lines + [f"  - {remedy}" for remedy in outcome.advice])
+
+
+def what_costs(outcome: Outcome) -> str:
+    """What costs time beside the products of true tokens; empty where nothing does."""
+    lines = [f"  - {cause}" for cause in costs.costs(outcome.case, outcome.estimate)]
+    if not lines:
+        return ""
+    return "\n".join([f"{label(outcome)}, what costs time:", *lines])
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:

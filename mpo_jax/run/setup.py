@@ -173,5 +173,5 @@ def _check_topology(name: str, mesh: Any) -> None:
     if on_tpu and devices != meant.devices:
         progress.console().print(
             f"This recipe is meant for {name} ({meant.devices} devices), here are "
-            f"{devices}; rows.row_multiple and memory may need a change."
+            f"{devices}; rows follow, memory may need a change (scripts/plan.py)."
         )

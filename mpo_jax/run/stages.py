@@ -23,7 +23,7 @@ from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import report, setup
 from mpo_jax.train import step
-from mpo_jax.utils import progress, runtime
+from mpo_jax.utils import batch_rows, progress, runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +151,14 @@ def make_plan(run: setup.Setup, index: Index) -> plan_lib.PlanSequence:
     ]
     lengths = lengths_of(run, index)
     rows = rows_per_batch(run, index, ids[0])
+    _follow_devices(run, rows)
     for count, shape in zip(rows, run.shapes, strict=True):
         needed = sharding.data_shards(run.mesh) * step.micro_batches(cfg, shape)
         if count % needed:
             raise ValueError(
                 f"{count} rows per batch do not divide over {needed} = devices of the "
-                "data and fsdp axes × optim.accumulation; set rows.row_multiple or "
-                "rows.rows_per_batch to a multiple of it"
+                "data and fsdp axes × optim.accumulation; set rows.rows_per_batch to "
+                "a multiple of it, or to 0, and rows follow from the devices"
             )
     plan = plan_cache.plan_epochs(
         run.cache_dir / "plans",
@@ -177,6 +178,20 @@ def make_plan(run: setup.Setup, index: Index) -> plan_lib.PlanSequence:
         too_long=plan.too_long,
     )
     return plan
+
+
+def _follow_devices(run: setup.Setup, rows: list[int]) -> None:
+    """Set micro-batches that divide these rows, and say what the devices changed."""
+    shards, configured = sharding.data_shards(run.mesh), run.cfg.rows.row_multiple
+    told = batch_rows.follow(run.cfg, rows, shards)
+    if configured > 1 and batch_rows.multiple(configured, shards) != configured:
+        if not run.cfg.rows.rows_per_batch:
+            told.insert(0, f"rows are multiples of {shards}, not {configured}")
+    if told:
+        progress.console().print(
+            f"The recipe's rows.row_multiple={configured} and micro-batches do not "
+            f"divide over {shards} shards of a batch, so: {'; '.join(told)}."
+        )
 
 
 def _why_empty(index: Index, plan: plan_lib.PlanSequence) -> str:
@@ -215,7 +230,7 @@ def rows_per_batch(run: setup.Setup, index: Index, record_ids: np.ndarray) -> li
         record_ids,
         run.shapes,
         pairs_per_batch=rows.pairs_per_batch,
-        multiple=rows.row_multiple,
+        multiple=batch_rows.multiple(rows.row_multiple, sharding.data_shards(run.mesh)),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import importlib.metadata
 import json
 
 import pytest
@@ -29,6 +30,18 @@ GENERATIONS = {
     "tpu7x:1x1x1": {},
 }
 LAYERS, TOWER = 3, 2
+# libtpu as jax 0.10 pins it dies in code generation for tpu7x, whatever the size of the
+# slice (docs/tpu.md); memory is assigned before that. 0.0.52 does not.
+DIES = importlib.metadata.version("libtpu").startswith("0.0.42.")
+
+
+def died(name: str, result: programs.Compiled) -> bool:
+    """Whether the compiler did what it is known for; it must be that."""
+    if not (DIES and name.startswith("tpu7x")):
+        return False
+    assert result.status == programs.FAILED
+    assert "core_count()" in result.message
+    return True
 
 
 def small_model(directory) -> str:
@@ -82,6 +95,8 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("name", GENERATIONS)
 def test_step_compiles(compiled, name):
     case, result = compiled[name]
+    if died(name, result):
+        return
     assert result.status == programs.FITS, result.message
     held = result.memory
     assert held.needed >= held.params + held.optimiser + held.temporaries > 0
@@ -98,6 +113,8 @@ def test_step_compiles(compiled, name):
 @pytest.mark.parametrize("name", GENERATIONS)
 def test_schedule_is_read_whole(compiled, name):
     case, result = compiled[name]
+    if died(name, result):
+        return
     assert result.unresolved == ()
     assert result.cycles > 0
     model = family.lookup(case.cfg.model.path)
@@ -128,9 +145,10 @@ def test_quick_stops_before_code_and_says_the_same_of_memory(compiled, monkeypat
     assert quick.flops == pytest.approx(whole.flops)
     assert quick.memory.params == whole.memory.params
     assert quick.memory.optimiser == whole.memory.optimiser
-    # The report has arguments and temporaries, padded: some MiB, whatever the size.
+    # The report has arguments and temporaries, padded, and code generation may add
+    # temporaries of its own: some MiB either way, whatever the size.
     more = quick.memory.needed - (whole.memory.needed - whole.memory.code)
-    assert -0.02 * whole.memory.needed <= more <= 8 * 2**20
+    assert abs(more) <= 8 * 2**20
     assert quick.seconds < whole.seconds
 
 

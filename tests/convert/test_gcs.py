@@ -75,7 +75,7 @@ def bucket():
 def run(root, origin, bucket, tmp_path):
     """Run code with the clients pointed at the bucket; returns the process."""
     if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("gcsfs is not installed: pip install 'mpo-jax[gcs]'")
+        pytest.skip("gcsfs is not installed: pip install -e '.[gcs]'")
     url, _ = bucket
 
     def call(*code: str) -> subprocess.CompletedProcess[str]:

@@ -349,5 +349,5 @@ def test_flags_that_do_not_fit(root, tmp_path, wild):
     if importlib.util.find_spec("apache_beam") is None:
         done = command(root, *flags, beam)
         assert done.returncode == 1
-        assert "--beam needs apache_beam: pip install 'mpo-jax[beam]'" in done.stderr
+        assert "--beam needs apache_beam: pip install -e '.[beam]'" in done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"data"}

@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -23,10 +23,11 @@ with open(path) as file:
 line = " ".join([name, *sys.argv[1:]])
 for part, answers in script.items():
     if part in line and answers:
-        code, text = answers.pop(0) if len(answers) > 1 else answers[0]
+        code, text, *errors = answers.pop(0) if len(answers) > 1 else answers[0]
         with open(path, "w") as file:
             json.dump(script, file)
         sys.stdout.write(text)
+        sys.stderr.write("".join(errors))
         sys.exit(code)
 """
 
@@ -34,8 +35,9 @@ for part, answers in script.items():
 class StandIns:
     """A folder of recording programs, first in PATH.
 
-    ``script`` maps a part of a command line to answers ``(exit status, stdout)`` in
-    order, the last one repeated; a call that no part matches succeeds silently.
+    ``script`` maps a part of a command line to answers ``(exit status, stdout)`` or
+    ``(exit status, stdout, stderr)`` in order, the last one repeated; a call that no
+    part matches succeeds silently.
     """
 
     def __init__(self, base: pathlib.Path) -> None:
@@ -52,12 +54,16 @@ class StandIns:
             )
             path.chmod(0o755)
 
-    def script(self, answers: dict[str, Sequence[tuple[int, str]]]) -> None:
+    def script(self, answers: Mapping[str, Sequence[tuple[int | str, ...]]]) -> None:
         (self.base / "script.json").write_text(json.dumps(answers))
 
-    def calls(self) -> list[list[str]]:
+    def calls(self, *names: str) -> list[list[str]]:
+        """Words of every call, in order; of these programs only, if any is named."""
         path = self.base / "calls.jsonl"
-        return [json.loads(line) for line in path.open()] if path.exists() else []
+        if not path.exists():
+            return []
+        found = [json.loads(line) for line in path.open()]
+        return [call for call in found if not names or call[0] in names]
 
     def run(
         self, argv: Sequence[str | pathlib.Path], **env: str
@@ -67,7 +73,7 @@ class StandIns:
             env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", **env},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,  # of a busy machine; pytest's own comes after it
         )
 
 

@@ -136,8 +136,9 @@ def test_recipes_name_slices_that_exist(root: pathlib.Path):
             assert cfg.rows.row_multiple % found.devices == 0, path
 
 
-def test_readme_names_slices_that_exist(root: pathlib.Path):
-    text = (root / "tpu_setup" / "README.md").read_text()
+@pytest.mark.parametrize("page", ["tpu_setup/README.md", "docs/tpu.md"])
+def test_pages_name_slices_that_exist(root: pathlib.Path, page):
+    text = (root / page).read_text()
     named = re.findall(
         r"\b(?:v4|v5litepod|v5p|v6e|tpu7x)-\d+\b|\bv\w+:\d+x[\dx]+", text
     )
@@ -149,7 +150,7 @@ def test_readme_names_slices_that_exist(root: pathlib.Path):
 def test_the_compiler_sees_the_same_devices_and_hosts():
     """libtpu describes a topology without a TPU; it comes with the ``tpu`` extra."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install '.[tpu]'")
+        pytest.skip("libtpu is not installed: pip install -e '.[tpu]'")
     code = """
 from jax.experimental import topologies
 from mpo_jax.utils import slices

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +37,7 @@ def test_argv(xpk, stand_ins, shell_words):
         "--tpu-type=v5litepod-64",
         "--docker-image=region-docker.pkg.dev/p/i:1",
         "--max-restarts=20",
+        "--restart-on-exit-codes=75",
         "--termination-grace-period-seconds=300",
         "--zone=z",
         "--project=p",
@@ -59,6 +64,57 @@ def test_mistakes_reach_no_cluster(xpk, stand_ins, argv, env, message):
     done = xpk(*argv, **env)
     assert done.returncode in (1, 2) and message in done.stderr
     assert not stand_ins.calls()
+
+
+def test_help_is_no_mistake(xpk):
+    done = xpk("--help")
+    assert done.returncode == 0 and "xpk.sh WORKLOAD SLICE" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "flags", "message"),
+    [
+        ("v5litepod-16", (), "set --config.optim.accumulation=6"),
+        ("v5litepod-256", (), "--config.mesh.tensor=2"),
+        ("v6e-64", ("--num-slices=2",), ""),  # 128 devices, one row each
+        ("v6e-64", ("--num-slices=4",), "256 are the fewest for 256 devices"),
+    ],
+)
+def test_a_recipe_that_does_not_suit_the_slices_reaches_no_cluster(
+    xpk, stand_ins, where, flags, message
+):
+    line = ["python", "scripts/train.py", "--config=configs/internvl2_8b_mpo.py"]
+    argv = ["r", where, *flags, "--", *line]
+    done = xpk(*argv, PYTHON=sys.executable)
+    assert done.returncode == (2 if message else 0), done.stderr
+    assert message in done.stderr and bool(stand_ins.calls()) == (not message)
+    assert xpk(*argv, CHECK="0").returncode == 0 and stand_ins.calls()
+
+
+@pytest.mark.slow
+def test_the_manifest_of_xpk_itself_restarts_on_42_75_and_signals(root, tmp_path):
+    beside = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    if shutil.which("xpk", path=beside) is None:
+        pytest.skip("xpk is not installed: pip install xpk==1.16.0, in its own venv")
+    manifest = tmp_path / "jobset.yaml"
+    done = subprocess.run(
+        [
+            *(root / "tpu_setup/xpk.sh", "run-1", "v6e-64", "--dry-run"),
+            *(f"--output-manifest-file={manifest}", "--", "python", "x.py"),
+        ],
+        env={**os.environ, **ENV, "PATH": beside, "ZONE": "z", "PROJECT": "p"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert manifest.is_file(), done.stdout + done.stderr
+    (values,) = re.findall(
+        r"operator: NotIn\s+values: \[([\d, ]+)\]", manifest.read_text()
+    )
+    restarts = {int(value) for value in values.split(",")}
+    assert restarts == {42, 75, *range(127, 256)}
+    assert "maxRestarts: 20" in manifest.read_text()
 
 
 SAVES = """
