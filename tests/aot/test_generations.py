@@ -31,7 +31,7 @@ GENERATIONS = {
 }
 LAYERS, TOWER = 3, 2
 # libtpu as jax 0.10 pins it dies in code generation for tpu7x, whatever the size of the
-# slice (docs/tpu.md); memory is assigned before that. 0.0.52 does not.
+# slice (docs/tpu.md); memory is assigned before that. 0.0.50 and 0.0.52 do not.
 DIES = importlib.metadata.version("libtpu").startswith("0.0.42.")
 
 
