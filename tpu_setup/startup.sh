@@ -49,9 +49,9 @@ python3 -m pip install --quiet --target "$base/uv" --upgrade --require-hashes \
 "$base/uv/bin/uv" pip install --quiet --python "$base/venv/bin/python" \
   --no-deps --no-build-isolation --editable "$base/src"
 
-# Data, and where the work directory is no gs:// address, that too. Every option is said,
-# because gcsfuse chooses others on TPU machines: there it would trust its cache for ever
-# (hosts would not see each other's files) and rename folders piece by piece.
+# Data and work directories. Every option is said, because gcsfuse chooses others on TPU
+# machines: there it would trust its cache for ever (hosts would not see each other's
+# files) and rename folders piece by piece.
 if [[ -n $bucket ]] && ! mountpoint --quiet "$mount"; then
   if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc
@@ -71,8 +71,7 @@ if [[ -n $bucket ]] && ! mountpoint --quiet "$mount"; then
   elif [[ ${nested,,} != true ]]; then
     options+=,ro
     echo "startup.sh: gs://$bucket has no hierarchical namespace, so /bucket can be read" \
-      "and not written: use --workdir=gs://$bucket/..., or make a bucket with" \
-      "--enable-hierarchical-namespace" >&2
+      "and not written: make a bucket with --enable-hierarchical-namespace" >&2
   fi
   mkdir -p "$mount"
   gcsfuse -o "$options" --implicit-dirs --file-mode=666 --dir-mode=777 \

@@ -1,6 +1,6 @@
 """Ranges of rollouts judged and paired by workers of Apache Beam.
 
-On any runner whose workers see the same paths. Extra: ``pip install 'mpo-jax[beam]'``.
+On any runner whose workers see the same paths. Extra: ``beam``.
 """
 
 from __future__ import annotations

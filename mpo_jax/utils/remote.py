@@ -19,7 +19,8 @@ import fsspec
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BLOCK = 64 * 2**20
-_EXTRAS = {"gs": "pip install 'mpo-jax[gcs]'", "gcs": "pip install 'mpo-jax[gcs]'"}
+_GCS = "pip install -e '.[gcs]' in the checkout"
+_EXTRAS = {"gs": _GCS, "gcs": _GCS}
 
 
 def is_remote(place: str | os.PathLike[str]) -> bool:

@@ -88,7 +88,7 @@ def test_what_is_not_installed_or_known(monkeypatch):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
-    with pytest.raises(ValueError, match=r"gs://b/m.*pip install 'mpo-jax\[gcs\]'"):
+    with pytest.raises(ValueError, match=r"gs://b/m.*pip install -e '\.\[gcs\]'"):
         remote.Folder("gs://b/m")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="nosuch://b: "):
