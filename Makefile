@@ -13,7 +13,7 @@ PINNED := $(if $(LOCK),--constraint $(VENV)/constraints.txt)
 
 help:
 	@echo "make quickstart  set up $(VENV); SFT, own samples, pairs, MPO of a tiny InternVL (CPU)"
-	@echo "make miniature   the paper's claim on 2 cores: five methods, five seeds (an hour?)"
+	@echo "make miniature   the paper's claim on 2 cores: five methods, five seeds (55 min)"
 	@echo "make check       linters, type checker and the tests that are quick (3 minutes)"
 	@echo "make test        set up $(VENV), run linters, type checker and all tests"
 	@echo "make lint        ruff and pyright only"

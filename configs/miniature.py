@@ -14,8 +14,8 @@ sample with those that are reported:
   python scripts/miniature.py --config=configs/miniature.py:quickstart \
       --workdir=runs/quickstart
 
-Hardware: 2 CPU cores, an hour by estimate (the small form: 5 minutes); more cores, more
-seeds at a time.
+Hardware: 2 CPU cores, 55 minutes (the small form: 5); more
+cores, more seeds at a time.
 """
 
 from mpo_jax.miniature import config
