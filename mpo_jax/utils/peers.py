@@ -9,6 +9,7 @@ JAX has no public name for that store; this is the only module that reaches for 
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import os
@@ -24,7 +25,7 @@ from mpo_jax.utils import statuses
 
 _END, _LEFT = "mpo/end", "mpo/left"
 _WELL = "well"
-_LOOK_S = 5.0
+_LOOK_S = 2.0
 _LONGEST_END_S = 86_400.0
 _LEAVE_S = 15.0
 """How long the first process waits for the others to have read why they end."""
@@ -72,6 +73,12 @@ class Peers:
     def watch(self) -> None:
         """From now on, end this process where another one fails."""
         self._watcher.start()
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        """A thread that waits inside JAX must not meet the end of the interpreter."""
+        self._over.set()
+        self._watcher.join()
 
     def finish(self) -> None:
         """Wait until all have come to the end of their program.
@@ -80,11 +87,9 @@ class Peers:
         results is not lost.
         """
         self.meet("end", timeout_s=_LONGEST_END_S)
-        self._over.set()
         if self.number == 0:
             self._client.key_value_set(_END, _WELL)
-        # A thread that waits inside JAX must not meet the end of the interpreter.
-        self._watcher.join()
+        self._stop()
 
     def _watch(self) -> None:
         while not self._over.is_set():
