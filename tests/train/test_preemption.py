@@ -36,10 +36,20 @@ def test_in_another_thread_signals_are_the_embedding_programs():
 
 
 def test_ctrl_c_is_a_wish_and_twice_an_order():
-    before = signal.getsignal(signal.SIGINT)
+    original = signal.getsignal(signal.SIGINT)
+    # In the background of a shell it is ignored.
+    before = signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+    try:
+        _interrupt_twice()
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, original)
+
+
+def _interrupt_twice():
     with preemption.Preemption() as preempted:
         os.kill(os.getpid(), signal.SIGINT)
         assert preempted.reached(1) and preempted.status == statuses.INTERRUPTED
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == before
