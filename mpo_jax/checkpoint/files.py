@@ -26,7 +26,10 @@ class Local:
         self.directory = directory
 
     def listed(self) -> dict[str, remote.Stored]:
-        """Every file by its path from here, with ``/``; empty if there is nothing."""
+        """Every file by its path from here, with ``/``; empty if there is nothing.
+
+        What another process is writing is not there yet: manifests appear side by side.
+        """
         if not self.directory.is_dir():
             return {}
 
@@ -36,6 +39,8 @@ class Local:
         found = {}
         for folder, _, names in os.walk(self.directory, onerror=stop):
             for name in names:
+                if atomic.is_being_written(name):
+                    continue
                 path = pathlib.Path(folder, name)
                 info = path.stat()
                 found[path.relative_to(self.directory).as_posix()] = remote.Stored(

@@ -91,6 +91,11 @@ def alone(path: pathlib.Path, *, busy: Callable[[], None]) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_being_written(name: str) -> bool:
+    """Whether a file has the name of one that is not whole yet, or never became so."""
+    return _OWN.search(name) is not None
+
+
 def clean(folder: pathlib.Path) -> None:
     """Remove what killed processes have left in a folder; live ones keep theirs."""
     for path in folder.iterdir():

@@ -316,3 +316,15 @@ def test_a_checkpoint_that_is_deleted_meanwhile(tmp_path):
     told = manifest.compare(files, listing, found, found.files)
     assert len(told) == len(found.files) and all("missing" in line for line in told)
     assert checkpoint.params_directory(tmp_path) is None
+
+
+def test_what_another_process_is_writing_is_not_there_yet(tmp_path):
+    """In a manifest it would be missing ever after, and the checkpoint damaged."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "array").write_bytes(b"weights")
+    (tmp_path / "mpo-manifest-1-of-2.json.0123456789ab.tmp").write_bytes(b"{}")
+    files = files_lib.of(tmp_path)
+    assert set(files.listed()) == {"params/array"}
+    manifest.write(files, step=3, part=0, parts=2)
+    written = manifest.read(files, files.listed())
+    assert set(written.files) == {"params/array"}
