@@ -33,6 +33,8 @@ def _get_into_trouble(kind: str) -> None:
         open("/nowhere/image.png")  # noqa: SIM115
     if kind == "unexpected":
         raise KeyError("a bug")
+    if kind == "leaves":
+        raise SystemExit(3)
     if kind == "storage":
         raise statuses.TryAgain("the bucket is away")
     if kind == "killed":

@@ -74,7 +74,8 @@ def read(workdir: pathlib.Path) -> list[Attempt]:
     path, found = workdir / FILE, list[Attempt]()
     if not path.exists():
         return found
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a kill may cut the last line
+    for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = json.loads(text)
             if "started" in line:
@@ -98,5 +99,10 @@ def _last_sign(workdir: pathlib.Path, attempt: Attempt) -> float:
 
 
 def _append(workdir: pathlib.Path, line: dict[str, Any]) -> None:
-    with open(workdir / FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = workdir / FILE
+    path.touch()
+    with open(path, "r+b") as file:
+        whole, end, _ = file.read().rpartition(b"\n")
+        file.seek(len(whole) + len(end))
+        file.truncate()  # what a killed process has cut off
+        file.write(json.dumps(line).encode() + b"\n")

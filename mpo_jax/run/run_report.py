@@ -12,6 +12,7 @@ from mpo_jax.run import attempts, standing
 from mpo_jax.utils import atomic, plots
 
 FILE, PLOTS = "report.md", "plots"
+_LEDGER = "ledger/"
 _SHOWN = (
     *("loss", "loss/sigmoid", "loss/bco_pair", "loss/sft", "rewards/accuracies"),
     *("rewards/margins", "logps/chosen", "logps/rejected"),
@@ -80,14 +81,13 @@ def _overview(found: standing.Standing) -> Iterator[tuple[str, str]]:
     yield "starts", f"{len(found.attempts)}, {span(found.spent_s)} in all"
     if found.goodput is not None:
         yield "goodput over all starts", f"{found.goodput:.0%}"
-    left_out = {name: value for name, value in line.items() if name in _left_out(line)}
+    left_out = [
+        f"{name.removeprefix(_LEDGER)} {line[name]:,.0f}"
+        for name in sorted(line)
+        if name.startswith(_LEDGER)
+    ]
     if left_out:
-        reasons = ", ".join(f"{n[7:]} {v:,.0f}" for n, v in sorted(left_out.items()))
-        yield "records left out", reasons
-
-
-def _left_out(line: Mapping[str, float]) -> set[str]:
-    return {name for name in line if name.startswith("ledger/")}
+        yield "records left out", ", ".join(left_out)
 
 
 def starts(found: standing.Standing) -> Table:

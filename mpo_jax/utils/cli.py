@@ -84,8 +84,12 @@ def run(
         except (Exception, KeyboardInterrupt) as error:
             _end(error, program=program, trace=trace.value)
         except SystemExit as error:
-            if error.code == statuses.STOPPED:  # all hosts have stopped together
-                runtime.finish()
+            others = peers.others()
+            if others is None or not error.code:
+                raise
+            if error.code != statuses.STOPPED:
+                others.fail(f"ended with {error.code}")
+            runtime.finish()  # all hosts have stopped together
             raise
         runtime.finish()
 

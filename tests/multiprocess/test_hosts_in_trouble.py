@@ -51,6 +51,7 @@ def test_an_exception_of_one_host_ends_all_with_1_and_is_named(run, count, host)
         ("missing", 1, "/nowhere/image.png: No such file or directory"),
         ("unexpected", 1, "KeyError: 'a bug'"),
         ("storage", 75, "the bucket is away"),
+        ("leaves", 1, "ended with 3"),
     ],
 )
 def test_every_kind_of_error_has_its_status(run, trouble, status, words):

@@ -48,6 +48,15 @@ def test_a_killed_start_ends_at_its_last_sign_of_life(workdir):
     assert second.host == socket.gethostname()
 
 
+def test_a_line_that_a_kill_cut_off_stops_nobody(workdir):
+    """The next start drops it, and goes on behind the last whole line."""
+    with open(workdir / attempts.FILE, "a") as file:
+        file.write('{"ended": 12')
+    assert len(attempts.read(workdir)) == 2
+    attempts.begin(workdir, started=1200.0, first_step=16, num_steps=40)
+    assert [one.how for one in attempts.read(workdir)] == ["killed", "killed", ""]
+
+
 def test_where_a_run_stands(workdir):
     attempts.end(workdir, "stopped, and saved")
     found = standing.read(workdir)
