@@ -293,6 +293,8 @@ class LogConfig:
     """Score `data.eval_meta` every this many steps; 0 only before and after."""
     line_seconds: float = field(30.0, at_least=0)
     """Between lines where stderr is a log; on a terminal there is a bar."""
+    upload_seconds: float = field(30.0, at_least=1)
+    """Between uploads of metrics and small files where ``--workdir`` is an address."""
     tensorboard: bool = True
     wandb: str = ""
     """Project on Weights & Biases that metrics go to as well; empty is none. The key

@@ -2,16 +2,17 @@
 
   python scripts/status.py runs/8b
   python scripts/status.py runs/8b --watch=30
+  python scripts/status.py gs://my-bucket/runs/8b
 
 State (who runs it, and its last sign of life), step, loss, step time, time left, newest
 checkpoint, all starts with their ends, goodput over all of them, held-out metrics and
 benchmarks. It reads metrics.jsonl, attempts.jsonl and lease.json; it opens no device
-and may run anywhere that sees the directory, as often as you like.
+and may run anywhere that sees the directory, or the bucket, as often as you like.
 """
 
 from __future__ import annotations
 
-import pathlib
+import os
 import time
 
 import rich.console
@@ -30,11 +31,11 @@ _WATCH = flags.DEFINE_float(
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("name one work directory")
-    workdir = pathlib.Path(argv[1]).expanduser()
+    workdir = os.path.expanduser(argv[1])
     console = progress.stdout_console()
     while True:
         found = standing.read(workdir)
-        show(found, console, title=str(workdir))
+        show(found, console, title=workdir)
         if not _WATCH.value or found.holder is None:
             return
         time.sleep(_WATCH.value)

@@ -9,7 +9,7 @@ come its manifests, by which a damaged one is told from a good one
 """
 
 from mpo_jax.checkpoint.checkpoints import Checkpoints, Resumed
-from mpo_jax.checkpoint.places import check_place
+from mpo_jax.checkpoint.places import check_place, steps_in
 from mpo_jax.checkpoint.saving import SaveFailed
 from mpo_jax.checkpoint.schedule import Schedule
 from mpo_jax.checkpoint.verifying import Damaged
@@ -36,5 +36,6 @@ __all__ = [
     "load_params",
     "params_directory",
     "save_params",
+    "steps_in",
     "verify_params",
 ]

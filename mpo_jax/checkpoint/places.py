@@ -28,16 +28,25 @@ class _Directory(gpath.PosixGPath):
 
 
 def check_place(path: Any) -> None:
-    """Check that checkpoints can be written to a directory of this name.
+    """Check that checkpoints can be written to a directory, or address, of this name.
 
     Raises:
-      ValueError: if it holds a backslash, which TensorStore takes for a separator.
+      ValueError: if it holds a backslash, which TensorStore takes for a separator; if
+        it is an address that Orbax cannot write to, or for which nothing is installed.
     """
     if "\\" in str(path):
         raise ValueError(
             f"{path}: checkpoints cannot be written to a path with a backslash; name "
             "another one"
         )
+    if not remote.is_remote(path):
+        return
+    if not str(path).startswith(("gs://", "s3://")):
+        raise ValueError(
+            f"{path}: Orbax checkpoints are read from and written to directories, "
+            "gs:// and s3://"
+        )
+    remote.Folder(str(path))  # names what is not installed
 
 
 def absolute(path: Any) -> Any:
@@ -45,13 +54,17 @@ def absolute(path: Any) -> Any:
     check_place(path)
     if not remote.is_remote(path):
         return pathlib.Path(os.path.expanduser(path)).absolute()
-    if not str(path).startswith(("gs://", "s3://")):
-        raise ValueError(
-            f"{path}: Orbax checkpoints are read from and written to directories, "
-            "gs:// and s3://"
-        )
-    remote.Folder(str(path))  # names what is not installed
     return epath.Path(str(path))
+
+
+def steps_in(path: Any) -> list[int]:
+    """Steps of the checkpoints in a directory, whole or not, in order."""
+    place = absolute(path)
+    if not place.is_dir():
+        return []
+    return sorted(
+        int(found.name) for found in place.iterdir() if found.name.isdecimal()
+    )
 
 
 def for_orbax(path: Any) -> Any:

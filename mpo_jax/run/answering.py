@@ -22,7 +22,7 @@ import numpy as np
 from mpo_jax import ledger
 from mpo_jax.generate import capacity, local, prompts, questions, requests, results
 from mpo_jax.run import answerer as answerer_lib
-from mpo_jax.utils import atomic, progress, runtime, watchdog
+from mpo_jax.utils import atomic, mirror, progress, runtime, watchdog
 
 
 class Lines:
@@ -149,6 +149,7 @@ def answer_file(
     }
     parts.output.parent.mkdir(parents=True, exist_ok=True)
     finished = runtime.is_main() and _begin(parts, job)
+    mirror.publish(parts.folder)  # before others add to it
     if runtime.agreed(np.array([finished]))[0]:
         return True
     parts.load()
@@ -158,7 +159,7 @@ def answer_file(
     results.write_ledger(parts.folder / f"ledger-{process:05d}.jsonl", entries)
     failures = parts.folder / f"failed-{process:05d}"
     failures.write_text(str(failed), encoding="utf-8")
-    runtime.barrier("answers end")
+    mirror.barrier("answers end", parts.folder)
     complete = True
     if runtime.is_main():
         complete = _finish(parts, lines, sampling, job)

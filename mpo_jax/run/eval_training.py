@@ -20,6 +20,7 @@ from mpo_jax.inputs import tokenizer as tokenizer_lib
 from mpo_jax.models import network
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import (
+    addresses,
     answerer,
     answering,
     eval_tasks,
@@ -30,11 +31,8 @@ from mpo_jax.run import (
 from mpo_jax.train import meter
 from mpo_jax.train import state as state_lib
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import runtime
+from mpo_jax.utils import mirror, runtime
 from mpo_jax.verify import verifier as verifier_lib
-
-FOLDER = "benchmarks"
-"""Below the work directory."""
 
 
 class Benchmarks:
@@ -75,13 +73,15 @@ class Benchmarks:
             tokenizer=self._tokenizer,
             policy=self._run.policy,
             device_memory=self._left_by(current),
-            trained={"run": str(self._run.workdir), "step": step},
+            trained={"run": str(self._run.place), "step": step},
         )
+        folder = self._run.workdir / addresses.BENCHMARKS / f"step_{step}"
+        mirror.fetch(folder)  # what a start that was killed has answered
         with verifier_lib.Verifier() as verifier:
             outcome = evaluating.answered_by_model(
                 self._tasks,
                 self._cfg,
-                self._run.workdir / FOLDER / f"step_{step}",
+                folder,
                 functools.partial(_asker, model),
                 verifier.check,
             )

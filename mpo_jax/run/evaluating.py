@@ -18,7 +18,7 @@ from mpo_jax import config, ledger
 from mpo_jax.evals import asking, benchmark, lines, responses
 from mpo_jax.generate import requests, results
 from mpo_jax.run import answering, eval_grading, eval_tasks
-from mpo_jax.utils import atomic, progress, runtime
+from mpo_jax.utils import atomic, mirror, progress, runtime
 
 Asker = Callable[[answering.Lines, requests.Sampling, int], requests.Answerer]
 """Makes what answers a file of questions, with at most so many tiles each."""
@@ -75,7 +75,7 @@ def answered_by_model(
     if runtime.is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         prepared = prepare(tasks, cfg, workdir)
-    runtime.barrier("questions are written")
+    mirror.barrier("questions are written", workdir)
     if not ask(asker, cfg, workdir):
         raise Incomplete("some answers are missing; start the same command again")
     if prepared is None:

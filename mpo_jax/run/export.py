@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
-
 from mpo_jax.convert import hf, layouts
 from mpo_jax.nn import params as params_lib
-from mpo_jax.run import setup
+from mpo_jax.run import addresses, setup
 from mpo_jax.utils import progress, runtime
 
 
-def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
+def export(run: setup.Setup, params: params_lib.Params) -> None:
     """Write ``<workdir>/hf``: weights in bf16, other files as the run has them."""
-    target, files = run.workdir / "hf", run.source.files
+    target, files = run.at(addresses.EXPORT), run.source.files
     notes = hf.save(
         target,
         params,
@@ -26,4 +24,3 @@ def export(run: setup.Setup, params: params_lib.Params) -> pathlib.Path:
     for note in notes:
         console.print(f"note: {note}")
     runtime.barrier("export")
-    return target

@@ -20,7 +20,7 @@ from mpo_jax.losses import preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
 from mpo_jax.train import comparison
-from mpo_jax.utils import progress
+from mpo_jax.utils import mirror, progress
 
 _SHOWN = 8
 
@@ -134,8 +134,8 @@ def check(
         f"{len(found.record_ids)} pairs:\n" + "\n".join(lines) + "\nThe key of the "
         "cache covers weights, architecture, dtype, attention, tokenizer, template, "
         "tiles and records, so its numbers are damaged or were computed wrongly: "
-        f"delete {cached.directory} and start again. log.gate=False trains on what it "
-        "holds"
+        f"delete {mirror.known_as(cached.directory)} and start again. log.gate=False "
+        "trains on what it holds"
     )
 
 

@@ -49,7 +49,7 @@ def print_data(
     console.print(
         f"{len(index) - too_long:,} pairs indexed, "
         f"{ledger_counts['ledger/left_out']:,.0f} left out{note} "
-        f"(see {run.workdir / 'ledger.jsonl'}); {plan.num_pairs:,} pairs in "
+        f"(see {run.at('ledger.jsonl')}); {plan.num_pairs:,} pairs in "
         f"{plan.num_batches:,} batches, {steps:,} steps.",
         markup=False,
     )

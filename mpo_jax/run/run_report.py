@@ -19,13 +19,19 @@ _SHOWN = (
 )
 
 
-def write(workdir: pathlib.Path, *, draw: bool) -> None:
-    """Write the report of a run as it stands, and its plots if `draw`."""
+def write(folder: pathlib.Path, workdir: str | pathlib.Path, *, draw: bool) -> None:
+    """Write the report of a run that ends, and its plots if `draw`.
+
+    Args:
+      folder: where its files are on this host, and the report goes.
+      workdir: its work directory, or address.
+    """
     drawn: list[pathlib.Path] = []
     if draw:
-        drawn = plots.plot_metrics(workdir / attempts.METRICS, workdir / PLOTS)
-    text = render(standing.read(workdir), name=workdir.name, drawn=drawn)
-    atomic.write_whole(workdir / FILE, lambda path: _write(path, text))
+        drawn = plots.plot_metrics(folder / attempts.METRICS, folder / PLOTS)
+    found = standing.read_ended(folder, workdir)
+    text = render(found, name=str(workdir).rsplit("/", 1)[-1], drawn=drawn)
+    atomic.write_whole(folder / FILE, lambda path: _write(path, text))
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -19,9 +19,9 @@ from mpo_jax.mmpr.index import Index
 from mpo_jax.models import internvl
 from mpo_jax.nn import params as params_lib
 from mpo_jax.packing import plan as plan_lib
-from mpo_jax.run import setup, stages
+from mpo_jax.run import addresses, setup, stages
 from mpo_jax.train import comparison, reference, step
-from mpo_jax.utils import background, progress, runtime
+from mpo_jax.utils import background, mirror, progress, runtime
 
 
 class Scorer:
@@ -161,7 +161,9 @@ def reference_directory(
 ) -> pathlib.Path:
     """Where the reference log-probs of an index lie: beside it, or as named."""
     key = reference.key_digest(reference_key(run, index, fingerprint))
-    return pathlib.Path(directory or run.cache_dir / "reference" / key[:16])
+    if directory:
+        return addresses.local(directory)
+    return run.cache_dir / "reference" / key[:16]
 
 
 def prepare_reference(
@@ -186,7 +188,8 @@ def prepare_reference(
     key = reference_key(run, index, fingerprint)
     place = reference_directory(run, index, fingerprint, directory)
     cache = reference.Cache(place, key, size=len(index))
-    runtime.barrier(f"reference {cache.directory}")
+    known_as = reference.key_digest(key)[:16]
+    mirror.barrier(f"reference {known_as}", place)
     wanted = np.unique(record_ids)
     # Another run may be writing to the same cache: what is missing is what the first
     # process misses, for all compute it together; what it saw, all see from now on.
@@ -205,5 +208,5 @@ def prepare_reference(
             step=logps_step,
             on_batch=lambda pairs: bar.advance(task, pairs),
         )
-    runtime.barrier(f"reference done {cache.directory}")
+    mirror.barrier(f"reference done {known_as}", place)
     return cache.load()

@@ -16,21 +16,35 @@ from mpo_jax.inputs import tokenizer
 from mpo_jax.mmpr import examples
 from mpo_jax.models import adapted, internvl
 from mpo_jax.models import config as model_config
+from mpo_jax.run import addresses
 from mpo_jax.utils import progress, remote, slices, wandb_board
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every stage needs and none changes."""
+    """What every stage needs and none changes.
+
+    Attributes:
+      place: the work directory as it was named: a directory, or an address.
+    """
 
     cfg: config_lib.RunConfig
-    workdir: pathlib.Path
+    place: str | pathlib.Path
     mesh: Any
     source: hub.Source
     model: internvl.InternVL
     tokenizer_path: pathlib.Path
     policy: examples.EncodePolicy
     img_context_id: int
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """Where this process has the files of the work directory."""
+        return addresses.local(self.place)
+
+    def at(self, name: str) -> str | pathlib.Path:
+        """What others write to the work directory itself, address or not."""
+        return remote.join(self.place, name)
 
     @property
     def shapes(self) -> tuple[types.RowShape, ...]:
@@ -54,7 +68,8 @@ class Setup:
 
     @property
     def cache_dir(self) -> pathlib.Path:
-        return pathlib.Path(self.cfg.data.cache_dir or self.workdir / "data")
+        place = self.cfg.data.cache_dir
+        return addresses.local(place) if place else self.workdir / "data"
 
 
 def setup(
@@ -85,11 +100,13 @@ def setup(
     )
     if cfg.topology:
         _check_topology(cfg.topology, mesh)
-    workdir = pathlib.Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    place = str(workdir).rstrip("/")
+    if not remote.is_remote(place):
+        place = pathlib.Path(workdir).absolute()
+    addresses.local(place).mkdir(parents=True, exist_ok=True)
     return Setup(
         cfg=cfg,
-        workdir=workdir,
+        place=place,
         mesh=mesh,
         source=source,
         model=internvl.InternVL(model_cfg, adapted.of(cfg.model, model_cfg)),
@@ -151,17 +168,12 @@ def _checked_tokenizer(
 
 def _check_places(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     """Refuse an address where a directory is needed; models may have one."""
-    logs = "metrics are appended to, and results appear by a rename"
     read = "annotations and images are read as files, at any place in them"
-    parts = "its parts appear by a rename"
-    for field, place, why in (
-        ("workdir", str(workdir), logs),
-        ("data.meta", cfg.data.meta, read),
-        ("data.eval_meta", cfg.data.eval_meta, read),
-        ("data.cache_dir", cfg.data.cache_dir, parts),
-        ("reference.cache", cfg.reference.cache, parts),
+    for field, place in (
+        ("data.meta", cfg.data.meta),
+        ("data.eval_meta", cfg.data.eval_meta),
     ):
-        remote.refuse(place, field=field, why=why)
+        remote.refuse(place, field=field, why=read)
     checkpoint.check_place(workdir)
 
 

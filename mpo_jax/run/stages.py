@@ -21,9 +21,9 @@ from mpo_jax.mmpr.index import Index, build_index, effective, load_index
 from mpo_jax.models import flops
 from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
-from mpo_jax.run import report, setup
+from mpo_jax.run import addresses, report, setup
 from mpo_jax.train import step
-from mpo_jax.utils import batch_rows, progress, runtime
+from mpo_jax.utils import batch_rows, mirror, progress, runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +85,12 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
     """
     if runtime.is_main():
         index = _build_with_bar(run, meta)
+        mirror.publish(index.directory)
         _first_ones_name(index.directory.name)
     else:
         # Not built here too: looking at the images a moment later may see others.
         directory = run.cache_dir / _first_ones_name("")
+        mirror.fetch(directory)
         index = load_index(directory, shards=store.shards_folder(meta))
     if not len(index):
         reasons = "; ".join(str(share) for share in shares.shares(index)[:8])
@@ -292,5 +294,6 @@ def loader(
 def dry_run(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     """Index and plan, printed; no weight is loaded, nothing is compiled."""
     run = setup.setup(cfg, workdir)
-    data = prepare_training_data(run)
+    with addresses.mirrored(run):
+        data = prepare_training_data(run)
     report.print_model(run, data.plan.rows_per_batch)

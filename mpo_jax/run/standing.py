@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mpo_jax import checkpoint
 from mpo_jax.run import attempts
 from mpo_jax.train import meter
-from mpo_jax.utils import lease
+from mpo_jax.utils import lease, mirror, remote
 from mpo_jax.utils import metrics as metrics_lib
 
 STEP_S, SUM = "time/step_s", "time/sum_"
@@ -86,40 +88,65 @@ class Standing:
         return last.how
 
 
-def read(workdir: pathlib.Path) -> Standing:
+def read(workdir: str | pathlib.Path) -> Standing:
     """Where a run stands.
 
+    Args:
+      workdir: a directory, or an address.
+
     Raises:
-      ValueError: the directory holds no run, or a file of it is broken.
+      ValueError: it holds no run, or a file of it is broken.
     """
-    lines = metrics_lib.read(workdir / attempts.METRICS)
-    starts = attempts.read(workdir)
+    if not remote.is_remote(workdir):
+        return _with_holder(pathlib.Path(workdir), workdir)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        mirror.snapshot(
+            str(workdir),
+            folder,
+            (attempts.FILE, lease.FILE),
+            growing=attempts.METRICS,
+        )
+        return _with_holder(folder, workdir)
+
+
+def _with_holder(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
+    path = folder / lease.FILE
+    holder = lease.read(folder)
+    sign_s = time.time() - path.stat().st_mtime if holder is not None else 0.0
+    found = read_ended(folder, workdir)
+    return dataclasses.replace(found, holder=holder, sign_s=sign_s)
+
+
+def read_ended(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
+    """Where a run stands that does not go on, whoever holds its lease.
+
+    Args:
+      folder: of its metrics and attempts.
+      workdir: the directory or the address that has its checkpoints.
+
+    Raises:
+      ValueError: as :func:`read`.
+    """
+    lines = metrics_lib.read(folder / attempts.METRICS)
+    starts = attempts.read(folder)
     if not lines and not starts:
         raise ValueError(
             f"{workdir} holds no training run: neither {attempts.METRICS} nor "
             f"{attempts.FILE}; name its --workdir"
         )
     training = [line for line in lines if "loss" in line]
-    path = workdir / lease.FILE
-    holder = lease.read(workdir)
-    sign_s = time.time() - path.stat().st_mtime if holder is not None else 0.0
+    checkpoints = checkpoint.steps_in(remote.join(workdir, attempts.CHECKPOINTS))
     return Standing(
         attempts=starts,
-        holder=holder,
-        sign_s=sign_s,
+        holder=None,
+        sign_s=0.0,
         training=training[-1] if training else {},
         held_out=_ends(lines, meter.HELD_OUT),
         benchmarks=_ends(lines, meter.BENCHMARKS),
-        checkpoint=_newest(workdir / attempts.CHECKPOINTS),
+        checkpoint=max(checkpoints, default=None),
         trained_s=sum(_trained_s(training)),
     )
-
-
-def _newest(checkpoints: pathlib.Path) -> int | None:
-    if not checkpoints.is_dir():
-        return None
-    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
-    return max(steps, default=None)
 
 
 def _ends(lines: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, float]]:

@@ -62,7 +62,7 @@ def initial_or_resumed(
     if found is None:
         return _initial(run, optimiser)
     progress.console().print(
-        f"Resuming {run.workdir} after step {found.step}; {found.verdict}."
+        f"Resuming {run.place} after step {found.step}; {found.verdict}."
     )
     weights = found.meta["reference_weights"]
     return Start(state.from_trees(found.trees), found.step, weights)
@@ -112,7 +112,7 @@ def _check_plan(
     try:
         pipeline.resume_batch({**stored["position"], "plan": stored["plan"]}, plan)
     except ValueError as error:
-        raise ValueError(f"{run.workdir}: {error}") from error
+        raise ValueError(f"{run.place}: {error}") from error
 
 
 def _check_config(run: setup.Setup, stored: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ def _check_config(run: setup.Setup, stored: Mapping[str, Any]) -> None:
         fixed.append(f"reference.mode={modes[0]!r}, the checkpoint has {modes[1]!r}")
     if fixed:
         raise ValueError(
-            f"{run.workdir}: the checkpoint's parameters, optimiser or reference are "
+            f"{run.place}: the checkpoint's parameters, optimiser or reference are "
             "others:\n  "
             + "\n  ".join(fixed)
             + "\nUse the config of the run that wrote it, or another --workdir."
@@ -148,7 +148,7 @@ def _check_config(run: setup.Setup, stored: Mapping[str, Any]) -> None:
 def _check_length(run: setup.Setup, latest: int, num_steps: int) -> None:
     if latest > num_steps:
         raise ValueError(
-            f"{run.workdir} is trained up to step {latest}, beyond the {num_steps} "
+            f"{run.place} is trained up to step {latest}, beyond the {num_steps} "
             f"of optim.max_steps={run.cfg.optim.max_steps}: raise it to {latest} or "
             "more, or name another --workdir to train fewer"
         )

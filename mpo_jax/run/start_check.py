@@ -29,7 +29,7 @@ _SEEN_S = 30.0
 
 
 @contextlib.contextmanager
-def alone(cfg: config_lib.RunConfig, workdir: pathlib.Path) -> Iterator[None]:
+def alone(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> Iterator[None]:
     """Hold the work directory; all hosts must see it, and be alike.
 
     Raises:
@@ -103,7 +103,7 @@ def source_hash() -> str:
     return found.hexdigest()
 
 
-def _check_shared(workdir: pathlib.Path, token: str) -> None:
+def _check_shared(workdir: str | pathlib.Path, token: str) -> None:
     """Check that this host sees what the first one has written."""
     deadline = time.monotonic() + _SEEN_S
     while True:

@@ -15,6 +15,7 @@ from absl import logging
 from mpo_jax import checkpoint as checkpoint_lib
 from mpo_jax import config as config_lib
 from mpo_jax.run import (
+    addresses,
     attempts,
     eval_training,
     evaluation,
@@ -30,7 +31,7 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import profiling, runtime, wandb_board, watchdog
+from mpo_jax.utils import mirror, profiling, runtime, wandb_board, watchdog
 
 
 def train(
@@ -45,14 +46,15 @@ def train(
     with contextlib.ExitStack() as stack:
         compiles = stack.enter_context(contextlib.closing(profiling.Compiles()))
         run = setup.setup(cfg, workdir, devices=devices)
-        stack.enter_context(start_check.alone(run.cfg, run.workdir))
+        stack.enter_context(start_check.alone(run.cfg, run.place))
+        stack.enter_context(addresses.mirrored(run))
         runtime.compilation_cache(_compile_cache(run))
         runtime.log_devices()
         data = stages.prepare_training_data(run)
         start_check.compare_data(run.cfg, data)
         optimiser = program.make_optimiser(run, data.num_steps)
         checkpoints = checkpoint_lib.Checkpoints(
-            run.workdir / "checkpoints", run.cfg.checkpoint
+            run.at(attempts.CHECKPOINTS), run.cfg.checkpoint
         )
         stack.callback(checkpoints.close)
         origin = start.initial_or_resumed(run, data, optimiser, checkpoints)
@@ -122,16 +124,16 @@ def _noted(
     finally:
         try:
             attempts.end(run.workdir, how)
-            run_report.write(run.workdir, draw=run.cfg.log.plots)
+            run_report.write(run.workdir, run.place, draw=run.cfg.log.plots)
         except (OSError, ValueError) as error:  # what ended the run matters more
-            logging.warning("the report of %s is not written: %s", run.workdir, error)
+            logging.warning("the report of %s is not written: %s", run.place, error)
 
 
 def _compile_cache(run: setup.Setup) -> str | pathlib.Path | None:
     name = run.cfg.compile_cache
     if name == "none":
         return None
-    return name if name else run.workdir / "compile_cache"
+    return name if name else run.at(addresses.PROGRAMS)
 
 
 def _feed(
@@ -220,6 +222,7 @@ def _output(
             tensorboard=run.cfg.log.tensorboard,
             board=board,
         )
+        mirror.grow(writer.path)
         stack.callback(writer.close)
     return loop.Output(
         writer=writer,

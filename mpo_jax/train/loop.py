@@ -20,7 +20,15 @@ from mpo_jax.train import meter as meter_lib
 from mpo_jax.train import preemption
 from mpo_jax.train import state as state_lib
 from mpo_jax.train.state import TrainState
-from mpo_jax.utils import background, on_demand, profiling, progress, statuses, watchdog
+from mpo_jax.utils import (
+    background,
+    mirror,
+    on_demand,
+    profiling,
+    progress,
+    statuses,
+    watchdog,
+)
 from mpo_jax.utils import metrics as metrics_lib
 
 ON_DEMAND_STEPS = 5
@@ -242,6 +250,8 @@ def _next_batch(batches: Batches, n: int, clock: profiling.Clock) -> types.Packe
 def _save(job: Job, state: TrainState, step: int) -> None:
     """Start saving, with the place from which a resumed run goes on."""
     if job.output.checkpoints is not None:
+        # A run that goes on from here does not write these lines again.
+        mirror.offer(job.output.folder / "metrics.jsonl")
         meta = {**job.output.meta, "position": {"next_batch": step}}
         with job.clock.span("checkpoint"):
             job.output.checkpoints.save(step, state_lib.trees(state), meta=meta)

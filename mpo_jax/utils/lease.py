@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from mpo_jax.utils import atomic, statuses
+from mpo_jax.utils import atomic, remote, statuses
 
 FILE = "lease.json"
 RENEW_S = 15.0
@@ -50,29 +50,31 @@ class Holder:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-def read(workdir: pathlib.Path) -> Holder | None:
+Workdir = str | pathlib.Path
+"""A directory, or an address."""
+
+
+def read(workdir: Workdir) -> Holder | None:
     """Who holds a work directory, as its file says; None if nobody ever did.
 
     Raises:
       ValueError: the file is none of ours.
     """
-    path = workdir / FILE
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LONGEST)
-    except FileNotFoundError:
+    text = _read(workdir)
+    if text is None:
         return None
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path}: not a lease ({error}); delete it if no run is going on here"
+            f"{_place(workdir)}: not a lease ({error}); delete it if no run is going "
+            "on here"
         ) from error
 
 
 @contextlib.contextmanager
 def held(
-    workdir: pathlib.Path,
+    workdir: Workdir,
     *,
     tell: Callable[[str], None],
     lost: Callable[[str, int], None],
@@ -105,11 +107,11 @@ def held(
         renewing.join()
         found = read(workdir)
         if found is not None and found.token == mine.token:
-            (workdir / FILE).unlink(missing_ok=True)
+            _delete(workdir)
 
 
 def _wait_until_free(
-    workdir: pathlib.Path,
+    workdir: Workdir,
     *,
     tell: Callable[[str], None],
     wait: Callable[[float], None],
@@ -148,7 +150,7 @@ def _is_dead(holder: Holder) -> bool:
 
 
 def _renew(
-    workdir: pathlib.Path,
+    workdir: Workdir,
     mine: Holder,
     over: threading.Event,
     tell: Callable[[str], None],
@@ -161,7 +163,7 @@ def _renew(
             found = read(workdir)
             if found is None:
                 lost(
-                    f"{workdir / FILE} has vanished: was the directory unmounted, or "
+                    f"{_place(workdir)} has vanished: was the directory unmounted, or "
                     "deleted? This run ends, before it writes elsewhere",
                     statuses.TRY_AGAIN,
                 )
@@ -173,12 +175,37 @@ def _renew(
                 )
                 return
             _write(workdir, dataclasses.replace(mine, beat=beat))
-        except (OSError, ValueError) as error:
-            tell(f"{workdir / FILE}: the lease cannot be renewed: {error}")
+        except Exception as error:  # of whatever client: the next look may go well
+            tell(f"{_place(workdir)}: the lease cannot be renewed: {error}")
 
 
-def _write(workdir: pathlib.Path, holder: Holder) -> None:
+def _place(workdir: Workdir) -> Workdir:
+    return remote.join(workdir, FILE)
+
+
+def _read(workdir: Workdir) -> str | None:
+    try:
+        if remote.is_remote(workdir):
+            return remote.Folder(str(workdir)).read(FILE, 0, _LONGEST).decode()
+        with open(_place(workdir), encoding="utf-8") as file:
+            return file.read(_LONGEST)
+    except FileNotFoundError:
+        return None
+
+
+def _delete(workdir: Workdir) -> None:
+    if remote.is_remote(workdir):
+        remote.Folder(str(workdir)).delete(FILE)
+    else:
+        pathlib.Path(workdir, FILE).unlink(missing_ok=True)
+
+
+def _write(workdir: Workdir, holder: Holder) -> None:
     text = json.dumps(dataclasses.asdict(holder))
+    if remote.is_remote(workdir):
+        remote.Folder(str(workdir)).write(FILE, text.encode())
+        return
+    workdir = pathlib.Path(workdir)
     atomic.write_whole(workdir / FILE, lambda path: _fill(path, text))
 
 

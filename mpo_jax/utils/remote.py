@@ -9,10 +9,12 @@ which that is.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 import pathlib
 import posixpath
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import fsspec
@@ -57,15 +59,30 @@ class Stored:
       size: in bytes.
       sums: checksums of the content that the store itself keeps, by their names.
       version: changes with the content.
+      modified: when it was written, seconds since 1970 by the store's clock; 0 where
+        the store does not say.
     """
 
     size: int
     sums: dict[str, str]
     version: str
+    modified: float = 0.0
 
 
 _SUMS = ("crc32c", "md5Hash", "ETag")
 _VERSIONS = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
+
+
+def _stored(entry: Mapping[str, Any]) -> Stored:
+    modified = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
+    if isinstance(modified, datetime.datetime):
+        modified = modified.timestamp()
+    return Stored(
+        int(entry["size"]),
+        {key: str(entry[key]) for key in _SUMS if entry.get(key)},
+        str([entry[key] for key in _VERSIONS if entry.get(key)]),
+        modified if isinstance(modified, int | float) else 0.0,
+    )
 
 
 class Folder:
@@ -140,16 +157,26 @@ class Folder:
             if entry["type"] == "file"
         )
 
-    def tree(self) -> dict[str, Stored]:
-        """Every object behind the address by its path from here; empty if absent."""
+    def tree(self, *, leave: Collection[str] = ()) -> dict[str, Stored]:
+        """Every object behind the address by its path from here; empty if absent.
+
+        Args:
+          leave: folders in it that are not looked into.
+        """
+        if leave:
+            found = {
+                posixpath.basename(entry["name"]): _stored(entry)
+                for entry in self._entries()
+                if entry["type"] == "file"
+            }
+            for name in self.folders() - set(leave):
+                below = self.folder(name).tree()
+                found |= {f"{name}/{path}": stored for path, stored in below.items()}
+            return found
         self._fs.invalidate_cache()
         here = self._path.rstrip("/") + "/"
         return {
-            name.removeprefix(here): Stored(
-                int(entry["size"]),
-                {key: str(entry[key]) for key in _SUMS if entry.get(key)},
-                str([entry[key] for key in _VERSIONS if entry.get(key)]),
-            )
+            name.removeprefix(here): _stored(entry)
             for name, entry in self._fs.find(self._path, detail=True).items()
             if not name.endswith("/")  # what some tools leave in place of a folder
         }
@@ -173,6 +200,8 @@ class Folder:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``[start, stop)`` of an object; None is its end."""
+        if not start and stop is None:  # an empty object has no range
+            return self._fs.cat_file(self._at(name))
         return self._fs.cat_file(self._at(name), start=start, end=stop)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
@@ -196,7 +225,15 @@ class Folder:
         self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
         self._fs.pipe_file(self._at(name), data)
 
-    def upload(self, file: pathlib.Path, name: str) -> None:
+    def stored(self, name: str) -> Stored | None:
+        """An object as the store describes it now; None if there is none."""
+        self._fs.invalidate_cache()
+        try:
+            return _stored(self._fs.info(self._at(name)))
+        except FileNotFoundError:
+            return None
+
+    def upload(self, file: pathlib.Path, name: str) -> Stored:
         """Write an object from a file.
 
         Raises:
@@ -204,12 +241,13 @@ class Folder:
         """
         self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
         self._fs.put_file(str(file), self._at(name))
-        self._fs.invalidate_cache()
-        size, wanted = self._fs.size(self._at(name)), file.stat().st_size
-        if size != wanted:
+        found, wanted = self.stored(name), file.stat().st_size
+        size = None if found is None else found.size
+        if found is None or size != wanted:
             raise OSError(
                 f"{self.address}/{name}: {size} bytes arrived of {wanted}; run it again"
             )
+        return found
 
     def download(self, name: str, file: pathlib.Path) -> None:
         """Read a whole object into a file."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from mpo_jax.utils import peers, statuses
+from mpo_jax.utils import mirror, peers, statuses
 
 FOLDER = "stacks"
 """Below the work directory."""
@@ -66,6 +66,7 @@ class Watchdog:
         since, waiting_for = self._said
         for_s = time.monotonic() - since
         write_stacks(self._stacks, waiting_for)
+        mirror.offer(self._stacks)
         return (
             f"this host has waited for {waiting_for} for {for_s:.0f} s; its stacks "
             f"are in {self._stacks}"
