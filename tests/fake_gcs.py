@@ -202,6 +202,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(200, {"done": True, "resource": made})
 
 
+def environment(url: str) -> dict[str, str]:
+    """What points both clients at a service, for a process of its own."""
+    return {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
 @contextlib.contextmanager
 def serve() -> Iterator[tuple[str, Bucket]]:
     """A service with one bucket, called ``bucket``: its URL and content."""

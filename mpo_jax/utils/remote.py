@@ -70,18 +70,18 @@ class Stored:
 
 
 _SUMS = ("crc32c", "md5Hash", "ETag")
-_VERSIONS = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
+_CONTENT = ("etag", "ETag", "generation", "md5Hash")
+_TIMES = ("mtime", "updated", "LastModified", "created")
 
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
-    modified = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
-    if isinstance(modified, datetime.datetime):
-        modified = modified.timestamp()
+    times = [entry[key] for key in _TIMES if entry.get(key)]
+    times = [t.timestamp() if isinstance(t, datetime.datetime) else t for t in times]
     return Stored(
         int(entry["size"]),
         {key: str(entry[key]) for key in _SUMS if entry.get(key)},
-        str([entry[key] for key in _VERSIONS if entry.get(key)]),
-        modified if isinstance(modified, int | float) else 0.0,
+        str([entry[key] for key in _CONTENT if entry.get(key)] or times),
+        next((float(t) for t in times if isinstance(t, int | float)), 0.0),
     )
 
 
@@ -151,7 +151,7 @@ class Folder:
             [
                 posixpath.basename(entry["name"]),
                 int(entry["size"]),
-                [str(entry[key]) for key in _VERSIONS if entry.get(key)],
+                _stored(entry).version,
             ]
             for entry in self._entries()
             if entry["type"] == "file"

@@ -306,9 +306,7 @@ def test_what_needs_a_directory_says_so(root, origin, uploaded, tmp_path):
     assert set(table.hf_shapes(config.load(origin))) == tensors_of(origin).keys()
 
 
-@pytest.mark.parametrize(
-    "field", ["workdir", "data.meta", "data.eval_meta", "data.cache_dir"]
-)
+@pytest.mark.parametrize("field", ["data.meta", "data.eval_meta"])
 def test_runs_name_what_must_be_a_directory(field, tmp_path):
     from mpo_jax import config as run_config
 

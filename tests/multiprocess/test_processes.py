@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
-import shutil
 import socket
+import subprocess
+import sys
 
+import fake_gcs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small_runs as helpers
 import speaking
+
+from mpo_jax import config
+from mpo_jax.run import attempts
+from mpo_jax.utils import mirror, remote
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +103,7 @@ def train_with(
     *,
     devices,
     script: str = "scripts/train.py",
+    **env: str,
 ):
     """Run to the end with several processes of `devices` fake devices each."""
     address = f"localhost:{free_port()}"
@@ -110,6 +118,7 @@ def train_with(
             MPO_COORDINATOR=address,
             MPO_NUM_PROCESSES=str(processes),
             MPO_PROCESS_ID=str(i),
+            **env,
         )
         for i in range(processes)
     ]
@@ -119,7 +128,6 @@ def train_with(
         for process in started:  # one that failed leaves the others waiting
             process.kill()
     assert [process.returncode for process in started] == [0] * processes, outputs
-    assert (workdir / "hf/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,7 @@ def test_processes_whose_devices_lie_apart(
         devices=2,
         script="tests/interleaved_training.py",
     )
+    assert (tmp_path / "many/hf/model.safetensors").is_file()
     assert_close(results(tmp_path / "many"), metrics)
     if cfg.eval.every:
         assert said(tmp_path / "many")["step_0"] == asked["step_0"]
@@ -158,19 +167,63 @@ def test_processes_whose_devices_lie_apart(
         np.testing.assert_allclose(found[record], pair, rtol=1e-5, err_msg=str(record))
 
 
-def test_two_processes_change_nothing_and_one_goes_on(world, root, one, tmp_path):
-    path, expected, _, asked = one
-    train_with(2, root, world, path, tmp_path / "many", devices=2)
-    assert_close(results(tmp_path / "many"), expected)
-    assert said(tmp_path / "many").keys() == asked.keys()
-    assert said(tmp_path / "many")["step_0"] == asked["step_0"]
-    # The same run as if it had been stopped after step 2.
-    shutil.rmtree(tmp_path / "many/checkpoints/3")
-    fewer = helpers.start_training(root, world, path, tmp_path / "many", devices=2)
-    output = helpers.output_of(fewer)
-    assert fewer.returncode == 0, output
-    assert "after step 2" in output and (tmp_path / "many/checkpoints/3").is_dir()
-    assert_close(results(tmp_path / "many"), expected)
+def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tmp_path):
+    """Index, log-probs, answers and checkpoints of each reach the other through it."""
+    path, expected, logps, asked = one
+    cfg = config.from_json((path.parent / "one/run_config.json").read_text())
+    cfg.data.cache_dir, cfg.log.upload_seconds, cfg.log.plots = "", 1.0, True
+    path = helpers.write_config(tmp_path / "recipe.py", cfg)
+    with fake_gcs.serve() as (url, bucket):
+        env = fake_gcs.environment(url)
+        machines = {"XDG_CACHE_HOME": str(tmp_path / "machines")}
+        train_with(
+            2, root, world, path, "gs://bucket/many", devices=2, **env, **machines
+        )
+        found = arrived(bucket, "many/", tmp_path / "found")
+        assert_close(results(found), expected)
+        assert said(found).keys() == asked.keys()
+        assert said(found)["step_0"] == asked["step_0"]
+        assert cached(found / "data").keys() == logps.keys()
+        for name in ("hf/model.safetensors", "report.md", "plots/loss.png"):
+            assert (found / name).is_file()
+        assert not (found / "lease.json").exists()
+        told = subprocess.run(
+            [sys.executable, str(root / "scripts/status.py"), "gs://bucket/many"],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0 and "finished" in told.stdout, told
+        # The same run as if it had been stopped after step 2, on another machine.
+        for name in [n for n in bucket.objects if n.startswith("many/checkpoints/3/")]:
+            del bucket.objects[name]
+        machines = {"XDG_CACHE_HOME": str(tmp_path / "another")}
+        fewer = helpers.start_training(
+            root, world, path, "gs://bucket/many", devices=2, **env, **machines
+        )
+        output = helpers.output_of(fewer)
+        assert fewer.returncode == 0 and "after step 2" in output, output
+        assert "reference log-probs" not in output  # all were there
+        found = arrived(bucket, "many/", tmp_path / "again")
+    assert (found / "checkpoints/3").is_dir()
+    assert_close(results(found), expected)
+    starts = attempts.read(found)
+    assert [(one.first_step, one.how) for one in starts] == [
+        (0, "finished"),
+        (2, "finished"),
+    ]
+
+
+def arrived(bucket: fake_gcs.Bucket, prefix: str, folder: pathlib.Path) -> pathlib.Path:
+    """What a bucket holds, as files; metrics put together from their parts."""
+    for name, (_, content) in bucket.objects.items():
+        if name.startswith(prefix):
+            path = folder / name.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    there = remote.Folder(str(folder))
+    mirror.fetch_lines(there, "metrics.jsonl", folder)
+    return folder
 
 
 def assert_close(found, expected):
