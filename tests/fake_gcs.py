@@ -12,6 +12,7 @@ import hashlib
 import http.server
 import json
 import re
+import sys
 import threading
 import urllib.parse
 import uuid
@@ -204,6 +205,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(200, {"done": True, "resource": made})
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client was killed
+            super().handle_error(request, client_address)
+
+
 def environment(url: str) -> dict[str, str]:
     """What points both clients at a service, for a process of its own."""
     return {
@@ -219,7 +226,7 @@ def serve() -> Iterator[tuple[str, Bucket]]:
     """A service with one bucket, called ``bucket``: its URL and content."""
     bucket = Bucket()
     handler = type("BucketHandler", (Handler,), {"bucket": bucket})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

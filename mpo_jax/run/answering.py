@@ -152,6 +152,8 @@ def answer_file(
     mirror.publish(parts.folder)  # before others add to it
     if runtime.agreed(np.array([finished]))[0]:
         return True
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    mirror.fetch(parts.folder)
     parts.load()
     left_out, failed = _answer(answerer, lines, parts, sampling, save_tokens)
     process = jax.process_index()

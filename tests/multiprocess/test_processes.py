@@ -171,7 +171,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
     """Index, log-probs, answers and checkpoints of each reach the other through it."""
     path, expected, logps, asked = one
     cfg = config.from_json((path.parent / "one/run_config.json").read_text())
-    cfg.data.cache_dir, cfg.log.upload_seconds, cfg.log.plots = "", 1.0, True
+    cfg.data.cache_dir, cfg.log.upload_seconds = "", 1.0
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     with fake_gcs.serve() as (url, bucket):
         env = fake_gcs.environment(url)
@@ -184,7 +184,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
         assert said(found).keys() == asked.keys()
         assert said(found)["step_0"] == asked["step_0"]
         assert cached(found / "data").keys() == logps.keys()
-        for name in ("hf/model.safetensors", "report.md", "plots/loss.png"):
+        for name in ("hf/model.safetensors", "report.md"):
             assert (found / name).is_file()
         assert not (found / "lease.json").exists()
         told = subprocess.run(
