@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 import types
 from typing import Any
 
@@ -119,8 +118,8 @@ def rules() -> pairs.Rules:
 def job(judged_by: Any) -> pairing.Job:
     """What is built."""
     return pairing.Job(
-        [os.path.expanduser(path) for path in _INPUT.value],
-        pathlib.Path(_OUTPUT.value).expanduser(),
+        [str(cli.path(place, "input")) for place in _INPUT.value],
+        cli.path(_OUTPUT.value, "output"),
         os.path.expanduser(_ROOT.value),
         rules(),
         judged_by,

@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
         units_optional=_UNITS_OPTIONAL.value,
         convert_units=_CONVERT_UNITS.value,
     )
-    output, last = os.path.expanduser(_OUTPUT.value), None
+    output, last = str(cli.path(_OUTPUT.value, "output")), None
     if _ENDPOINT.value:
         model = text_endpoint.TextEndpoint(
             _ENDPOINT.value,
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
         last=last,
     ) as verifier:
         summary = checking.check_file(
-            os.path.expanduser(_INPUT.value), output, verifier, form=_FORMAT.value
+            str(cli.path(_INPUT.value, "input")), output, verifier, form=_FORMAT.value
         )
     console = progress.stdout_console()
     print_summary(summary, console)

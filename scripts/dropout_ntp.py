@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 
 from absl import flags
 
@@ -78,10 +77,10 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 def task() -> dropping.Task:
     """What the flags ask for."""
-    given = pathlib.Path(_INPUT.value).expanduser().absolute()
+    given = cli.path(_INPUT.value, "input")
     return dropping.Task(
         input=given,
-        output=pathlib.Path(_OUTPUT.value).expanduser().absolute(),
+        output=cli.path(_OUTPUT.value, "output"),
         root=os.path.expanduser(_ROOT.value),
         name=_NAME.value or given.stem,
         variant=dropout_ntp.Variant(_RATIO.value, _BY.value, _KEEP.value),

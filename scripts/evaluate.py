@@ -43,6 +43,7 @@ from mpo_jax import config as config_lib
 from mpo_jax.evals import report, report_run
 from mpo_jax.generate import endpoint, requests, speaker, text_endpoint
 from mpo_jax.run import (
+    addresses,
     answerer,
     answering,
     eval_judging,
@@ -50,7 +51,7 @@ from mpo_jax.run import (
     eval_tasks,
     evaluating,
 )
-from mpo_jax.utils import cli, progress, runtime
+from mpo_jax.utils import cli, mirror, progress, runtime
 from mpo_jax.verify import verifier
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -125,7 +126,7 @@ def configured() -> config_lib.EvaluationConfig:
             "--judge_model is empty; name the model behind --judge_endpoint, with its "
             "version: scores are called after it"
         )
-    base = pathlib.Path(_BASE.value).expanduser()
+    base = cli.path(_BASE.value, "base")
     if _BASE.value and not (base / report_run.ITEMS).is_file():
         raise ValueError(
             f"--base={_BASE.value}: there is no {report_run.ITEMS} in it; name the "
@@ -177,17 +178,28 @@ def ask_endpoint(
 
 def main(argv: list[str]) -> None:
     del argv
-    cfg, workdir = configured(), pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    cfg = configured()
     runtime.initialise()
     tasks = eval_tasks.tasks(cfg)
     if not _ANSWERS.value:
         show_plan(tasks, cfg)
     if _DRY_RUN.value:
         return
+    with addresses.working(_WORKDIR.value) as workdir:
+        evaluate(cfg, tasks, workdir)
+        runtime.barrier("reports are written")
+
+
+def evaluate(
+    cfg: config_lib.EvaluationConfig,
+    tasks: list[eval_tasks.Task],
+    workdir: pathlib.Path,
+) -> None:
+    """Answers, grades and reports, into a directory of this host."""
     workers = _WORKERS.value or os.cpu_count() or 1
     with verifier.Verifier(workers=workers) as judged_by:
         if _ANSWERS.value:
-            given = pathlib.Path(_ANSWERS.value).expanduser()
+            given = cli.path(_ANSWERS.value, "answers")
             name = given.stem
             outcome = None
             if runtime.is_main():  # there is nothing to share
@@ -218,7 +230,6 @@ def main(argv: list[str]) -> None:
                 base=os.path.expanduser(_BASE.value),
             )
             show(found, workdir)
-    runtime.barrier("reports are written")
 
 
 def show_plan(tasks: list[eval_tasks.Task], cfg: config_lib.EvaluationConfig) -> None:
@@ -248,6 +259,9 @@ def show_plan(tasks: list[eval_tasks.Task], cfg: config_lib.EvaluationConfig) ->
     )
 
 
+_SHOWN_REPORTS = (report.MARKDOWN, report.PAGE)
+
+
 def show(found: dict[str, Any], workdir: pathlib.Path) -> None:
     """The scores, and where the rest is."""
     table = rich.table.Table(title=found["title"])
@@ -257,7 +271,8 @@ def show(found: dict[str, Any], workdir: pathlib.Path) -> None:
         table.add_row(*row)
     console = progress.stdout_console()
     console.print(table)
-    console.print(f"Reports: {workdir / report.MARKDOWN}, {workdir / report.PAGE}")
+    places = [mirror.known_as(workdir / name) for name in _SHOWN_REPORTS]
+    console.print(f"Reports: {', '.join(places)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ images still lie below the same --root. docs/dropout_ntp.md says what counts.
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
 import rich.table
@@ -31,23 +30,20 @@ _ROOT = flags.DEFINE_string("root", "", "Folder of the images; '' is the input's
 _KEPT = flags.DEFINE_string("kept", "", "Write the lines without overlap to this file")
 
 
-def place(name: str) -> pathlib.Path:
-    return pathlib.Path(name).expanduser().absolute()
-
-
 def main(argv: list[str]) -> None:
     del argv
-    files = [place(name) for name in _AGAINST.value if name]
+    files = [cli.path(name, "against") for name in _AGAINST.value if name]
     if not files:
         raise ValueError("--against is empty; name at least one file of items")
-    kept = place(_KEPT.value) if _KEPT.value else None
-    if kept in (place(_INPUT.value), *files):
+    kept = cli.path(_KEPT.value, "kept") if _KEPT.value else None
+    given = cli.path(_INPUT.value, "input")
+    if kept in (given, *files):
         raise ValueError(f"--kept={kept} would replace what is read; name another file")
     found = overlapping.find(
-        place(_INPUT.value),
+        given,
         os.path.expanduser(_ROOT.value),
         files,
-        place(_OUTPUT.value),
+        cli.path(_OUTPUT.value, "output"),
         kept=kept,
     )
     show(found)

@@ -32,7 +32,6 @@ With `--endpoint` an OpenAI-compatible server answers instead (docs/endpoint.md)
 
 from __future__ import annotations
 
-import os
 import sys
 
 from absl import flags
@@ -151,11 +150,12 @@ def main(argv: list[str]) -> None:
         repetition_penalty=_PENALTY.value,
         stop=tuple(_STOP.value),
     )
+    output = str(cli.path(_OUTPUT.value, "output"))
     runtime.initialise()
-    lines = answering.Lines(os.path.expanduser(_INPUT.value), _ROOT.value)
+    lines = answering.Lines(str(cli.path(_INPUT.value, "input")), _ROOT.value)
     found = ask_endpoint() if _ENDPOINT.value else ask_model(lines, sampling)
     complete = answering.answer_file(
-        found, lines, _OUTPUT.value, sampling, save_tokens=_SAVE_TOKENS.value
+        found, lines, output, sampling, save_tokens=_SAVE_TOKENS.value
     )
     if not complete:
         sys.exit(1)

@@ -266,7 +266,7 @@ def import_all(names: list[str]) -> None:
         return
     if not OUT.value:
         raise ValueError("--out is required: a folder that does not exist yet")
-    out = os.path.expanduser(OUT.value)
+    out = str(cli.path(OUT.value, "out"))
     try:
         tallies = run.import_data(
             sources, out, plan, overwrite=OVERWRITE.value, progress=report_progress

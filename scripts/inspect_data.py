@@ -12,7 +12,6 @@ visited again.
 from __future__ import annotations
 
 import os
-import pathlib
 
 import prepare_data  # the script beside this one
 import rich.bar
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
             seed=SEED.value,
             title=f"Preference data: {prepare_data.META.value}",
         )
-        pathlib.Path(HTML.value).write_text(text, encoding="utf-8")
+        cli.path(HTML.value, "html").write_text(text, encoding="utf-8")
         console.print(f"page    {HTML.value}", markup=False, soft_wrap=True)
 
 

@@ -11,8 +11,6 @@ docs/pairs.md says what the page shows.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from mpo_jax.prefs import quality_page
@@ -34,7 +32,7 @@ def main(argv: list[str]) -> None:
     del argv
     found = quality_page.write(
         [name for name in _INPUT.value if name],
-        pathlib.Path(_HTML.value),
+        cli.path(_HTML.value, "html"),
         overlap=_OVERLAP.value,
         examples=_EXAMPLES.value,
     )

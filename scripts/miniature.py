@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         progress.stdout_console().print(line, markup=False)
     if _DRY_RUN.value:
         return
-    workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    workdir = cli.path(_WORKDIR.value, "workdir")
     runtime.initialise()
     pool.run(cfg, workdir)
     rows = results.read(cfg, workdir)

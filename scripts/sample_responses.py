@@ -33,7 +33,6 @@ docs/pairs.md has the rest.
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 
 from absl import flags
@@ -128,7 +127,7 @@ def main(argv: list[str]) -> None:
         top_p=_TOP_P.value,
         top_k=_TOP_K.value,
     )
-    given, root = os.path.expanduser(_INPUT.value), os.path.expanduser(_ROOT.value)
+    given, root = str(cli.path(_INPUT.value, "input")), os.path.expanduser(_ROOT.value)
     job = sampling.Job(given, root, tuple(_FORMAT.value), how)
     runtime.initialise()
     progress.console().print(sampling.cost(job).words())
@@ -138,7 +137,7 @@ def main(argv: list[str]) -> None:
     def asker(lines: answering.Lines) -> requests.Answerer:
         return ask_endpoint() if _ENDPOINT.value else ask_model(lines, how)
 
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output = cli.path(_OUTPUT.value, "output")
     if not sampling.sample(job, output, asker):
         sys.exit(1)
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import pathlib
 import re
 import sys
 import threading
@@ -18,6 +19,8 @@ import urllib.parse
 import uuid
 from collections.abc import Iterator
 from typing import Any
+
+from mpo_jax.utils import mirror, remote
 
 TIME = "2025-01-01T00:00:00.000Z"
 
@@ -203,6 +206,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             del self.bucket.objects[name]
             return self._send(200, made)
         return self._send(200, {"done": True, "resource": made})
+
+
+def arrived(bucket: Bucket, prefix: str, folder: pathlib.Path) -> pathlib.Path:
+    """What a bucket holds, as files; metrics put together from their parts."""
+    for name, (_, content) in bucket.objects.items():
+        if name.startswith(prefix):
+            path = folder / name.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    mirror.fetch_lines(remote.Folder(str(folder)), "metrics.jsonl", folder)
+    return folder
 
 
 class Server(http.server.ThreadingHTTPServer):

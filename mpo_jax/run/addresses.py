@@ -33,6 +33,26 @@ def local(place: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(place).absolute()
 
 
+UPLOAD_S = 30.0
+"""Between uploads of what a command writes that has no config."""
+
+
+@contextlib.contextmanager
+def working(place: str) -> Iterator[pathlib.Path]:
+    """The directory of a command's results, on this host; in step with an address.
+
+    Raises:
+      ValueError, TryAgain: as ``mirror.open_mirror``.
+    """
+    if not remote.is_remote(place):
+        yield pathlib.Path(place).expanduser().absolute()
+        return
+    with mirror.open_mirror(
+        place, number=jax.process_index(), every_s=UPLOAD_S
+    ) as opened:
+        yield opened.folder
+
+
 @contextlib.contextmanager
 def mirrored(run: Any) -> Iterator[None]:
     """Keep the work directory, index and reference cache in step with addresses.

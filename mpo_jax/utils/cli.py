@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -15,7 +16,7 @@ import rich.text
 from absl import app, flags
 
 from mpo_jax import config
-from mpo_jax.utils import peers, progress, runtime, statuses, transient
+from mpo_jax.utils import peers, progress, remote, runtime, statuses, transient
 
 EXPLAINED = (ValueError, OSError, FloatingPointError)
 
@@ -47,6 +48,16 @@ def explain(error: BaseException) -> str:
     where = f"{' -> '.join(files)}: " if files else ""
     remedy = _REMEDIES.get(error.errno)
     return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
+
+
+def path(place: str, flag: str) -> pathlib.Path:
+    """The directory or file that a flag names, absolute, ``~`` expanded.
+
+    Raises:
+      ValueError: it is an address (``gs://…``), which this command cannot use.
+    """
+    remote.refuse(place, field=f"--{flag}", why="it is read and written as files")
+    return pathlib.Path(place).expanduser().absolute()
 
 
 def _expanded(argument: str) -> str:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 
+import fake_gcs
 import pytest
 import speaking
 
@@ -53,16 +54,18 @@ class Place:
             **env,
         )
 
-    def start_two(self, name: str):
+    def start_two(self, name: str, *flags: str, **env: str):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             address = f"localhost:{probe.getsockname()[1]}"
         return [
             self.start(
                 name,
+                *flags,
                 MPO_COORDINATOR=address,
                 MPO_NUM_PROCESSES="2",
                 MPO_PROCESS_ID=str(number),
+                **env,
             )
             for number in range(2)
         ]
@@ -136,10 +139,15 @@ def test_killed_twice_and_resumed_by_others_nothing_is_lost_or_answered_twice(pl
     assert place.files("killed") == place.whole, said
 
 
-def test_two_processes_find_what_one_does(place):
-    first, second = place.finish(place.start_two("two"))
+def test_two_processes_that_share_a_bucket_alone_find_what_one_does(place):
+    with fake_gcs.serve() as (url, bucket):
+        env = fake_gcs.environment(url)
+        env["XDG_CACHE_HOME"] = str(place.folder / "machines")
+        started = place.start_two("two", "--workdir=gs://bucket/two", **env)
+        first, second = place.finish(started)
+        fake_gcs.arrived(bucket, "two/", place.folder / "two")
     assert place.files("two") == place.whole
-    assert "report.html" in first and "report.html" not in second
+    assert "gs://bucket/two/report.html" in first and "report.html" not in second
 
 
 def test_our_server_gives_the_answers_of_the_model_in_process(place):

@@ -17,7 +17,6 @@ import speaking
 
 from mpo_jax import config
 from mpo_jax.run import attempts
-from mpo_jax.utils import mirror, remote
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +178,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
         train_with(
             2, root, world, path, "gs://bucket/many", devices=2, **env, **machines
         )
-        found = arrived(bucket, "many/", tmp_path / "found")
+        found = fake_gcs.arrived(bucket, "many/", tmp_path / "found")
         assert_close(results(found), expected)
         assert said(found).keys() == asked.keys()
         assert said(found)["step_0"] == asked["step_0"]
@@ -204,7 +203,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
         output = helpers.output_of(fewer)
         assert fewer.returncode == 0 and "after step 2" in output, output
         assert "reference log-probs" not in output  # all were there
-        found = arrived(bucket, "many/", tmp_path / "again")
+        found = fake_gcs.arrived(bucket, "many/", tmp_path / "again")
     assert (found / "checkpoints/3").is_dir()
     assert_close(results(found), expected)
     starts = attempts.read(found)
@@ -212,18 +211,6 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
         (0, "finished"),
         (2, "finished"),
     ]
-
-
-def arrived(bucket: fake_gcs.Bucket, prefix: str, folder: pathlib.Path) -> pathlib.Path:
-    """What a bucket holds, as files; metrics put together from their parts."""
-    for name, (_, content) in bucket.objects.items():
-        if name.startswith(prefix):
-            path = folder / name.removeprefix(prefix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    there = remote.Folder(str(folder))
-    mirror.fetch_lines(there, "metrics.jsonl", folder)
-    return folder
 
 
 def assert_close(found, expected):
