@@ -154,6 +154,7 @@ WRONG: dict[str, tuple] = {
     "log.every_steps": ONE,
     "log.eval_every": ZERO,
     "log.line_seconds": BELOW_ZERO,
+    "log.upload_seconds": (0.9, -1.0, math.nan, math.inf),
     "log.profile_start": ONE,
     "log.profile_steps": ZERO,
     "eval.benchmarks": ((), ("pope", "pope")),

@@ -17,7 +17,7 @@ def run_of(**changes) -> types.SimpleNamespace:
     for name, value in changes.items():
         group, field = name.split("__")
         setattr(getattr(cfg, group), field, value)
-    return types.SimpleNamespace(cfg=cfg, workdir=pathlib.Path("runs/one"))
+    return types.SimpleNamespace(cfg=cfg, place="runs/one")
 
 
 STORED = dataclasses.asdict(config.RunConfig())
