@@ -56,8 +56,11 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`: the same answer in every process."""
-        if jax.process_count() == 1:
-            return self._noted
+        if self._noted:  # by this process, which is alone
+            return True
+        if not jax.distributed.is_initialized():
+            return False
+        # A process that is alone on its slice, too: JAX has caught what came before.
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
