@@ -14,7 +14,7 @@
 #
 # DRY_RUN=1 prints the gcloud commands instead. REPOSITORY, REVISION: code for the
 # workers (origin's https address, HEAD); REPOSITORY=gs://BUCKET/code.bundle puts HEAD
-# there, for private code. BUCKET: mounted at /bucket. ENV_FILE: lines NAME=VALUE for the
+# there, for private code. BUCKET: mounted at /bucket for reading. ENV_FILE: lines NAME=VALUE for the
 # job, mode 600; for secrets, which so stand in no command line. VALID: how long a request
 # may wait (6h). POLL: seconds between looks (30). MAX_STARTS: of watch (20). JOB: name of
 # the job (made of CMD). DELETE_WHEN_DONE=1: watch deletes the slice on success. CHECK=0:

@@ -49,9 +49,9 @@ python3 -m pip install --quiet --target "$base/uv" --upgrade --require-hashes \
 "$base/uv/bin/uv" pip install --quiet --python "$base/venv/bin/python" \
   --no-deps --no-build-isolation --editable "$base/src"
 
-# Data and work directories. Every option is said, because gcsfuse chooses others on TPU
-# machines: there it would trust its cache for ever (hosts would not see each other's
-# files) and rename folders piece by piece.
+# Input for what reads files alone; runs read and write gs:// themselves. Every option is
+# said, because gcsfuse chooses others on TPU machines: there it would trust its cache for
+# ever.
 if [[ -n $bucket ]] && ! mountpoint --quiet "$mount"; then
   if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc
@@ -61,21 +61,9 @@ if [[ -n $bucket ]] && ! mountpoint --quiet "$mount"; then
     apt-get -qq update
     apt-get -qq install --yes gcsfuse
   fi
-  options=allow_other
-  # A checkpoint appears by the rename of a folder, which is atomic with a hierarchical
-  # namespace alone. Elsewhere nothing is written here at all, rather than torn.
-  if ! nested=$(gcloud storage buckets describe "gs://$bucket" --raw \
-    --format='value(hierarchicalNamespace.enabled)'); then
-    echo "startup.sh: cannot see whether gs://$bucket has a hierarchical namespace" \
-      "(storage.buckets.get); without one a work directory in /bucket will be refused" >&2
-  elif [[ ${nested,,} != true ]]; then
-    options+=,ro
-    echo "startup.sh: gs://$bucket has no hierarchical namespace, so /bucket can be read" \
-      "and not written: make a bucket with --enable-hierarchical-namespace" >&2
-  fi
   mkdir -p "$mount"
-  gcsfuse -o "$options" --implicit-dirs --file-mode=666 --dir-mode=777 \
-    --metadata-cache-ttl-secs=60 --kernel-list-cache-ttl-secs=0 --rename-dir-limit=0 \
+  gcsfuse -o allow_other,ro --implicit-dirs --file-mode=444 --dir-mode=555 \
+    --metadata-cache-ttl-secs=60 --kernel-list-cache-ttl-secs=0 \
     "$bucket" "$mount"
 fi
 

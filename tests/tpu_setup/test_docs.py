@@ -88,7 +88,7 @@ def test_every_command_of_a_page_runs(page, stand_ins, name, tmp_path):
     started = [c for c in stand_ins.calls("gcloud") if "job.sh start" in " ".join(c)]
     assert len(started) == {"tpu_setup/README.md": 2, "docs/tpu.md": 3}[name]
     for call in started:
-        assert "--workdir=/bucket/runs/8b" in " ".join(call)
+        assert "--workdir=gs://my-bucket/runs/8b" in " ".join(call)
         assert "--config.model.path=gs://" in " ".join(call)
     if REAL is None:
         return  # gcloud itself would read the lines now
@@ -124,7 +124,7 @@ def test_xpk_knows_every_flag_of_the_pages():
                     flag = word.split("=")[0]
                     assert re.search(rf"{flag}\b", helped), (words[1:3], flag)
                     seen.add(flag)
-    assert {"--mount-point", "--spot", "--tpu-type"} <= seen
+    assert {"--spot", "--tpu-type"} <= seen
 
 
 @pytest.mark.parametrize("name", PAGES)
