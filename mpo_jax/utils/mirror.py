@@ -99,7 +99,7 @@ class Mirror:
         """Remove what is here and never got there."""
         with self._lock:
             for name, path in self._files("").items():
-                if not self._is_synced(name, path):
+                if not self._is_synced(name, _state(path)):
                     path.unlink()
 
     def fill(self) -> None:
@@ -117,15 +117,14 @@ class Mirror:
         with self._lock:
             there = self._listed(below)
             for name in set(self._known(below)) - set(there):
-                if self._is_synced(name, self.folder / name):
+                if self._is_synced(name, _state(self.folder / name)):
                     (self.folder / name).unlink(missing_ok=True)
                 del self._synced[name]
             for name, stored in there.items():
-                known, path = self._synced.get(name), self.folder / name
-                here = path.exists()
-                if here and not self._is_synced(name, path):
+                known, here = self._synced.get(name), _state(self.folder / name)
+                if here is not None and not self._is_synced(name, here):
                     continue  # newer, on its way there
-                if not here or known is None or known.version != stored.version:
+                if here is None or known is None or known.version != stored.version:
                     self._fetch(name, stored)
             self._write_state()
 
@@ -137,7 +136,8 @@ class Mirror:
         if stored.modified:
             os.utime(partial, (stored.modified, stored.modified))
         partial.replace(path)
-        self._note(name, path, stored)
+        state = path.stat()
+        self._synced[name] = _Synced(stored.version, state.st_size, state.st_mtime_ns)
 
     def push(self, below: str = "") -> None:
         """Send what is new here, in the order in which it was written.
@@ -150,11 +150,14 @@ class Mirror:
                 if _is_below(name, below):
                     parts.push()
             here = self._files(below)
-            new = [
-                name for name, path in here.items() if not self._is_synced(name, path)
-            ]
-            for name in sorted(new, key=lambda name: here[name].stat().st_mtime_ns):
-                self._send(name, here[name])
+            states = {
+                name: state
+                for name, path in here.items()
+                if (state := _state(path)) is not None
+                and not self._is_synced(name, state)
+            }
+            for name in sorted(states, key=lambda name: states[name].st_mtime_ns):
+                self._send(name, here[name], states[name])
             for name in set(self._known(below)) - set(here):
                 now = self._there.stored(name)
                 if now is not None and now.version == self._synced[name].version:
@@ -162,29 +165,22 @@ class Mirror:
                 del self._synced[name]
             self._write_state()
 
-    def _send(self, name: str, path: pathlib.Path) -> None:
+    def _send(self, name: str, path: pathlib.Path, state: os.stat_result) -> None:
         """Send a copy: a file that grows would have another size on arrival."""
-        state = path.stat()
         copy = self.folder / f"{_OWN}sent"
-        shutil.copyfile(path, copy)
+        try:
+            shutil.copyfile(path, copy)
+        except FileNotFoundError:
+            return  # gone since it was seen; the next look takes it from there, too
         stored = self._there.upload(copy, name)
         copy.unlink()
         self._synced[name] = _Synced(stored.version, state.st_size, state.st_mtime_ns)
 
-    def _note(self, name: str, path: pathlib.Path, stored: remote.Stored) -> None:
-        state = path.stat()
-        self._synced[name] = _Synced(stored.version, state.st_size, state.st_mtime_ns)
-
-    def _is_synced(self, name: str, path: pathlib.Path) -> bool:
+    def _is_synced(self, name: str, state: os.stat_result | None) -> bool:
         known = self._synced.get(name)
-        try:
-            state = path.stat()
-        except FileNotFoundError:
+        if known is None or state is None:
             return False
-        return known is not None and (state.st_size, state.st_mtime_ns) == (
-            known.size,
-            known.mtime_ns,
-        )
+        return (state.st_size, state.st_mtime_ns) == (known.size, known.mtime_ns)
 
     def _known(self, below: str) -> list[str]:
         return [name for name in self._synced if _is_below(name, below)]
@@ -239,6 +235,13 @@ class Mirror:
 
 def _fill(path: pathlib.Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _state(path: pathlib.Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _stem(name: str) -> str:

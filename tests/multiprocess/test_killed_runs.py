@@ -1,0 +1,36 @@
+"""A training that is killed in its stages ends as one that is left alone."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import killing
+import pytest
+
+pytestmark = pytest.mark.slow
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("processes", "bucket", "kills"),
+    [
+        (1, False, {"reference": KILL, "save": KILL, "evaluation": TERM}),
+        (2, True, {"evaluation": KILL, "save": TERM, "export": KILL}),
+    ],
+    ids=["one process on a disk", "two that share a bucket"],
+)
+def test_nothing_is_lost(processes, bucket, kills, tmp_path):
+    """``python tests/killing.py`` kills more often, and says how each start ended."""
+    luck = random.Random(time.time_ns())
+    with killing.world(tmp_path / "world", processes, bucket=bucket) as made:
+        expected = killing.alone(made, "whole")
+        told = [
+            killing.kill(made, "killed", stage, number, luck)
+            for stage, number in kills.items()
+        ]
+        hit = [what for what, _ in told if "too late" not in what]
+        assert len(hit) >= 2, told
+        killing.compare(killing.until_the_end(made, "killed"), expected)
