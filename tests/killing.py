@@ -247,7 +247,8 @@ def main() -> None:
         told = collections.Counter[str]()
         while numbers:
             run = f"killed_{len(numbers)}"
-            for stage in SIGNS:  # in their order: each comes before the run is past it
+            order = list(SIGNS)  # else a run is past a stage before it is signalled
+            for stage in sorted(luck.sample(order, 3), key=order.index):
                 if not numbers:
                     break
                 began = time.monotonic()

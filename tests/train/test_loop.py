@@ -574,3 +574,22 @@ def test_a_signal_asks_for_stacks_and_a_trace(job, tmp_path):
     text = (tmp_path / "stacks" / "host_0.txt").read_text("utf-8")
     assert "most recent call first" in text and "test_loop.py" in text
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_lines_are_sent_before_the_checkpoint_that_follows_them(
+    job, tmp_path, monkeypatch
+):
+    """Else a host that is lost in between has a checkpoint and lacks its metrics."""
+    order = []
+
+    class Saving(Recorder):
+        def save(self, step, trees, *, meta):
+            super().save(step, trees, meta=meta)
+            order.append(("saved", step))
+
+    def sent(path):
+        order.append(("sent", metrics_lib.read(path)[-1]["step"]))
+
+    monkeypatch.setattr(loop.mirror, "offer", sent)
+    loop.run(job(save_every=3, checkpoints=Saving()))
+    assert order == [(what, step) for step in (3, 6, 8) for what in ("sent", "saved")]
