@@ -77,6 +77,14 @@ SIGNS: dict[str, Callable[[Names], bool]] = {
 }
 
 
+def _files(top: pathlib.Path) -> Names:
+    found = set()
+    for folder, _, files in os.walk(top):
+        below = pathlib.Path(folder).relative_to(top)
+        found |= {str(below / name) for name in files}
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """What runs are made of, and where they may lie."""
@@ -89,20 +97,16 @@ class World:
     env: dict[str, str]
 
     def names(self, run: str) -> Names:
-        """Files of a run's work directory."""
-        if self.bucket is not None:
-            objects = list(self.bucket.objects)
-            return {
-                name.removeprefix(f"{run}/")
-                for name in objects
-                if name.startswith(f"{run}/")
-            }
-        top = self.folder / run
-        found = set()
-        for folder, _, files in os.walk(top):
-            below = pathlib.Path(folder).relative_to(top)
-            found |= {str(below / name) for name in files}
-        return found
+        """Files of a run's work directory; of a bucket, also those of its mirrors."""
+        if self.bucket is None:
+            return _files(self.folder / run)
+        found = {
+            name.removeprefix(f"{run}/")
+            for name in list(self.bucket.objects)
+            if name.startswith(f"{run}/")
+        }
+        mirrors = self.folder / "machines/mpo_jax/mirrors"
+        return found.union(*map(_files, mirrors.glob(f"{run}-*/host_*")))
 
     def start(self, run: str) -> list[subprocess.Popen]:
         place = str(self.folder / run) if self.bucket is None else f"gs://bucket/{run}"

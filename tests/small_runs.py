@@ -110,7 +110,7 @@ def losses(
     workdir: pathlib.Path, *, held_out: bool = False
 ) -> dict[int, dict[str, float]]:
     """Deterministic metrics by step (times left out)."""
-    left_out = ("time", "throughput") + (() if held_out else ("eval/",))
+    left_out = ("time", "throughput", "hosts/") + (() if held_out else ("eval/",))
     lines: dict[int, dict[str, float]] = {}
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
