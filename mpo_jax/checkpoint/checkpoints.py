@@ -53,11 +53,10 @@ class Checkpoints:
         self._patience = patience_lib.Patience(self._retry_seconds * self._alone)
         self._given_up: set[int] = set()
         self._errors = saving.Errors()
-        self._checkpointer = self._opened()
+        self._checkpointer = self._opened(self._cfg)
 
-    def _opened(self) -> Any:
+    def _opened(self, cfg: config.CheckpointConfig) -> Any:
         """Orbax's own; what a save that failed has left is removed before the next."""
-        cfg = self._cfg
         # Typed Any: Orbax's own policies do not satisfy its protocol's annotations.
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
@@ -154,7 +153,7 @@ class Checkpoints:
     def _open_again(self) -> None:
         """Begin anew after a failure: what it has left is removed, and steps listed."""
         self._release()
-        self._checkpointer = self._opened()
+        self._checkpointer = self._opened(self._cfg)
 
     def check(self) -> bool:
         """Whether a save that failed is to be made up for now; for every step, cheap.

@@ -132,7 +132,7 @@ def fails(monkeypatch, owner, name: str, times: int, number: int = errno.EIO) ->
 def test_a_later_step_makes_up_for_a_save_that_could_not_begin(run, tmp_path):
     opened = run._opened
 
-    def broken():
+    def broken(*_):
         raise OSError(errno.ESTALE, "Stale file handle", "/x")
 
     for step in (1, 2, 3):
