@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import threading
 import time
 from typing import Any
@@ -48,12 +49,20 @@ class Errors(logging.Filter):
     it, and hundreds of lines of traceback would bury that.
 
     One process waits for nobody, and until all its threads have ended: see ``Save``.
+    Then TensorStore may be writing still, and finds that nobody waits for that any
+    more: it says so for every array, with a traceback. That is left out as well.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.first: BaseException | None = None
         absl_logging.get_absl_logger().addFilter(self)
+        self._hook, self._before = self._unraisable, sys.unraisablehook
+        sys.unraisablehook = self._hook
+
+    def _unraisable(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._before(unraisable)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Take an error of Orbax out of the log."""
@@ -66,6 +75,8 @@ class Errors(logging.Filter):
 
     def close(self) -> None:
         absl_logging.get_absl_logger().removeFilter(self)
+        if sys.unraisablehook == self._hook:
+            sys.unraisablehook = self._before
 
 
 class Save:

@@ -31,7 +31,12 @@ _PASSING_HTTP = frozenset({408, 429, 500, 502, 503, 504})
 _CODES = re.compile(r"\b(os_error|http_response)_code='(\d{1,6})'")
 """How TensorStore names the cause; its errors are ``ValueError``."""
 _CLIENTS = ("aiohttp", "requests")
-_CONNECTIONS = frozenset({"ClientConnectionError", "ConnectionError", "Timeout"})
+_CONNECTIONS = frozenset(
+    {
+        *("ClientConnectionError", "ClientPayloadError"),
+        *("ConnectionError", "Timeout", "ChunkedEncodingError"),
+    }
+)
 """Errors of stores' clients that are no ``ConnectionError`` of Python's."""
 
 
