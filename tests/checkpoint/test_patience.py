@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import checkpoint_files as made
 import pytest
@@ -194,3 +195,46 @@ def test_what_was_saved_anew_is_read_before_it_is_believed(run, tmp_path, monkey
     run.close()
     assert made.resume(tmp_path).step == 1  # 2 is set aside
     assert (tmp_path / "checkpoints" / "damaged_2_1").is_dir()
+
+
+class Lingering(threading.Thread):
+    """A thread of Orbax that still writes when its save has failed."""
+
+    def join(self, timeout=None):
+        raise OSError(errno.EIO, "what it met")  # as Orbax's own does
+
+
+Lingering.__module__ = "orbax.checkpoint._src.futures.future"
+
+
+class Failing:
+    """A save of Orbax that leaves a thread behind."""
+
+    def __init__(self, until: threading.Event):
+        self.until = until
+
+    def result(self):
+        Lingering(target=self.until.wait, daemon=True).start()
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_nothing_is_tried_while_the_failed_save_still_writes(run, monkeypatch, ends):
+    monkeypatch.setattr(saving, "_AT_REST_S", 60.0 if ends else 0.1)
+    until = threading.Event()
+    run._save = save = saving.Save(
+        7, run.directory / "7", Failing(until), errors=run._errors
+    )
+    if not ends:
+        with pytest.raises(checkpoint.SaveFailed) as raised:
+            while not run.check():
+                pass
+        assert cli.status_of(raised.value) == statuses.TRY_AGAIN
+        assert not save.again
+    else:
+        assert not run.check() and not save.over()  # it waits
+        until.set()
+        while not run.check():
+            pass
+        assert save.again
+    until.set()
