@@ -274,6 +274,10 @@ class CheckpointConfig:
     every_minutes: float = field(0.0, at_least=0)
     """Save also when the last checkpoint is so old, by the first process's clock; 0
     saves by steps alone."""
+    retry_seconds: float = field(120.0, at_least=0)
+    """How long a save that failed is made up for while storage is away (I/O errors),
+    from its failure on; 0 ends the run at once. Several processes end at once, too, and
+    their launcher starts them again."""
     keep_last: int = field(2, at_least=1)
     keep_every: int = field(0, at_least=0)
     """Also keep every checkpoint whose step divides by this; 0 keeps only the last."""

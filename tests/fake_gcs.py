@@ -17,7 +17,7 @@ import sys
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mpo_jax.utils import mirror, remote
@@ -33,6 +33,8 @@ class Bucket:
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock = threading.RLock()
         self.count = 0
+        self.trouble: Callable[[Handler], bool] | None = None
+        """Takes a request; True if it has had its answer (``bucket_in_trouble``)."""
 
     def put(self, name: str, data: bytes) -> dict[str, Any]:
         self.count += 1
@@ -92,6 +94,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self._body()
+        if self.bucket.trouble is not None and self.bucket.trouble(self):
+            return
         path, _, query = self.path.partition("?")
         asked = dict(urllib.parse.parse_qsl(query))
         with self.bucket.lock:

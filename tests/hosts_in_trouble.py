@@ -23,6 +23,7 @@ from mpo_jax.utils import cli, runtime, statuses, watchdog
 _TROUBLE = flags.DEFINE_string("trouble", "none", "What happens to the host")
 _HOST = flags.DEFINE_integer("host", 1, "Its number")
 _HEARTBEAT = flags.DEFINE_integer("heartbeat", 5, "Of hosts.heartbeat_s")
+_CONNECT = flags.DEFINE_integer("connect", 300, "Of hosts.connect_s")
 _WORKDIR = flags.DEFINE_string("workdir", ".", "Directory of the run")
 
 
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
     del argv
     cfg = config.RunConfig()
     cfg.hosts.heartbeat_s = _HEARTBEAT.value
+    cfg.hosts.connect_s = _CONNECT.value
     runtime.initialise(cfg.hosts)
     ours = jax.process_index() == _HOST.value
     workdir = pathlib.Path(_WORKDIR.value)

@@ -19,9 +19,14 @@ def start(
     count: int,
     *,
     env: Mapping[str, str] | None = None,
+    of_last: Mapping[str, str] | None = None,
     **options,
 ) -> list[subprocess.Popen]:
-    """Start a command `count` times, as the hosts of one run with a device each."""
+    """Start a command `count` times, as the hosts of one run with a device each.
+
+    Args:
+      of_last: environment of the last process alone.
+    """
     address = f"localhost:{free_port()}"
     common = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     return [
@@ -34,6 +39,7 @@ def start(
                 "MPO_NUM_PROCESSES": str(count),
                 "MPO_PROCESS_ID": str(number),
                 **(env or {}),
+                **(of_last or {} if number == count - 1 else {}),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -150,6 +150,7 @@ WRONG: dict[str, tuple] = {
     "checkpoint.keep_last": ONE,
     "checkpoint.keep_every": ZERO,
     "checkpoint.every_minutes": BELOW_ZERO,
+    "checkpoint.retry_seconds": BELOW_ZERO,
     "checkpoint.resume_step": ZERO,
     "log.every_steps": ONE,
     "log.eval_every": ZERO,

@@ -56,7 +56,7 @@ HOMES = {
     "flax": {"models", "nn"},
     "optax": {"train"},
     "matplotlib": {"utils.plots", "utils.plan_plot", "utils.score_plots"},
-    "tensorboardX": {"utils.metrics"},
+    "tensorboardX": {"utils.tensorboard"},
     "safetensors": {"convert"},
     "huggingface_hub": {"convert"},
     "ml_collections": {"configs", "scripts"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from mpo_jax import config
 from mpo_jax.checkpoint import agreement, fitting, places, saving, verifying
 from mpo_jax.checkpoint import files as files_lib
-from mpo_jax.utils import progress, remote, runtime
+from mpo_jax.checkpoint import patience as patience_lib
+from mpo_jax.utils import progress, remote, runtime, transient, watchdog
 
 DAMAGED, REPLACED = "damaged", "replaced"
 
@@ -45,15 +47,29 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, cfg: config.CheckpointConfig):
         self.directory = places.absolute(directory)
         self._asked = cfg.resume_step
+        self._cfg, self._retry_seconds = cfg, cfg.retry_seconds
+        self._alone = jax.process_count() == 1
+        # Several processes cannot give up a save together: docs/checkpoints.md.
+        self._patience = patience_lib.Patience(self._retry_seconds * self._alone)
+        self._given_up: set[int] = set()
         self._errors = saving.Errors()
+        self._checkpointer = self._opened(self._cfg)
+
+    def _opened(self, cfg: config.CheckpointConfig) -> Any:
+        """Orbax's own; what a save that failed has left is removed before the next."""
         # Typed Any: Orbax's own policies do not satisfy its protocol's annotations.
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
         kept: list[Any] = [policies.LatestN(cfg.keep_last)]
         if cfg.keep_every:
             kept.append(policies.EveryNSteps(cfg.keep_every))
-        self._checkpointer = ocp.training.Checkpointer(
-            places.for_orbax(directory),
+        # One process makes directories before anything is written in the background:
+        # where one cannot be made, nothing waits for it.
+        context = ocp.Context()
+        context.asynchronous.create_directories_asynchronously = not self._alone
+        return ocp.training.Checkpointer(
+            places.for_orbax(self.directory),
+            context=context,
             save_decision_policy=decisions.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
@@ -74,34 +90,95 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, trees: Mapping[str, Any], *, meta: dict) -> None:
+    def save(
+        self, step: int, trees: Mapping[str, Any], *, meta: dict, last: bool = False
+    ) -> None:
         """Start saving; returns once the arrays are copied.
 
         In the background Orbax writes, and then this process its manifest, for which it
         reads back what it has written. The next save waits for both.
 
+        One process whose storage is away says so and goes on: :meth:`check` asks for
+        another save, for ``checkpoint.retry_seconds``.
+
         Args:
           trees: name -> pytree of arrays.
           meta: JSON-able, stored with the checkpoint.
+          last: no later step will make up for it: one process stays until it is whole.
 
         Raises:
-          SaveFailed: if this save cannot begin, or the one before has failed.
+          SaveFailed: if this save cannot begin, or the one before has failed, and it
+            may not pass or has not in time.
         """
-        self.wait()
-        self._errors.first = None
-        try:
-            written = self._checkpointer.save_checkpointables_async(
-                step, dict(trees), custom_metadata=meta, force=True
-            )
-        except OSError as error:
-            self._failed = True
-            raise saving.failure(step, self._place(step), error) from error
-        self._save = saving.Save(step, self._place(step), written, errors=self._errors)
+        self._finish()
+        self._begin(step, trees, meta)
+        if not (last and self._alone):
+            return
+        self._finish()
+        while self._patience.tried:
+            watchdog.beat(f"storage, to save step {step}")
+            time.sleep(self._patience.pause_s())
+            self._begin(step, trees, meta)
+            self._finish()
 
-    def check(self) -> None:
-        """Raise SaveFailed if the save under way has failed; for every step, cheap."""
-        if self._save is not None and self._save.failed():
+    def _begin(self, step: int, trees: Mapping[str, Any], meta: dict) -> None:
+        place = self._place(step)
+        try:
+            if self._patience.tried:
+                self._open_again()
+            self._errors.first = None
+            if self._patience.tried and step in self.steps():
+                written = None  # whole, though what came after failed
+            else:
+                written = self._checkpointer.save_checkpointables_async(
+                    step, dict(trees), custom_metadata=meta, force=True
+                )
+        except Exception as error:
+            if not (isinstance(error, OSError) or transient.is_transient(error)):
+                raise
+            self._failed = True
+            failure = saving.failure(step, place, error)
+            failure.__cause__ = error
+            self._patience.failed(failure)
+            return
+        self._save = saving.Save(
+            step,
+            place,
+            written,
+            errors=self._errors,
+            retry_seconds=self._retry_seconds,
+            doubtful=step in self._given_up,
+        )
+
+    def _open_again(self) -> None:
+        """Begin anew after a failure: what it has left is removed, and steps listed."""
+        self._release()
+        self._checkpointer = self._opened(self._cfg)
+
+    def check(self) -> bool:
+        """Whether a save that failed is to be made up for now; for every step, cheap.
+
+        Raises:
+          SaveFailed: the save under way has failed, see :meth:`save`.
+        """
+        if self._save is not None and self._save.over():
+            self._finish()
+        return self._save is None and self._patience.due()
+
+    def _finish(self) -> None:
+        """Wait for the save under way; a failure that may pass is said."""
+        save = self._save
+        try:
             self.wait()
+        except saving.SaveFailed as failure:
+            if save is None or not save.again:
+                raise
+            self._given_up.add(save.step)
+            self._patience.failed(failure)
+        else:
+            if save is not None:
+                self._failed = False
+                self._patience.ended_well(save.step)
 
     def wait(self) -> None:
         """Wait for the save under way and its manifest.

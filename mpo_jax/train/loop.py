@@ -129,7 +129,8 @@ def run(job: Job) -> TrainState:
 
     Raises:
       FloatingPointError: if a metric is NaN or infinite; nothing is saved after it.
-      checkpoint.SaveFailed: a step after a save has failed.
+      checkpoint.SaveFailed: a step after a save has failed, or when
+        ``checkpoint.retry_seconds`` have not made up for it.
       SystemExit: with status 42 after the save that follows a SIGTERM, 130 after
         that of a Ctrl-C.
     """
@@ -162,13 +163,13 @@ def run(job: Job) -> TrainState:
                 state, values = job.update(state, batch, job.feed.shape_of(n))
             trace.after(step, values)
             meter.add(n, values)
-            if job.output.checkpoints is not None:
-                job.output.checkpoints.check()
+            stored = job.output.checkpoints
+            owed = stored is not None and stored.check()
             last = preempted.reached(step) or step == job.num_steps
-            if last or saving.due(step):
+            if last or saving.due(step) or owed:
                 meter.end_line(step)
                 watchdog.beat(f"the save of step {step}")
-                _save(job, state, step)
+                _save(job, state, step, last=last)
                 meter.saved(step)
                 meter.pause()
             if last:
@@ -247,14 +248,16 @@ def _next_batch(batches: Batches, n: int, clock: profiling.Clock) -> types.Packe
     return batch
 
 
-def _save(job: Job, state: TrainState, step: int) -> None:
+def _save(job: Job, state: TrainState, step: int, *, last: bool) -> None:
     """Start saving, with the place from which a resumed run goes on."""
     if job.output.checkpoints is not None:
         # A run that goes on from here does not write these lines again.
         mirror.offer(job.output.folder / "metrics.jsonl")
         meta = {**job.output.meta, "position": {"next_batch": step}}
         with job.clock.span("checkpoint"):
-            job.output.checkpoints.save(step, state_lib.trees(state), meta=meta)
+            job.output.checkpoints.save(
+                step, state_lib.trees(state), meta=meta, last=last
+            )
 
 
 def _is_due(job: Job, step: int) -> bool:

@@ -119,7 +119,7 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
     if others is not None:
         if trace or not explained:
             traceback.print_exception(error)
-        if _LOST.search(str(error)):
+        if _LOST.search(str(error)) and not transient.is_transient(error):
             # Another host is gone; that one tells why, or JAX ends us.
             others.wait_for_news()
             others.fail(_told(error, explained), statuses.TRY_AGAIN)
@@ -135,7 +135,8 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
 
 
 _LOST = re.compile(r"Gloo .*failed|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):")
-"""What devices say where another host is gone; JAX raises it as this and that type."""
+"""What devices say where another host is gone; JAX raises it as this and that type.
+TensorStore has the same words for storage, but names its cause (``transient``)."""
 
 
 def status_of(error: BaseException) -> int:

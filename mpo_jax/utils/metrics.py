@@ -67,10 +67,10 @@ class Writer:
         self._size = self.path.stat().st_size
         self._board = None
         if tensorboard:
-            import tensorboardX
+            from mpo_jax.utils import tensorboard as tensorboard_lib
 
-            self._board = tensorboardX.SummaryWriter(
-                str(pathlib.Path(directory) / "tensorboard"), purge_step=resume_step + 1
+            self._board = tensorboard_lib.Board(
+                pathlib.Path(directory) / "tensorboard", first_step=resume_step + 1
             )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -83,12 +83,7 @@ class Writer:
         if self._other_board is not None:
             self._other_board.write(step, values)
         if self._board is not None:
-            try:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
-                self._board.flush()
-            except OSError as error:
-                logging.warning("TensorBoard lacks step %d: %s", step, error)
+            self._board.write(step, values)
 
     def _write_waiting(self) -> None:
         text = "".join(self._waiting).encode()

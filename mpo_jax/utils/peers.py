@@ -251,6 +251,28 @@ def join(*, heartbeat_s: float) -> None:
     peers.watch()
 
 
+@dataclasses.dataclass(frozen=True)
+class Joining:
+    """What ``jax.distributed`` knows while it waits for the other processes.
+
+    Attributes:
+      address: ``host:port`` of the first one; None as long as it is not found.
+      number, count: of this process, and of all.
+    """
+
+    address: str | None
+    number: int | None
+    count: int | None
+
+
+def joining() -> Joining:
+    """How far ``jax.distributed.initialize`` has come."""
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return Joining(state.coordinator_address, state.process_id, state.num_processes)
+
+
 def others() -> Peers | None:
     """The other processes; None where this one is alone."""
     return _PEERS[0] if _PEERS else None

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags, logging
 
 from mpo_jax import config
-from mpo_jax.utils import peers, statuses
+from mpo_jax.utils import late_hosts, peers, statuses
 
 _HOSTS = config.HostsConfig()
 
@@ -32,9 +32,12 @@ def initialise(
       hosts: how long processes wait for each other.
       distributed: None decides by the environment.
 
+    Where the others do not come within ``hosts.connect_s``, the process ends with
+    ``TRY_AGAIN``, and says whom it waited for.
+
     Raises:
       ValueError: if one of the variables is missing or malformed; names it.
-      TryAgain: the others do not come.
+      TryAgain: the others cannot be joined.
     """
     quiet()
     launch = _launch()
@@ -53,16 +56,16 @@ def initialise(
 
 def _join(hosts: config.HostsConfig, named: Mapping[str, Any]) -> None:
     try:
-        jax.distributed.initialize(
-            **named,
-            initialization_timeout=hosts.connect_s,
-            heartbeat_timeout_seconds=hosts.heartbeat_s,
-            shutdown_timeout_seconds=hosts.shutdown_s,
-        )
+        with late_hosts.given_up(hosts.connect_s):
+            jax.distributed.initialize(
+                **named,
+                initialization_timeout=hosts.connect_s + late_hosts.MARGIN_S,
+                heartbeat_timeout_seconds=hosts.heartbeat_s,
+                shutdown_timeout_seconds=hosts.shutdown_s,
+            )
     except jax.errors.JaxRuntimeError as error:
         raise statuses.TryAgain(
-            f"not all hosts met within {hosts.connect_s} s (hosts.connect_s): "
-            f"{str(error).splitlines()[0]}"
+            f"the other hosts cannot be joined: {str(error).splitlines()[0]}"
         ) from error
     peers.join(heartbeat_s=hosts.heartbeat_s)
 

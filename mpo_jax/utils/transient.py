@@ -7,6 +7,7 @@ patience of a run becomes a ``TryAgain``: launchers start the command again.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -26,6 +27,18 @@ _PASSING = frozenset(
     }
 )
 
+_PASSING_HTTP = frozenset({408, 429, 500, 502, 503, 504})
+_CODES = re.compile(r"\b(os_error|http_response)_code='(\d{1,6})'")
+"""How TensorStore names the cause; its errors are ``ValueError``."""
+_CLIENTS = ("aiohttp", "requests")
+_CONNECTIONS = frozenset(
+    {
+        *("ClientConnectionError", "ClientPayloadError"),
+        *("ConnectionError", "Timeout", "ChunkedEncodingError"),
+    }
+)
+"""Errors of stores' clients that are no ``ConnectionError`` of Python's."""
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error, or one that it came from, may pass by itself."""
@@ -43,7 +56,39 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _passes(error: BaseException) -> bool:
     if isinstance(error, (statuses.TryAgain, ConnectionError, TimeoutError)):
         return True
-    return isinstance(error, OSError) and error.errno in _PASSING
+    if _numbers(error) & _PASSING or _answers(error) & _PASSING_HTTP:
+        return True
+    return any(
+        kind.__name__ in _CONNECTIONS and kind.__module__.startswith(_CLIENTS)
+        for kind in type(error).__mro__
+    )
+
+
+def numbers(error: BaseException) -> set[int]:
+    """The system's numbers (``errno``) of an error and of those that it came from."""
+    return set().union(*map(_numbers, _chain(error)))
+
+
+def _numbers(error: BaseException) -> set[int]:
+    found = _told(error, "os_error")
+    if isinstance(error, OSError) and error.errno is not None:
+        found.add(error.errno)
+    return found
+
+
+def _answers(error: BaseException) -> set[int]:
+    """Statuses of HTTP: TensorStore's, and gcsfs's, whose errors have a ``code``."""
+    found = _told(error, "http_response")
+    code = str(getattr(error, "code", ""))
+    if isinstance(error, Exception) and code.isdecimal():
+        found.add(int(code))
+    return found
+
+
+def _told(error: BaseException, kind: str) -> set[int]:
+    if not isinstance(error, Exception):
+        return set()
+    return {int(code) for name, code in _CODES.findall(str(error)) if name == kind}
 
 
 def patiently(action: Callable[[], T], what: str, *, seconds: float) -> T:

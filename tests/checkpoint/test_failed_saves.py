@@ -145,15 +145,15 @@ def never():
 
 def test_an_error_is_raised_although_orbax_still_waits(run, never, monkeypatch):
     """Several processes: Orbax joins the others before it raises; they never come."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     run._save = save = saving.Save(7, run.directory / "7", never, errors=run._errors)
-    assert not save.failed()
+    assert not save.over()
     run._errors.first = OSError(errno.ENOSPC, "No space left on device")
-    assert save.failed()
+    assert save.over()
     with pytest.raises(checkpoint.SaveFailed, match="step 7 .*No space left"):
         run.check()
     # Nor is it waited for when all is closed.
     closed = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(run._checkpointer, "close", lambda: closed.append(1))
     run.close()
     assert not closed

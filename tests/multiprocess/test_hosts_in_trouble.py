@@ -83,6 +83,23 @@ def test_a_frozen_host_is_given_up(tmp_path):
         several.ended(processes)
 
 
+def test_hosts_that_never_come_end_those_that_wait():
+    """At once: one whose coordinator is not there, and two of three."""
+    command = [sys.executable, str(PROGRAM), "--connect=6"]
+    alone = several.start(
+        command, 1, env={"MPO_NUM_PROCESSES": "4", "MPO_PROCESS_ID": "2"}
+    )
+    two = several.start(command, 2, env={"MPO_NUM_PROCESSES": "3"})
+    (first, second), ((status, output),) = several.ended(two), several.ended(alone)
+    assert (status, first[0], second[0]) == (75, 75, 75)
+    assert "within 6 s (hosts.connect_s)" in output
+    assert "host 2 of 4: the coordinator, host 0 at localhost:" in output
+    assert "cannot be reached" in output and "Connection refused" in output
+    assert "host 0 of 3: not all other hosts came to this one" in first[1]
+    assert "host 1 of 3: the coordinator, host 0 at localhost:" in second[1]
+    assert "answers, but not all hosts came within 6 s" in second[1]
+
+
 def test_a_host_that_differs_is_named_with_the_field(run):
     for number, (status, output) in enumerate(run(2, "differs")):
         assert status == 1, output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import packed
 import pytest
 
 from mpo_jax import checkpoint, config, sharding
+from mpo_jax.checkpoint import patience
 from mpo_jax.losses import reward_shift
 from mpo_jax.train import loop, state
 from mpo_jax.utils import metrics as metrics_lib
@@ -68,12 +70,13 @@ class Recorder:
         self.saved: list[tuple[int, float, dict]] = []
         self.waits = 0
 
-    def save(self, step, trees, *, meta):
+    def save(self, step, trees, *, meta, last):
+        del last
         assert int(trees["loop"]["step"]) == step
         self.saved.append((step, float(trees["params"]["w"][0]), meta))
 
     def check(self):
-        """Nothing fails here."""
+        return False  # nothing fails here
 
     def wait(self):
         self.waits += 1
@@ -339,6 +342,45 @@ def test_resume_goes_on_where_the_checkpoint_was(job, tmp_path):
         item for item in whole if item[0] != 6
     ]
     assert found[3:5] == [(5, mean_of([4])), (6, mean_of([5]))]
+
+
+def test_a_stop_while_storage_is_away_is_saved_all_the_same(
+    job, tmp_path, monkeypatch, caplog
+):
+    """No later step can make up for the last save: it is tried again in place."""
+
+    def step(current, *rest):
+        if int(current.step) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fake_step(current, *rest)
+
+    stored = checkpoint.Checkpoints(tmp_path / "c", config.CheckpointConfig())
+    orbax, calls = type(stored._checkpointer), []
+    original = orbax.save_checkpointables_async
+
+    def away(self, number, *args, **kwargs):
+        calls.append(number)
+        if len(calls) < 3:
+            raise OSError(errno.EIO, "Input/output error", "/c")
+        return original(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(orbax, "save_checkpointables_async", away)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
+    with pytest.raises(SystemExit) as raised:
+        loop.run(job(save_every=100, updates=[step], checkpoints=stored))
+    assert raised.value.code == statuses.STOPPED
+    assert calls == [5, 5, 5] and stored.latest() == 5
+    stored.close()
+    assert "The checkpoint of step 5 is saved, after 2 failures" in caplog.text
+
+
+def test_a_save_that_failed_is_made_up_for_by_a_later_step(job, monkeypatch):
+    """When the loop is told to; the schedule goes on as ever."""
+    made = job(save_every=4)
+    answers = iter([False, False, False, False, False, True, False, False])
+    monkeypatch.setattr(made.output.checkpoints, "check", lambda: next(answers))
+    loop.run(made)
+    assert [step for step, *_ in made.output.checkpoints.saved] == [4, 6, 8]
 
 
 def test_a_finished_run_has_nothing_left_to_do(job, tmp_path):

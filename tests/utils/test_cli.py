@@ -11,7 +11,7 @@ import stat
 import pytest
 import rich.console
 
-from mpo_jax.utils import cli, progress, runtime
+from mpo_jax.utils import cli, progress, runtime, statuses
 
 
 def raised(action) -> OSError:
@@ -133,3 +133,38 @@ def test_a_mode_of_no_one(tmp_path):
         with source.opened(tmp_path):
             pass
     file.chmod(stat.S_IRUSR)
+
+
+class Others:
+    """The other hosts; notes whether they were waited for."""
+
+    def __init__(self):
+        self.waited = 0
+
+    def wait_for_news(self):
+        self.waited += 1
+
+    def fail(self, message, status):
+        raise SystemExit(status)
+
+
+@pytest.mark.parametrize(
+    "words, waited",
+    [
+        ("UNAVAILABLE: the connection to a task is closed", 1),
+        ("ABORTED: Error writing … Stale file handle [os_error_code='116']", 0),
+        ("UNAVAILABLE: … [http_response_code='503']", 0),
+    ],
+)
+def test_storage_that_speaks_like_a_lost_host_is_told_at_once(
+    monkeypatch, words, waited
+):
+    others = Others()
+    monkeypatch.setattr(cli.peers, "others", lambda: others)
+    error = OSError("a save")
+    error.__cause__ = ValueError(words)
+    error.args = (f"a save: {words}",)
+    with pytest.raises(SystemExit) as raised:
+        cli._end(error, program="train.py", trace=False)
+    assert raised.value.code == statuses.TRY_AGAIN
+    assert others.waited == waited

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fractions
 import json
+import os
 
 import numpy as np
 import pytest
@@ -173,3 +174,28 @@ def test_lines_that_cannot_be_written_at_all_are_printed(tmp_path, caplog):
     writer.write(1, {"loss": 1.5})
     writer.close()
     assert "not in" in caplog.text and '"loss": 1.5' in caplog.text
+
+
+def test_tensorboard_writes_what_waited_when_storage_is_back(
+    tmp_path, monkeypatch, caplog
+):
+    """No thread dies of an error, and no step waits for one: many fail in a row."""
+    folder = tmp_path / "tensorboard"
+    writer = metrics.Writer(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    original, flush = os.fsync, []
+
+    def broken(descriptor):
+        flush.append(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    for step in range(2, 30):
+        writer.write(step, {"loss": float(step)})
+    assert "TensorBoard lacks step 29: [Errno 28]" in caplog.messages[-1]
+    assert len(flush) >= 28 and len(list(folder.iterdir())) == 1
+    monkeypatch.setattr(os, "fsync", original)
+    writer.write(30, {"loss": 30.0})
+    writer.close()
+    assert len(list(folder.iterdir())) == 2
+    assert {step for step, *_ in _events(folder)} == set(range(1, 31))
