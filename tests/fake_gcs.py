@@ -57,6 +57,8 @@ class Bucket:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else headers wait 40 ms for the client's ACK
+    wbufsize = -1  # one packet per answer
     bucket: Bucket
 
     def log_message(self, format: str, *args: Any) -> None:

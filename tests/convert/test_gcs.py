@@ -83,6 +83,7 @@ def run(root, origin, bucket, tmp_path):
             "STORAGE_EMULATOR_HOST": url,
             "TENSORSTORE_GCS_HTTP_URL": url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+            "NO_GCE_CHECK": "true",  # ask no metadata server for credentials
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
             "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
