@@ -33,11 +33,14 @@ from absl import flags
 from mpo_jax import config, ledger
 from mpo_jax.mmpr import examples, index_build, shares, summary
 from mpo_jax.mmpr import index as indexes
-from mpo_jax.utils import cli, progress, remote
+from mpo_jax.utils import cli, fetched, progress, remote
 
 _DATA = config.DataConfig()
 META = flags.DEFINE_string(
-    "meta", None, "MMPR meta.json, or a folder of shards.", required=True
+    "meta",
+    None,
+    "MMPR meta.json, or a folder of shards: a path or an address (gs://…).",
+    required=True,
 )
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Directory of the tokenizer.")
 OUT = flags.DEFINE_string("out", "", "Folder of the indexes; made if absent.")
@@ -70,6 +73,17 @@ CHOSEN_ONLY = flags.DEFINE_bool("chosen_only", False, "SFT: needs no rejected si
 WORKERS = flags.DEFINE_integer(
     "workers", _DATA.index_workers, "Processes; 0 is one per core."
 )
+LOCAL_CACHE = flags.DEFINE_string(
+    "local_cache",
+    _DATA.local_cache,
+    "Folder that keeps what is fetched from addresses; empty is in ~/.cache.",
+)
+LOCAL_CACHE_GB = flags.DEFINE_float(
+    "local_cache_gb",
+    _DATA.local_cache_gb,
+    "Bound of --local_cache in 1e9 bytes.",
+    lower_bound=0,
+)
 SHARDS = flags.DEFINE_string(
     "shards",
     "",
@@ -88,8 +102,19 @@ VERIFY = flags.DEFINE_bool(
 )
 
 
+def local_cache() -> fetched.LocalCache:
+    """What is kept on this machine of data at addresses."""
+    return fetched.LocalCache(LOCAL_CACHE.value, LOCAL_CACHE_GB.value)
+
+
 def write_shards() -> str:
     """Write the shards that the flags describe; returns their folder."""
+    remote.refuse(
+        SHARDS.value,
+        field="--shards",
+        why="shards are written as files, and their folder appears by a rename (write "
+        "them to a disk, then copy the folder: `gcloud storage cp -r`)",
+    )
     try:
         from mpo_jax.mmpr import shard_writer
     except ModuleNotFoundError as error:
@@ -104,6 +129,7 @@ def write_shards() -> str:
         max_text_bytes=MAX_BYTES.value,
         num_shards=NUM_SHARDS.value,
         beam_options=BEAM.value,
+        cache=local_cache(),
         progress=lambda note: console.print(
             f"shards: {note}", markup=False, soft_wrap=True
         ),
@@ -134,11 +160,11 @@ def build(out: str, meta: str = "") -> indexes.Index:
     """
     if not TOKENIZER.value:
         raise ValueError("--tokenizer is required: a directory")
-    for flag, place in (("meta", META), ("out", None), ("tokenizer", TOKENIZER)):
+    for flag, place in (("out", out), ("tokenizer", TOKENIZER.value)):
         remote.refuse(
-            out if place is None else place.value or "",
+            place,
             field=f"--{flag}",
-            why="records and index are read as files, at any place in them",
+            why="index and tokenizer are read as files, at any place in them",
         )
     policy = examples.EncodePolicy(
         template=template_name(TOKENIZER.value),
@@ -178,6 +204,7 @@ def build(out: str, meta: str = "") -> indexes.Index:
             max_text_bytes=MAX_BYTES.value,
             workers=WORKERS.value,
             progress=show,
+            cache=local_cache(),
         )
 
 
@@ -218,7 +245,7 @@ def main(argv: list[str]) -> None:
     if VERIFY.value:
         from mpo_jax.mmpr import shard_writer
 
-        count = shard_writer.verify(META.value)
+        count = shard_writer.verify(META.value, cache=local_cache())
         print(f"{count} shards are as they were written")
     if SHARDS.value:
         meta = write_shards()

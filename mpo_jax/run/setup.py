@@ -152,12 +152,9 @@ def _checked_tokenizer(
 def _check_places(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
     """Refuse an address where a directory is needed; models may have one."""
     logs = "metrics are appended to, and results appear by a rename"
-    read = "annotations and images are read as files, at any place in them"
     parts = "its parts appear by a rename"
     for field, place, why in (
         ("workdir", str(workdir), logs),
-        ("data.meta", cfg.data.meta, read),
-        ("data.eval_meta", cfg.data.eval_meta, read),
         ("data.cache_dir", cfg.data.cache_dir, parts),
         ("reference.cache", cfg.reference.cache, parts),
     ):

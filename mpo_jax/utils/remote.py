@@ -65,7 +65,18 @@ class Stored:
 
 
 _SUMS = ("crc32c", "md5Hash", "ETag")
-_VERSIONS = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created")
+_VERSIONS = (
+    *("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "created"),
+    "LastModified",  # of S3, where the ETag of a content that was there comes back
+)
+
+
+def _stored(entry: dict[str, Any]) -> Stored:
+    return Stored(
+        int(entry["size"]),
+        {key: str(entry[key]) for key in _SUMS if entry.get(key)},
+        str([str(entry[key]) for key in _VERSIONS if entry.get(key)]),
+    )
 
 
 class Folder:
@@ -145,14 +156,43 @@ class Folder:
         self._fs.invalidate_cache()
         here = self._path.rstrip("/") + "/"
         return {
-            name.removeprefix(here): Stored(
-                int(entry["size"]),
-                {key: str(entry[key]) for key in _SUMS if entry.get(key)},
-                str([entry[key] for key in _VERSIONS if entry.get(key)]),
-            )
+            name.removeprefix(here): _stored(entry)
             for name, entry in self._fs.find(self._path, detail=True).items()
             if not name.endswith("/")  # what some tools leave in place of a folder
         }
+
+    def stored(self, name: str) -> Stored | None:
+        """An object as it is now; None where there is none."""
+        self._fs.invalidate_cache()
+        try:
+            entry = self._fs.info(self._at(name))
+        except FileNotFoundError:
+            return None
+        return _stored(entry) if entry["type"] == "file" else None
+
+    def listed(self, name: str) -> dict[str, Stored]:
+        """Objects directly in the folder `name`, by their names in it.
+
+        Asks page by page, however many there are, and keeps none of it.
+        """
+        self._fs.invalidate_cache()
+        here = self._at(name).rstrip("/")
+        try:
+            found = self._fs.ls(here, detail=True)
+        except FileNotFoundError:
+            return {}
+        finally:
+            self._fs.invalidate_cache()
+        return {
+            posixpath.basename(entry["name"]): _stored(entry)
+            for entry in found
+            if entry["type"] == "file" and posixpath.dirname(entry["name"]) == here
+        }
+
+    def holds(self, name: str) -> bool:
+        """Whether anything is behind the folder `name`."""
+        self._fs.invalidate_cache()
+        return bool(self._fs.isdir(self._at(name).rstrip("/")))
 
     def copy_tree(self, address: str) -> None:
         """Copy every object to another address of the same store, within the store.
