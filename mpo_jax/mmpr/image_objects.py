@@ -84,23 +84,31 @@ class Ahead:
         At most :data:`AHEAD` images, or one item's, are read ahead, and at most 256 MiB
         where sizes are known.
         """
-        window: collections.deque[tuple[T, dict[str, futures.Future[bytes]], int]]
-        window, waiting, size = collections.deque(), 0, 0
+        window = collections.deque[tuple[T, dict[str, futures.Future[bytes]], int]]()
+        # An image that several items of the window ask for is read once.
+        users, running = collections.Counter[str](), dict[str, futures.Future[bytes]]()
+        size = 0
         pool = futures.ThreadPoolExecutor(AHEAD, thread_name_prefix="mpo-ahead")
         try:
             for item, addresses in lines:
-                mine = {
-                    address: pool.submit(read, address, self._cache, self._listings)
-                    for address in addresses
-                }
+                for address in addresses:
+                    users[address] += 1
+                    if address not in running:
+                        running[address] = pool.submit(
+                            read, address, self._cache, self._listings
+                        )
+                mine = {address: running[address] for address in addresses}
                 window.append((item, mine, self._size(addresses)))
-                waiting, size = waiting + len(mine), size + window[-1][2]
-                while window and (waiting > AHEAD or size > _AHEAD_BYTES):
+                size += window[-1][2]
+                while window and (len(running) > AHEAD or size > _AHEAD_BYTES):
                     item, mine, bytes_ = window.popleft()
-                    waiting, size = waiting - len(mine), size - bytes_
                     yield item, mine
-            while window:
-                item, mine, _ = window.popleft()
+                    size -= bytes_
+                    for address in mine:
+                        users[address] -= 1
+                        if not users[address]:
+                            del running[address], users[address]
+            for item, mine, _ in window:
                 yield item, mine
         finally:
             pool.shutdown(cancel_futures=True)

@@ -3,9 +3,10 @@
 Any number of processes use it at once. A file is named by its address and the store's
 version of it, so that a changed object is another file. How much is kept, and what is
 removed for what comes next, is decided by one process at a time, which holds a lock.
-What a process works with it *holds*: the names stand in a file of its own on which it
-keeps a lock, and nothing that is held is removed. The kernel frees that lock when the
-process ends, however it ends.
+What a process works with it *claims*: the names stand in a file of its own on which it
+keeps a lock, and nothing that is claimed is removed. Room for what is being fetched is
+claimed in the same way. The kernel frees that lock when the process ends, however it
+ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pathlib
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
 
 from absl import logging
@@ -28,7 +29,7 @@ from absl import logging
 from mpo_jax.utils import atomic, objects
 from mpo_jax.utils.remote import Stored, refuse
 
-_LOCK, _HOLDERS, _BUSY = ".lock", "holders", ".fetching"
+_LOCK, _CLAIMS, _BUSY = ".lock", "claims", ".fetching"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _KEEP = 0.9  # of the bound, after making room: the next files need not look again
 _SUM = 16  # bytes of the checksum behind a small file
@@ -167,6 +168,7 @@ class LocalCache:
             if size > free:
                 raise NoRoomError(self._full(address, size, free))
             book.set(used + size)
+            claim = _Claim(self.folder / _CLAIMS, room=size)
         try:
             yield
         except BaseException as error:
@@ -176,6 +178,8 @@ class LocalCache:
                 free = shutil.disk_usage(self.folder).free
                 raise NoRoomError(self._full(address, size, free)) from error
             raise
+        finally:
+            claim.close()
 
     def _full(self, address: str, size: int, free: int) -> str:
         return (
@@ -200,30 +204,35 @@ class LocalCache:
 
         Called under the lock.
         """
-        held = self._held()
-        found, used = [], 0
+        held, used = self._claimed()
+        found = []
         for part in _folders(self.folder):
             atomic.clean(part)
             for entry in os.scandir(part):
-                with contextlib.suppress(FileNotFoundError):  # renamed just now
+                if atomic.is_being_written(entry.name) or entry.name.endswith(_BUSY):
+                    continue  # its room is claimed
+                with contextlib.suppress(FileNotFoundError):  # removed by hand
                     status = entry.stat()
                     used += status.st_size
-                    if not atomic.is_being_written(entry.name):
-                        name = f"{part.name}/{entry.name}"
-                        found.append((status.st_mtime_ns, status.st_size, name))
+                    name = f"{part.name}/{entry.name}"
+                    found.append((status.st_mtime_ns, status.st_size, name))
         for _, bytes_, name in sorted(found):
             if used + size <= self.limit * _KEEP:
                 break
-            if name in held or name.endswith(_BUSY):
+            if name in held:
                 continue
             (self.folder / name).unlink(missing_ok=True)
             used -= bytes_
         return used
 
-    def _held(self) -> set[str]:
-        """Names that living processes hold; what dead ones held is forgotten."""
-        held: set[str] = set()
-        for path in (self.folder / _HOLDERS).glob("*"):
+    def _claimed(self) -> tuple[set[str], int]:
+        """Names that living processes claim, and the bytes of what they fetch.
+
+        What dead ones claimed is forgotten.
+        """
+        names: set[str] = set()
+        room = 0
+        for path in (self.folder / _CLAIMS).glob("*"):
             try:
                 with open(path, encoding="utf-8") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,8 +240,11 @@ class LocalCache:
             except FileNotFoundError:
                 continue
             except BlockingIOError:
-                held |= set(path.read_text(encoding="utf-8").split("\n"))
-        return held
+                with contextlib.suppress(FileNotFoundError):  # closed just now
+                    first, *rest = path.read_text(encoding="utf-8").split("\n")
+                    room += int(first)
+                    names |= set(rest)
+        return names, room
 
 
 class Holding:
@@ -240,14 +252,8 @@ class Holding:
 
     def __init__(self, cache: LocalCache, names: Mapping[str, str]):
         self._paths = {name: str(cache.folder / at) for name, at in names.items()}
-        self._process = os.getpid()
         with cache._book():  # so that nobody is removing files now
-            folder = cache.folder / _HOLDERS
-            folder.mkdir(exist_ok=True)
-            self._path = folder / secrets.token_hex(8)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            _lock(self._fd, folder)
-            os.write(self._fd, "\n".join(names.values()).encode())
+            self._claim = _Claim(cache.folder / _CLAIMS, names=names.values())
 
     def path(self, address: str) -> str:
         """Where an object is."""
@@ -255,6 +261,28 @@ class Holding:
 
     def close(self) -> None:
         """Let the files go; safe to call twice."""
+        self._claim.close()
+
+
+class _Claim:
+    """A file with a lock that says what its process uses; made under the book's lock.
+
+    Its first line is room in bytes, the others are names.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, *, room: int = 0, names: Iterable[str] = ()
+    ):
+        folder.mkdir(exist_ok=True)
+        self._process = os.getpid()
+        self._path = folder / secrets.token_hex(8)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _lock(self._fd, folder)
+        text = "\n".join([str(room), *names]).encode()
+        if os.write(self._fd, text) != len(text):
+            raise OSError(errno.ENOSPC, f"{self._path} cannot be written whole")
+
+    def close(self) -> None:
         if self._fd >= 0:
             if self._process == os.getpid():  # a fork ends before its parent
                 self._path.unlink(missing_ok=True)
@@ -329,9 +357,10 @@ def _write(file: pathlib.Path, data: bytes) -> None:
 
 
 def _download(address: str, stored: Stored, file: pathlib.Path) -> None:
+    before = objects.stored(address)  # listings may write versions in another way
     objects.fetch(address, file)
     size, now = file.stat().st_size, objects.stored(address)
-    if now is None or now.version != stored.version or size != stored.size:
+    if now is None or now != before or size != stored.size:
         raise ValueError(
             f"{address} was replaced while it was fetched ({size} bytes came, "
             f"{stored.size} were announced); start again when it is complete"
