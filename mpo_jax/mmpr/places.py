@@ -7,6 +7,7 @@ path, of images as well. Folders may lie in a bucket, wherever meta.json is.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -83,6 +84,9 @@ class Finder:
         self.given, self.rule = reroot, ""
         self._rule_used = self._parent_used = False
         self._places: list[Place] = []
+        # Sources share folders; a store is asked once for each.
+        self._is_file = functools.cache(located.is_file)
+        self._is_folder = functools.cache(located.is_folder)
         if reroot:
             old, equals, new = reroot.partition("=")
             if not (old and equals and new):
@@ -96,7 +100,7 @@ class Finder:
     def place(self, where: str, entry: Mapping[str, Any]) -> Place:
         """Where the files of an entry lie; the annotation exists and is one."""
         values = {key: self._value(where, entry, key) for key in ("root", "annotation")}
-        annotation, found = self._find(values["annotation"], located.is_file)
+        annotation, found = self._find(values["annotation"], self._is_file)
         if found:
             annotations.check(annotation, where)
         if not annotation.endswith(".jsonl"):
@@ -110,7 +114,7 @@ class Finder:
                 f"{where}: annotation {annotation!r} does not exist; "
                 f"{self._remedy(_normal(entry['annotation']))}"
             )
-        root, _ = self._find(values["root"], located.is_folder)
+        root, _ = self._find(values["root"], self._is_folder)
         anywhere = not values["root"]
         self._places.append(Place(root, annotation, self.rule, anywhere))
         return self._places[-1]
