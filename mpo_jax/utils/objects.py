@@ -30,6 +30,8 @@ def is_store(place: str) -> bool:
     False for web pages (nobody lists their folders) and for ``file://``, which is a
     path.
     """
+    if "://" not in place:  # of every image: 40 ns
+        return False
     found = _PARTS.match(place)
     return found is not None and bool(found[2]) and found[1].lower() not in _NO_STORES
 
