@@ -296,7 +296,7 @@ def open_data(
     if not folder:
         if whole:
             raise FileNotFoundError(_no_data(place))
-        sources = load_meta(place, reroot=reroot)
+        sources = load_meta(meta, reroot=reroot)
         for root in dict.fromkeys(source.root for source in sources):
             if not located.is_folder(root):
                 name = next(s.name for s in sources if s.root == root)

@@ -14,7 +14,7 @@ import tiny_mmpr
 
 from mpo_jax import ledger
 from mpo_jax.inputs import images
-from mpo_jax.mmpr import image_paths, listings, meta, shard_writer, store
+from mpo_jax.mmpr import image_objects, image_paths, listings, meta, shard_writer, store
 from mpo_jax.utils import fetched, objects
 
 AT = "memory://bucket/MMPR"
@@ -138,9 +138,17 @@ def test_images_that_change_come_and_go_are_noticed(
     before = build(f"{AT}/meta.json")
     other = tiny_mmpr.write_image(tmp_path / "new.png", 40, seed=9).read_bytes()
     old = (tmp_path / "MMPR/images/0.png").read_bytes()
-    calls = asked(monkeypatch)
+    calls, real, seen = asked(monkeypatch), image_objects.read, []
+
+    def read_image(address, *rest):
+        seen.append(address)
+        return real(address, *rest)
+
+    monkeypatch.setattr(image_objects, "read", read_image)
     bucket.pipe_file("/bucket/MMPR/images/0.png", other)
     changed = build(f"{AT}/meta.json")
+    # Not even from what is kept: `multi` has 0 and 3 in one record.
+    assert set(seen) == {f"{AT}/images/0.png", f"{AT}/images/3.png"}
     assert changed.content_hash != before.content_hash and len(changed) == 55
     assert [c for c in calls if c[0] == "read" and "images/" in c[1]] == [
         ("read", f"{AT}/images/0.png")  # no other is fetched again
