@@ -15,6 +15,7 @@ import tiny_mmpr
 from mpo_jax import ledger
 from mpo_jax.inputs import images
 from mpo_jax.mmpr import image_objects, image_paths, listings, meta, shard_writer, store
+from mpo_jax.packing import pipeline
 from mpo_jax.utils import fetched, objects
 
 AT = "memory://bucket/MMPR"
@@ -330,7 +331,7 @@ def test_a_small_bound_changes_nothing_but_the_requests(
 
 
 def test_storage_that_is_away_is_no_fault_of_a_record(
-    bucket, build, tmp_path, monkeypatch
+    bucket, build, tokenizer, tmp_path, monkeypatch
 ):
     tiny_mmpr.write_good(tmp_path / "MMPR")
     memory_store.upload(tmp_path / "MMPR", AT)
@@ -345,7 +346,22 @@ def test_storage_that_is_away_is_no_fault_of_a_record(
     with pytest.raises(ConnectionError, match="2.png: away"):
         build(f"{AT}/meta.json")
     monkeypatch.undo()
-    assert len(build(f"{AT}/meta.json")) == 55
+    built = build(f"{AT}/meta.json")
+    assert len(built) == 55
+    # While training it is tried again, and no record is blamed.
+    real_image, tries = image_objects.read, []
+
+    def away_once(address, *rest):
+        tries.append(address)
+        if len(tries) == 1:
+            raise ConnectionError(f"{address}: away")
+        return real_image(address, *rest)
+
+    monkeypatch.setattr(image_objects, "read", away_once)
+    load = pipeline.ExampleLoader(
+        built, str(tokenizer), tiny_mmpr.POLICY, patience_s=30
+    )
+    assert load(0).num_tiles > 0 and len(tries) == 2
 
 
 def test_shards_at_an_address(bucket, build, tmp_path, cache, monkeypatch):
