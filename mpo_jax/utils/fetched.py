@@ -21,6 +21,7 @@ import pathlib
 import secrets
 import shutil
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
 
@@ -274,24 +275,20 @@ class _Claim:
         self, folder: pathlib.Path, *, room: int = 0, names: Iterable[str] = ()
     ):
         folder.mkdir(exist_ok=True)
-        self._process = os.getpid()
-        self._path = folder / secrets.token_hex(8)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(self._fd, folder)
+        path = folder / secrets.token_hex(8)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        # Called once: by close(), when nobody holds it any more, or at the end.
+        self.close = weakref.finalize(self, _release, fd, path, os.getpid())
+        _lock(fd, folder)
         text = "\n".join([str(room), *names]).encode()
-        if os.write(self._fd, text) != len(text):
-            raise OSError(errno.ENOSPC, f"{self._path} cannot be written whole")
+        if os.write(fd, text) != len(text):
+            raise OSError(errno.ENOSPC, f"{path} cannot be written whole")
 
-    def close(self) -> None:
-        if self._fd >= 0:
-            if self._process == os.getpid():  # a fork ends before its parent
-                self._path.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = -1
 
-    def __del__(self) -> None:
-        if hasattr(self, "_fd"):
-            self.close()
+def _release(fd: int, path: pathlib.Path, process: int) -> None:
+    if process == os.getpid():  # a fork ends before its parent
+        path.unlink(missing_ok=True)
+    os.close(fd)
 
 
 class _Book:

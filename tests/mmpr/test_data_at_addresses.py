@@ -445,7 +445,8 @@ def test_listings(bucket, tmp_path, monkeypatch):
     assert len(calls) == 3 and {name for name, _ in calls} == {"listed"}
     closed = listings.Listings(str(tmp_path), closed=True)
     assert closed.knows("memory://b/x/1.png") and not closed.knows("memory://b/z/1.png")
-    assert closed.stored("memory://b/x/1.png").size == 2
+    known = closed.stored("memory://b/x/1.png")
+    assert known is not None and known.size == 2
     assert closed.stored("memory://b/z/1.png") is None and len(calls) == 3
 
 

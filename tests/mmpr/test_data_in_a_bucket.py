@@ -182,12 +182,13 @@ def test_shards_and_two_processes_at_once(run, service, tmp_path):
     assert len(data) == len(set(data)) == 2  # lines and images, each once
 
 
-def test_a_run_and_a_look_at_its_data(service, root, tmp_path):
+def test_a_run_and_a_look_at_its_data(service, root, tmp_path, monkeypatch):
     """``train.py`` from a bucket has the losses of ``train.py`` from a disk."""
     url, bucket = service
     world = small_runs.make_world(tmp_path / "world")
     upload(tmp_path / "world/data", bucket, "data")
-    environment = variables(root, url, tmp_path)
+    for name, value in variables(root, url, tmp_path).items():
+        monkeypatch.setenv(name, value)
 
     def train(name: str, at: str, **change):
         cfg = small_runs.small(world)
@@ -197,9 +198,7 @@ def test_a_run_and_a_look_at_its_data(service, root, tmp_path):
         for field, value in change.items():
             setattr(cfg.data, field, value)
         path = small_runs.write_config(tmp_path / f"{name}.py", cfg)
-        process = small_runs.start_training(
-            root, world, path, tmp_path / name, **environment
-        )
+        process = small_runs.start_training(root, world, path, tmp_path / name)
         output = small_runs.output_of(process)
         return process.returncode, output, tmp_path / name
 
@@ -218,7 +217,6 @@ def test_a_run_and_a_look_at_its_data(service, root, tmp_path):
     def script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, root / f"scripts/{name}.py", *options],
-            env=environment,
             capture_output=True,
             text=True,
             timeout=300,

@@ -25,7 +25,8 @@ def test_names_are_taken_as_they_are(bucket):
     for name in (NAME, "b/d [x]/c"):
         address = f"memory://{name}"
         assert objects.read(address) == name.encode()
-        assert objects.stored(address).size == len(name.encode())
+        stored = objects.stored(address)
+        assert stored is not None and stored.size == len(name.encode())
         assert objects.read(address, 2, 5) == name.encode()[2:5]
     assert set(objects.listed("memory://b/d [x]")) == {"c"}
     assert set(objects.listed("memory://b")) == {NAME[2:], "a 1.png"}
