@@ -97,7 +97,7 @@ class DataConfig:
     """Records, images and text; how they reach the step."""
 
     meta: str = field("", required="name the meta.json of the pairs")
-    """MMPR meta.json of the training pairs."""
+    """MMPR meta.json of the training pairs, or shards: a path or an address."""
     eval_meta: str = ""
     """MMPR meta.json of held-out pairs, scored every `log.eval_every` steps."""
     reroot: str = ""
@@ -105,6 +105,11 @@ class DataConfig:
     image paths."""
     cache_dir: str = ""
     """Where index, ledger and reference cache live; empty is ``<workdir>/data``."""
+    local_cache: str = ""
+    """Folder on a local disk that keeps annotations, images and shards fetched from
+    addresses such as gs://…; empty is ``mpo_jax/data`` in the user's cache folder."""
+    local_cache_gb: float = field(50.0, positive=True)
+    """Bound of `local_cache` in 1e9 bytes; what is least recently used goes first."""
     tokenizer: str = ""
     """Directory or address of the tokenizer; empty is the model's."""
     template: str = ""

@@ -10,7 +10,13 @@ Config = TypeVar("Config")
 
 PATHS = (
     *("model.path", "data.meta", "data.eval_meta", "data.reroot", "data.cache_dir"),
-    *("data.tokenizer", "reference.path", "reference.cache", "compile_cache"),
+    *(
+        "data.local_cache",
+        "data.tokenizer",
+        "reference.path",
+        "reference.cache",
+        "compile_cache",
+    ),
     "eval.data",
 )
 """Dotted names of the fields that hold a path, or may."""

@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
-from mpo_jax.run import parameters, scoring, setup, stages
+from mpo_jax.run import addresses, parameters, scoring, setup, stages
 from mpo_jax.train import reference
 from mpo_jax.utils import cli, progress, runtime
 
@@ -34,6 +34,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"reference.mode={cfg.reference.mode!r}: nothing to cache")
     runtime.initialise(cfg.hosts)
     run = setup.setup(cfg, _WORKDIR.value)
+    with addresses.mirrored(run):
+        cache(run)
+
+
+def cache(run: setup.Setup) -> None:
+    """Compute what is missing, and say how much there is."""
     cfg = run.cfg
     index = stages.prepare_index(run, cfg.data.meta)
     plan = stages.make_plan(run, index)

@@ -21,6 +21,7 @@ from absl import flags
 
 from mpo_jax.mmpr import index as indexes
 from mpo_jax.mmpr import likeness, page, page_records, summary
+from mpo_jax.run import addresses
 from mpo_jax.utils import cli, progress
 
 HTML = flags.DEFINE_string("html", "", "Write a page with sample records here.")
@@ -69,7 +70,12 @@ def print_alike(index: indexes.Index, console: rich.console.Console) -> None:
 def main(argv: list[str]) -> None:
     del argv
     prepare_data.open_no_device()
-    index = prepare_data.build(prepare_data.OUT.value or default_out())
+    with addresses.working(prepare_data.OUT.value or default_out()) as out:
+        inspect(prepare_data.build(str(out)))
+
+
+def inspect(index: indexes.Index) -> None:
+    """Print what an index holds, and write the page if it is asked for."""
     console = progress.stdout_console()
     prepare_data.print_summary(index, console)
     print_histograms(index, console)

@@ -33,14 +33,20 @@ from absl import flags
 from mpo_jax import config, ledger
 from mpo_jax.mmpr import examples, index_build, shares, summary
 from mpo_jax.mmpr import index as indexes
-from mpo_jax.utils import cli, progress, remote
+from mpo_jax.run import addresses
+from mpo_jax.utils import cli, fetched, mirror, progress, remote
 
 _DATA = config.DataConfig()
 META = flags.DEFINE_string(
-    "meta", None, "MMPR meta.json, or a folder of shards.", required=True
+    "meta",
+    None,
+    "MMPR meta.json, or a folder of shards: a path or an address (gs://…).",
+    required=True,
 )
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Directory of the tokenizer.")
-OUT = flags.DEFINE_string("out", "", "Folder of the indexes; made if absent.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder of the indexes, or its address; made if absent."
+)
 TEMPLATE = flags.DEFINE_string(
     "template",
     _DATA.template,
@@ -70,6 +76,17 @@ CHOSEN_ONLY = flags.DEFINE_bool("chosen_only", False, "SFT: needs no rejected si
 WORKERS = flags.DEFINE_integer(
     "workers", _DATA.index_workers, "Processes; 0 is one per core."
 )
+LOCAL_CACHE = flags.DEFINE_string(
+    "local_cache",
+    _DATA.local_cache,
+    "Folder that keeps what is fetched from addresses; empty is in ~/.cache.",
+)
+LOCAL_CACHE_GB = flags.DEFINE_float(
+    "local_cache_gb",
+    _DATA.local_cache_gb,
+    "Bound of --local_cache in 1e9 bytes.",
+    lower_bound=0,
+)
 SHARDS = flags.DEFINE_string(
     "shards",
     "",
@@ -88,8 +105,19 @@ VERIFY = flags.DEFINE_bool(
 )
 
 
+def local_cache() -> fetched.LocalCache:
+    """What is kept on this machine of data at addresses."""
+    return fetched.LocalCache(LOCAL_CACHE.value, LOCAL_CACHE_GB.value)
+
+
 def write_shards() -> str:
     """Write the shards that the flags describe; returns their folder."""
+    remote.refuse(
+        SHARDS.value,
+        field="--shards",
+        why="shards are written as files, and their folder appears by a rename (write "
+        "them to a disk, then copy the folder: `gcloud storage cp -r`)",
+    )
     try:
         from mpo_jax.mmpr import shard_writer
     except ModuleNotFoundError as error:
@@ -104,6 +132,7 @@ def write_shards() -> str:
         max_text_bytes=MAX_BYTES.value,
         num_shards=NUM_SHARDS.value,
         beam_options=BEAM.value,
+        cache=local_cache(),
         progress=lambda note: console.print(
             f"shards: {note}", markup=False, soft_wrap=True
         ),
@@ -134,12 +163,7 @@ def build(out: str, meta: str = "") -> indexes.Index:
     """
     if not TOKENIZER.value:
         raise ValueError("--tokenizer is required: a directory")
-    for flag, place in (("meta", META), ("out", None), ("tokenizer", TOKENIZER)):
-        remote.refuse(
-            out if place is None else place.value or "",
-            field=f"--{flag}",
-            why="records and index are read as files, at any place in them",
-        )
+    remote.refuse(TOKENIZER.value, field="--tokenizer", why="it is read as files")
     policy = examples.EncodePolicy(
         template=template_name(TOKENIZER.value),
         image_size=IMAGE_SIZE.value,
@@ -178,6 +202,7 @@ def build(out: str, meta: str = "") -> indexes.Index:
             max_text_bytes=MAX_BYTES.value,
             workers=WORKERS.value,
             progress=show,
+            cache=local_cache(),
         )
 
 
@@ -202,8 +227,9 @@ def print_summary(index: indexes.Index, console: rich.console.Console) -> None:
         console.print(table, markup=False)
     for share in shares.poor(shares.shares(index)):
         console.print(f"Warning: {share}.", markup=False)
-    console.print(f"index   {index.directory}", markup=False, soft_wrap=True)
-    console.print(f"ledger  {index.ledger_path}", markup=False, soft_wrap=True)
+    for name, path in (("index", index.directory), ("ledger", index.ledger_path)):
+        place = mirror.known_as(path)
+        console.print(f"{name:7} {place}", markup=False, soft_wrap=True)
 
 
 def open_no_device() -> None:
@@ -218,7 +244,7 @@ def main(argv: list[str]) -> None:
     if VERIFY.value:
         from mpo_jax.mmpr import shard_writer
 
-        count = shard_writer.verify(META.value)
+        count = shard_writer.verify(META.value, cache=local_cache())
         print(f"{count} shards are as they were written")
     if SHARDS.value:
         meta = write_shards()
@@ -226,10 +252,12 @@ def main(argv: list[str]) -> None:
         return
     if not OUT.value:
         raise ValueError("--out is required: the folder of the indexes")
-    index = build(OUT.value, meta)
-    print_summary(index, progress.stdout_console())
-    if not len(index):
-        raise ValueError(f"no usable record; {index.ledger_path} has the reasons")
+    with addresses.working(OUT.value) as out:
+        index = build(str(out), meta)
+        print_summary(index, progress.stdout_console())
+        if not len(index):
+            reasons = mirror.known_as(index.ledger_path)
+            raise ValueError(f"no usable record; {reasons} has the reasons")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A bucket service on this machine: what gcsfs and TensorStore ask of the JSON API.
 
-Objects with generations, preconditions, byte ranges, listing with a delimiter, three
-kinds of upload, copy and move. Enough to hold the real clients to a real protocol.
+Objects with generations, preconditions, byte ranges, listing with a delimiter and by
+pages, three kinds of upload, copy and move. Enough to hold the real clients to a real
+protocol.
 """
 
 from __future__ import annotations
@@ -26,9 +27,19 @@ TIME = "2025-01-01T00:00:00.000Z"
 
 
 class Bucket:
-    """Objects by name: (generation, content)."""
+    """Objects by name: (generation, content).
+
+    Attributes:
+      page: most names that one listing gives.
+      asked: method, path and prefix of every request.
+      failing: how many of the next downloads are answered with 503.
+    """
+
+    page = 1000
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failing = 0
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock = threading.RLock()
@@ -99,9 +110,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         asked = dict(urllib.parse.parse_qsl(query))
         with self.bucket.lock:
+            told = [urllib.parse.unquote(path), asked.get("prefix", "")]
+            self.bucket.asked.append(" ".join([self.command, *told]).rstrip())
             self._answer(path, asked, body)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _handle
+
+    def handle(self) -> None:
+        # Clients that are killed leave their connections open.
+        with contextlib.suppress(ConnectionResetError):
+            super().handle()
 
     def _answer(self, path: str, asked: dict[str, str], body: bytes) -> None:
         if re.fullmatch(r"/upload/storage/v1/b/bucket/o", path):
@@ -141,6 +159,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def _media(self, name: str) -> None:
+        if self.bucket.failing:
+            self.bucket.failing -= 1
+            return self._send(503, {"error": {"code": 503, "message": "away"}})
         generation, data = self.bucket.objects[name]
         headers = {"x_goog_generation": str(generation), "ETag": str(generation)}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
@@ -159,18 +180,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self, asked: dict[str, str]) -> None:
         prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter")
-        items, prefixes = [], set()
+        items, prefixes, more = [], set(), ""
         for name in sorted(self.bucket.objects):
             if not name.startswith(prefix) or name < asked.get("startOffset", ""):
                 continue
             if "endOffset" in asked and name >= asked["endOffset"]:
                 continue
+            if name < asked.get("pageToken", ""):
+                continue
+            if len(items) >= min(self.bucket.page, int(asked.get("maxResults", 1000))):
+                more = name
+                break
             rest = name[len(prefix) :]
             if delimiter and delimiter in rest:
                 prefixes.add(prefix + rest.split(delimiter)[0] + delimiter)
             else:
                 items.append(self.bucket.describe(name))
         body = {"kind": "storage#objects", "items": items}
+        if more:
+            body["nextPageToken"] = more
         self._send(200, body | {"prefixes": sorted(prefixes)})
 
     def _upload(self, asked: dict[str, str], body: bytes) -> None:

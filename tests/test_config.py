@@ -94,6 +94,7 @@ WRONG: dict[str, tuple] = {
     "model.lora.vision_targets": ((), ("qkv", "qkv"), ("proj",)),
     "data.meta": ("",),
     "data.reroot": ("/a", "/a=/b=/c"),
+    "data.local_cache_gb": (0.0, -1.0, math.nan),
     "data.min_tiles": ONE,
     "data.max_tiles": ONE,
     "data.max_image_pixels": ONE,
@@ -174,7 +175,7 @@ WRONG: dict[str, tuple] = {
 FREE_TEXT = {
     *("name", "topology", "data.eval_meta", "data.cache_dir", "data.tokenizer"),
     *("data.template", "reference.path", "reference.cache", "compile_cache"),
-    *("eval.data", "log.wandb"),
+    *("eval.data", "log.wandb", "data.local_cache"),
 }
 
 

@@ -33,6 +33,7 @@ HOST = ("inputs", "mmpr", "packing", "verify", "ledger")
 _HOST_MAY = {
     *("types", "fields", "ledger"),
     *("utils.atomic", "utils.file_kinds", "utils.missing_files"),
+    *("utils.remote", "utils.objects", "utils.located", "utils.fetched"),
     *("utils.web_page", "utils.orphans", "utils.transient", "utils.statuses"),
 }
 
@@ -219,5 +220,6 @@ def test_every_row_is_drawn_in_the_document(root: pathlib.Path):
 
 
 def test_importing_the_package_loads_no_jax(root: pathlib.Path):
-    code = "import sys, mpo_jax; sys.exit('jax' in sys.modules)"
+    names = [f"mpo_jax.{name}" for name in _HOST_MAY if name.startswith("utils.")]
+    code = f"import sys, mpo_jax, {', '.join(names)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -13,6 +13,7 @@ from typing import Any
 from mpo_jax.importers import hub, messages, readers
 from mpo_jax.importers.messages import Tags
 from mpo_jax.mmpr.meta import Source, load_meta
+from mpo_jax.utils import remote
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MAX_INFO_BYTES = 1 << 24  # no meta.json or dataset_info.json is larger
@@ -282,7 +283,12 @@ def _meta_sources(path: str) -> list[Source] | None:
         for entry in value.values()
     ):
         return None
-    return load_meta(path)
+    sources = load_meta(path)
+    for source in sources:
+        for place in (source.root, source.annotation):
+            why = "the importer reads files"
+            remote.refuse(place, field=f"{path}, source {source.name!r}", why=why)
+    return sources
 
 
 def _of_meta(source: Source, layout: str, columns: Mapping[str, str]) -> Input:

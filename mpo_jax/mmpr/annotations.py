@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mpo_jax.utils import file_kinds
+from mpo_jax.utils import file_kinds, located
 
 _HEAD = 1 << 16
 _LINES = 50
@@ -20,7 +20,7 @@ def check(path: str, where: str) -> None:
     """Look at the beginning of an annotation.
 
     Args:
-      path: of the file.
+      path: of the file, or its address.
       where: begins the message.
 
     Raises:
@@ -28,8 +28,7 @@ def check(path: str, where: str) -> None:
         many lines, or in another encoding. Names the file and the remedy.
       OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        head = file.read(_HEAD)
+    head = located.head(path, _HEAD)
     kind = file_kinds.of_text(head) or _of_lines(head, whole=len(head) < _HEAD)
     if kind is not None:
         raise ValueError(

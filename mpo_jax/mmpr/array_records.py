@@ -16,12 +16,13 @@ needed to read; TFDS can read the folder too.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -32,10 +33,14 @@ from mpo_jax.mmpr import records
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.mmpr.places import Place
 from mpo_jax.types import PreferenceRecord
+from mpo_jax.utils import fetched, located, objects
 
 MANIFEST = "shards.json"
 FORMAT = 2
 """Raised whenever a file of the shards changes its meaning."""
+
+_MAX_MANIFEST = 1 << 28
+_REMEDY = "copy it again, or write the shards anew"
 
 LINES, IMAGES = "lines", "images"
 SAMPLE = {"block": 1 << 12, "blocks": 16}
@@ -57,13 +62,14 @@ class ShardStore:
     Positions are line numbers from 0. Pickling carries the folder only.
 
     Attributes:
-      watched: False: what is in shards does not change.
+      directory: path or address.
+      look_at: None: what is in shards does not change.
       fingerprint: hash over the contents of all shards.
       source_places: where the sources were, by name; they make the paths that records
         and ledger name.
     """
 
-    watched = False
+    look_at = None
 
     def __init__(
         self,
@@ -71,20 +77,23 @@ class ShardStore:
         *,
         fingerprint: str = "",
         check: bool = True,
+        cache: fetched.LocalCache | None = None,
     ):
-        """Open a folder of shards.
+        """Open a folder of shards; what lies at an address is fetched whole first.
 
         Args:
-          directory: the folder that holds ``shards.json``.
+          directory: the folder that holds ``shards.json``, or its address.
           fingerprint: what the shards must be; "" takes any.
           check: compare size and sampled blocks of every shard with the manifest.
+          cache: keeps what is fetched from addresses; None is the default one.
 
         Raises:
           FileNotFoundError: there are no finished shards.
           ValueError: a shard is not the one that was written (names the file), the
             shards are others than `fingerprint`, or of another version.
         """
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = located.absolute(directory)
+        self._cache = cache or fetched.LocalCache()
         manifest = read_manifest(self.directory)
         self.fingerprint: str = manifest["fingerprint"]
         if fingerprint and fingerprint != self.fingerprint:
@@ -103,20 +112,61 @@ class ShardStore:
             for entry in manifest["sources"]
         }
         self._names = {place: name for name, place in self.source_places.items()}
-        if check:
-            for kind in (LINES, IMAGES):
-                for entry in manifest["files"][kind]:
-                    _check_file(self.directory / entry["path"], entry)
-        self._kinds = {
-            kind: _Records(self.directory, manifest["files"][kind])
+        self._files = {
+            kind: [
+                File(located.join(self.directory, entry["path"]), entry)
+                for entry in manifest["files"][kind]
+            ]
             for kind in (LINES, IMAGES)
         }
+        self._lock = threading.Lock()
+        self._open: _Open | None = None
+        if check:
+            self.check()
 
     def __reduce__(self):
-        return functools.partial(ShardStore, check=False), (self.directory,)
+        again = functools.partial(ShardStore, check=False, cache=self._cache)
+        return again, (self.directory,)
 
     def __repr__(self) -> str:
-        return f"ShardStore({str(self.directory)!r})"
+        return f"ShardStore({self.directory!r})"
+
+    def files(self) -> list[tuple[File, str]]:
+        """Every shard and where it is on this machine; fetched if it was not.
+
+        Raises:
+          ValueError: a shard is missing, or all are larger than the bound of what is
+            kept here.
+          OSError: a store failed.
+        """
+        opened = self._opened()
+        return [
+            (file, opened.path(file)) for kind in self._files.values() for file in kind
+        ]
+
+    def check(self) -> None:
+        """Compare size and sampled blocks of every shard with the manifest.
+
+        Raises:
+          ValueError: naming the first shard that is not the one that was written.
+        """
+        for file, path in self.files():
+            _check_file(file, path)
+
+    def _opened(self) -> _Open:
+        with self._lock:
+            if self._open is None:
+                self._open = _Open(self._files, self._cache)
+            return self._open
+
+    @contextlib.contextmanager
+    def listed(
+        self, sources: Sequence[Source], beside: pathlib.Path
+    ) -> Iterator[tuple[ShardStore, None]]:
+        """This store, closed after the block: no image of it is an object."""
+        del sources, beside
+        with contextlib.closing(self):
+            yield self, None
 
     def _range(self, source: Source) -> tuple[int, int, int]:
         # By paths, not by name: two entries of meta.json may name one source.
@@ -135,8 +185,15 @@ class ShardStore:
         return [(start, min(start + step, lines)) for start in range(0, lines, step)]
 
     def lines(
-        self, source: Source, *, start: int, stop: int, max_bytes: int
+        self,
+        source: Source,
+        *,
+        start: int,
+        stop: int,
+        max_bytes: int,
+        known: Collection[int] = (),
     ) -> Iterator[tuple[int, int, bytes, Any]]:
+        del known  # a line says by number what it needs
         for position in range(start, stop):
             line, files = self.line(source, position, max_bytes=max_bytes)
             yield position, position - start + 1, line, files
@@ -153,7 +210,7 @@ class ShardStore:
         first, lines, _ = self._range(source)
         if not 0 <= position < lines:
             raise IndexError(f"line {position} of {lines} of source {source.name!r}")
-        fields = self._kinds[LINES].read(first + position)
+        fields = self._opened().kinds[LINES].read(first + position)
         return bytes(fields["text"][0])[: max_bytes + 1], list(fields["images"])
 
     def reader(self, files: Any, record: PreferenceRecord) -> Any:
@@ -162,13 +219,14 @@ class ShardStore:
 
     def image(self, number: int) -> bytes | None:
         """Bytes of an image by its number, None where there was none to store."""
-        fields = self._kinds[IMAGES].read(number)
+        fields = self._opened().kinds[IMAGES].read(number)
         return None if fields["reason"][0] else bytes(fields["data"][0])
 
     def _image(self, path: str, number: int) -> bytes:
-        fields = self._kinds[IMAGES].read(number)
+        shards = self._opened().kinds[IMAGES]
+        fields = shards.read(number)
         if bytes(fields["path"][0]).decode("utf-8") != path:
-            name = self._kinds[IMAGES].file_of(number)
+            name = shards.file_of(number)
             raise ValueError(f"{name}: image {number} is not that of {path!r}")
         reason = bytes(fields["reason"][0]).decode("ascii")
         if reason:
@@ -176,16 +234,63 @@ class ShardStore:
         return bytes(fields["data"][0])
 
     def close(self) -> None:
-        for kind in self._kinds.values():
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+
+
+class File(NamedTuple):
+    """A shard.
+
+    Attributes:
+      name: its path or address, for messages.
+      entry: what ``shards.json`` says of it.
+    """
+
+    name: str
+    entry: dict[str, Any]
+
+
+class _Open:
+    """Shards that are on this machine, fetched and held where they are elsewhere."""
+
+    def __init__(self, files: dict[str, list[File]], cache: fetched.LocalCache):
+        names = [file.name for kind in files.values() for file in kind]
+        self._holding: fetched.Holding | None = None
+        if names and objects.is_store(names[0]):
+            folders = {name: located.parent(name) for name in names}
+            there = {folder: objects.listed(folder) for folder in set(folders.values())}
+            missing = [
+                name for name in names if located.name(name) not in there[folders[name]]
+            ]
+            if missing:
+                raise ValueError(f"shard {missing[0]} is missing; {_REMEDY}")
+            self._holding = cache.hold(
+                {name: there[folders[name]][located.name(name)] for name in names}
+            )
+        self.kinds = {
+            kind: _Records(found, [self.path(file) for file in found])
+            for kind, found in files.items()
+        }
+
+    def path(self, file: File) -> str:
+        """Where a shard is on this machine."""
+        return self._holding.path(file.name) if self._holding else file.name
+
+    def close(self) -> None:
+        for kind in self.kinds.values():
             kind.close()
+        if self._holding is not None:
+            self._holding.close()
 
 
 class _Records:
     """All records of one kind, by number; every record carries its own number."""
 
-    def __init__(self, directory: pathlib.Path, files: list[dict[str, Any]]):
-        self._paths = [str(directory / entry["path"]) for entry in files]
-        self._counts = [entry["records"] for entry in files]
+    def __init__(self, files: list[File], paths: list[str]):
+        self._names, self._paths = [file.name for file in files], paths
+        self._counts = [file.entry["records"] for file in files]
         self._ends: list[int] = []
         for count in self._counts:
             self._ends.append(count + (self._ends[-1] if self._ends else 0))
@@ -193,7 +298,7 @@ class _Records:
         self._source: Any = None
 
     def file_of(self, number: int) -> str:
-        return self._paths[bisect.bisect_right(self._ends, number)]
+        return self._names[bisect.bisect_right(self._ends, number)]
 
     def read(self, number: int) -> dict[str, Any]:
         with self._lock:
@@ -223,21 +328,21 @@ class _Records:
                 self._source = None
 
 
-def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-    """``shards.json`` of a folder.
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """``shards.json`` of a folder or address.
 
     Raises:
       FileNotFoundError: it is absent; writing the shards was not finished.
       ValueError: it is of another version or no manifest.
     """
-    path = directory / MANIFEST
-    if not path.is_file():
+    path = located.join(os.fspath(directory), MANIFEST)
+    if not located.is_file(path):
         raise FileNotFoundError(
             f"no shards in {directory} ({MANIFEST} is absent); write them with "
             "scripts/prepare_data.py --shards"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(located.head(path, _MAX_MANIFEST).decode("utf-8"))
         found = manifest["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no manifest of shards: {error!r}") from error
@@ -249,17 +354,18 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
-    remedy = "copy it again, or write the shards anew"
-    if not path.is_file():
-        raise ValueError(f"shard {path} is missing; {remedy}")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
+def _check_file(file: File, path: str) -> None:
+    if not os.path.isfile(path):
+        raise ValueError(f"shard {file.name} is missing; {_REMEDY}")
+    size, written = os.path.getsize(path), file.entry["bytes"]
+    if size != written:
         raise ValueError(
-            f"shard {path} has {size} bytes, {entry['bytes']} were written; {remedy}"
+            f"shard {file.name} has {size} bytes, {written} were written; {_REMEDY}"
         )
-    if records.file_digest(str(path), **SAMPLE) != entry["sample"]:
-        raise ValueError(f"shard {path} is not the one that was written; {remedy}")
+    if records.file_digest(path, **SAMPLE) != file.entry["sample"]:
+        raise ValueError(
+            f"shard {file.name} is not the one that was written; {_REMEDY}"
+        )
 
 
 @functools.cache

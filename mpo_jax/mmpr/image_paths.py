@@ -13,6 +13,7 @@ from typing import Any
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import meta, places
+from mpo_jax.utils import located, objects
 
 MAX_IMAGES = 256
 """Images per record; a line of a megabyte could otherwise name 200,000."""
@@ -37,7 +38,7 @@ def resolve(value: Any, source: meta.Source) -> tuple[str, ...]:
       source: of the record; its root is joined, its reroot applied to absolute paths.
 
     Returns:
-      Normalised paths below the root, in order.
+      Normalised paths or addresses below the root, in order.
 
     Raises:
       BadRecord: ``bad_field`` for what is no path, ``image_missing`` for a path that
@@ -78,6 +79,10 @@ def _below_root(name: str, source: meta.Source) -> str:
     if path.startswith("/") or "://" in path:
         path = places.moved(path, source.reroot)
     if "://" in path:
+        if objects.is_store(path):
+            path = located.normal(path)
+            if source.anywhere or path.startswith(source.root.rstrip("/") + "/"):
+                return path
         raise ledger.BadRecord("bad_field", f"image {_url(path, source.root)}")
     path = os.path.normpath(path)
     if os.path.isabs(path):
@@ -97,6 +102,8 @@ def _below_root(name: str, source: meta.Source) -> str:
             f"image {ledger.short(name, 300)} is not a file below the root "
             f"{source.root!r}; name a root in meta.json that holds it",
         )
+    if "://" in source.root:
+        return located.join(source.root, path)
     return os.path.join(source.root, path)
 
 

@@ -7,6 +7,7 @@ the annotations, so that the work is parallel and resumes where it stopped. Unde
 
     shards/<key of source>/<start>-<stop>.parquet
     <key of index>/{index.parquet,ledger.jsonl,manifest.json}
+    <key of index>/listings/    of images at addresses
 
 A source's key covers whatever its pieces depend on (annotation, paths, tokenizer,
 policy) but the images, so editing ``repeat_time`` or adding a source repeats no work.
@@ -39,9 +40,10 @@ from mpo_jax.inputs import tokenizer as tokenizers
 from mpo_jax.mmpr import array_records, examples, index_build, records
 from mpo_jax.mmpr import shards as shards_lib
 from mpo_jax.mmpr import store as stores
+from mpo_jax.mmpr.listings import Listings
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.types import PreferenceRecord
-from mpo_jax.utils import atomic
+from mpo_jax.utils import atomic, fetched
 
 _PIECES = "shards"  # a name that users' folders have
 
@@ -115,6 +117,7 @@ class Index:
         *,
         shards: str = "",
         check: bool = True,
+        cache: fetched.LocalCache | None = None,
     ):
         self.directory = pathlib.Path(directory).absolute()
         path = self.directory / "manifest.json"
@@ -138,7 +141,7 @@ class Index:
         self._rows: int = manifest["rows"]
         self._max_bytes: int = self.key["max_text_bytes"]
         self._chosen_only: bool = self.key["chosen_only"]
-        self._shards, self._check = shards, check
+        self._shards, self._check, self._cache = shards, check, cache
         self._manifest_place = {
             name: manifest.get(name) for name in ("annotation_bytes", "shards")
         }
@@ -153,7 +156,9 @@ class Index:
 
     def __reduce__(self):
         # A worker need not check again what this process has opened.
-        again = functools.partial(Index, shards=self._shards, check=False)
+        again = functools.partial(
+            Index, shards=self._shards, check=False, cache=self._cache
+        )
         return again, (self.directory,)
 
     def _read(self, name: str) -> np.ndarray:
@@ -214,8 +219,14 @@ class Index:
                     self.sources,
                     shards=self._shards,
                     check=self._check,
+                    cache=self._cache,
+                    listings=self._listings(),
                 )
             return self._store
+
+    def _listings(self) -> Listings | None:
+        directory = self.directory / index_build.LISTINGS
+        return Listings(str(directory), closed=True) if directory.is_dir() else None
 
     def close(self) -> None:
         """Close annotations or shards; they open again when needed."""
@@ -228,18 +239,24 @@ class Index:
         return list(ledger.read(self.ledger_path))
 
 
-def load_index(directory: str | os.PathLike[str], *, shards: str = "") -> Index:
+def load_index(
+    directory: str | os.PathLike[str],
+    *,
+    shards: str = "",
+    cache: fetched.LocalCache | None = None,
+) -> Index:
     """Open an index that :func:`build_index` has made; warns of unread fields.
 
     Args:
       directory: folder of the index.
       shards: where the shards are that it was made from; "" is where they were.
+      cache: keeps what is fetched from addresses; None is the default one.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it was made by another version.
     """
-    index = Index(directory, shards=shards)
+    index = Index(directory, shards=shards, cache=cache)
     for source, counts in zip(index.sources, index.counts, strict=True):
         if counts.unread:
             fields = ", ".join(f"{k!r} ({n} records)" for k, n in counts.unread.items())
@@ -300,6 +317,7 @@ def build_index(
     workers: int = 0,
     piece_bytes: int = 1 << 22,
     progress: Callable[[index_build.Progress], None] | None = None,
+    cache: fetched.LocalCache | None = None,
 ) -> Index:
     """Visit every record once and store the index, or open it if it is there.
 
@@ -315,9 +333,11 @@ def build_index(
       workers: processes; 1 works in this one, 0 is one per core.
       piece_bytes: bytes of annotation per piece; does not change the index.
       progress: called at the start and after each piece.
+      cache: keeps what is fetched from addresses; None is the default one.
 
     Raises:
       ValueError, FileNotFoundError: bad meta.json, tokenizer or argument.
+      OSError: a file system or a store failed.
       RuntimeError: a record met an unexpected error, or a worker process died.
     """
     if max_text_bytes < 1 or piece_bytes < 1 or workers < 0:
@@ -329,15 +349,41 @@ def build_index(
     template.check_tokenizer(
         template.get_template(policy.template), chat, where=os.fspath(tokenizer_path)
     )
-    store, sources = stores.open_data(meta_path, reroot=reroot)
-    encoding = shards_lib.Encoding(
-        tokenizer=chat,
-        policy=policy,
-        max_text_bytes=max_text_bytes,
-        store=store,
-    )
-    key = index_build.index_key(sources, encoding)
+    store, sources = stores.open_data(meta_path, reroot=reroot, cache=cache)
     out = pathlib.Path(out_dir).absolute()
+    with store.listed(sources, out / "listings") as (store, listed):
+        encoding = shards_lib.Encoding(
+            tokenizer=chat,
+            policy=policy,
+            max_text_bytes=max_text_bytes,
+            store=store,
+        )
+        return _build(
+            sources,
+            encoding,
+            out,
+            listed,
+            workers=workers or os.cpu_count() or 1,
+            piece_bytes=piece_bytes,
+            progress=progress,
+            cache=cache,
+        )
+
+
+def _build(
+    sources: list[Source],
+    encoding: shards_lib.Encoding,
+    out: pathlib.Path,
+    listed: pathlib.Path | None,
+    *,
+    workers: int,
+    piece_bytes: int,
+    progress: Callable[[index_build.Progress], None] | None,
+    cache: fetched.LocalCache | None,
+) -> Index:
+    """Visit what is to be visited, join the parts, open the index."""
+    store = encoding.store
+    key = index_build.index_key(sources, encoding)
     shards_at, place = "", {}
     if isinstance(store, array_records.ShardStore):
         shards_at = str(store.directory)
@@ -349,7 +395,7 @@ def build_index(
         results = index_build.visit_all(
             [piece for row in by_source for piece in row],
             encoding,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             progress=progress,
         )
         directory = out / index_build.directory_name(key, by_source, results)
@@ -358,11 +404,13 @@ def build_index(
         if directory.exists():  # it appears whole, so somebody has taken it apart
             shutil.rmtree(directory)
         try:
-            index_build.merge(directory, key, sources, place, by_source, results)
+            index_build.merge(
+                directory, key, sources, place, by_source, results, listed
+            )
             break
         except shards_lib.SupersededError as part:
             logging.info("%s: images have changed meanwhile; looking again", part)
-    return load_index(directory, shards=shards_at)
+    return load_index(directory, shards=shards_at, cache=cache)
 
 
 def _cut(

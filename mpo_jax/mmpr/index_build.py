@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
 import pathlib
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process
@@ -21,12 +23,16 @@ from absl import logging
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import shards as shards_lib
+from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.mmpr.shards import Piece, PieceResult
 from mpo_jax.utils import atomic
 
 FORMAT = 2
 """Raised whenever a file of the index changes its meaning."""
+
+LISTINGS = "listings"
+"""In the folder of an index: see :mod:`mpo_jax.mmpr.listings`."""
 
 _ROW_GROUP = 1 << 17
 _DIGEST_THREADS = 4
@@ -106,7 +112,8 @@ def visit_all(
     results: dict[Piece, PieceResult] = {}
     stamps = {piece: piece.stamp() for piece in pieces}
     with futures.ThreadPoolExecutor(_LOOK_THREADS) as pool:
-        for piece, result in zip(pieces, pool.map(_still_good, pieces), strict=True):
+        good = functools.partial(_still_good, store=encoding.store)
+        for piece, result in zip(pieces, pool.map(good, pieces), strict=True):
             if result is not None:
                 results[piece] = result
 
@@ -161,9 +168,9 @@ def _progress(
     )
 
 
-def _still_good(piece: Piece) -> PieceResult | None:
+def _still_good(piece: Piece, store: stores.Store) -> PieceResult | None:
     result = shards_lib.finished(piece)
-    if result is None or not shards_lib.up_to_date(piece, result):
+    if result is None or not shards_lib.up_to_date(piece, result, store):
         return None
     return result
 
@@ -175,17 +182,21 @@ def merge(
     place: Mapping[str, Any],
     pieces: Sequence[Sequence[Piece]],
     results: Mapping[Piece, PieceResult],
+    listed: pathlib.Path | None,
 ) -> None:
     """Join the parts in order; the folder of the index appears whole or not at all.
 
     Args:
       directory: of the index; named by :func:`directory_name`.
       place: says where the records are; see :func:`mpo_jax.mmpr.store.open_indexed`.
+      listed: what stores say of the images at addresses, kept with the index.
 
     Raises:
       SupersededError: another build has replaced a part.
     """
     with atomic.new_folder(directory) as building:
+        if listed is not None:
+            _keep_listings(listed, building / LISTINGS)
         content, rows = _merge_tables(building / "index.parquet", pieces, results)
         ledger.write(building / "ledger.jsonl", _merge_ledgers(pieces, results))
         counts = []
@@ -203,6 +214,12 @@ def merge(
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (building / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def _keep_listings(source: pathlib.Path, target: pathlib.Path) -> None:
+    target.mkdir()
+    for path in source.glob("*.npy"):
+        shutil.copyfile(path, target / path.name)
 
 
 def _counts(results: Sequence[PieceResult]) -> dict[str, Any]:

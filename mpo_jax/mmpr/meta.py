@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from absl import logging
 
 from mpo_jax import fields, ledger
 from mpo_jax.mmpr import annotations, places
-from mpo_jax.utils import file_kinds
+from mpo_jax.utils import file_kinds, located
 
 MAX_META_BYTES = 1 << 24
 
@@ -73,12 +72,12 @@ def load_meta(
     MMPR as released begins its paths with the folder's own name.
 
     Args:
-      path: the meta.json.
+      path: the meta.json, or its address.
       reroot: ``OLD=NEW`` replaces the leading path OLD of roots, annotations and
         absolute image paths by NEW (absolute, or relative to the folder of
         meta.json); empty changes nothing.
       source_places: of the sources that shards hold, by name; then nothing is
-        looked for on disk.
+        looked for.
 
     Returns:
       Sources in the order of the file.
@@ -88,9 +87,10 @@ def load_meta(
       ValueError: bad JSON, a field of the wrong type, an annotation that is none, a
         source that asks for ``data_augment``, or a `reroot` that is malformed or
         matches nothing.
+      PermissionError, ConnectionError: of a store.
     """
-    meta_path = pathlib.Path(path).expanduser().absolute()
-    if not meta_path.is_file():
+    meta_path = located.absolute(path)
+    if not located.is_file(meta_path):
         raise FileNotFoundError(f"meta file {str(path)!r} does not exist")
     meta = _read(meta_path)
     finder = None if source_places is not None else places.Finder(meta_path, reroot)
@@ -105,22 +105,20 @@ def load_meta(
     return sources
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     """The object in meta.json."""
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    if path.suffix == ".jsonl" or annotations.is_record(annotations.first_value(head)):
+    text = located.head(path, MAX_META_BYTES + 1)
+    head = text[: 1 << 16]
+    if path.endswith(".jsonl") or annotations.is_record(annotations.first_value(head)):
         raise ValueError(_is_annotation(path))
     kind = file_kinds.of_text(head)
     if kind is not None:
         raise ValueError(f"{path} is {kind.name}, not a meta.json; {kind.remedy}")
-    size = path.stat().st_size
-    if size > MAX_META_BYTES:
+    if len(text) > MAX_META_BYTES:
         raise ValueError(
-            f"{path} has {size} bytes, more than any meta.json; is it an "
+            f"{path} has {located.size(path)} bytes, more than any meta.json; is it an "
             "annotation file?"
         )
-    text = path.read_bytes()
     try:
         meta = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_unique_object)
         json.dumps(meta, ensure_ascii=False).encode("utf-8")  # no lone surrogates
@@ -139,10 +137,10 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
-def _is_annotation(path: pathlib.Path) -> str:
+def _is_annotation(path: str) -> str:
     return (
         f"{path} is an annotation (JSON lines of records), not a meta.json. Write one "
-        f"beside it and name that: {_example(path.name)}"
+        f"beside it and name that: {_example(located.name(path))}"
     )
 
 

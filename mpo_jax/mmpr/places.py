@@ -1,12 +1,13 @@
-"""Where the files of a source lie: paths of meta.json to paths on this machine.
+"""Where the files of a source lie: paths of meta.json to paths here or to addresses.
 
 Relative paths are relative to the folder of meta.json, or to its parent where they
 begin with the folder's own name, as in MMPR as released. ``reroot`` replaces a leading
-path, of images as well.
+path, of images as well. Folders may lie in a bucket, wherever meta.json is.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -18,7 +19,9 @@ from absl import logging
 
 from mpo_jax import ledger
 from mpo_jax.mmpr import annotations
+from mpo_jax.utils import located, objects
 
+_HEAD = 1 << 20
 _PEEK = 100  # lines of an annotation that are looked at for a reroot of images
 
 
@@ -26,10 +29,10 @@ class Place(NamedTuple):
     """Where the files of a source lie; what its records' image paths depend on.
 
     Attributes:
-      root: absolute folder that image paths are relative to.
-      annotation: absolute path of the JSON-lines file.
+      root: absolute folder, or address of one, that image paths are relative to.
+      annotation: absolute path or address of the JSON-lines file.
       reroot: ``OLD=NEW``, replaces the leading path of absolute image paths and of
-        URLs; NEW is absolute. "" replaces nothing.
+        URLs; NEW is absolute or an address. "" replaces nothing.
       anywhere: absolute image paths need not lie below `root` (meta.json has the
         root "").
     """
@@ -48,7 +51,7 @@ def moved(path: str, rule: str) -> str:
     if not _begins(path, rule):
         return path
     old, _, new = rule.partition("=")
-    return os.path.join(new, path[len(old) :].lstrip("/"))
+    return located.join(new, path[len(old) :].lstrip("/"))
 
 
 def _begins(path: str, rule: str) -> bool:
@@ -58,6 +61,8 @@ def _begins(path: str, rule: str) -> bool:
 
 def _normal(path: str) -> str:
     """A path or URL in the one form in which beginnings are compared."""
+    if objects.is_store(path):
+        return located.normal(path)
     if not path or "://" in path:
         return path.rstrip("/")
     return os.path.normpath(os.path.expanduser(path))
@@ -71,13 +76,17 @@ def _begin_of_urls(entry: Mapping[str, Any]) -> str:
 
 
 class Finder:
-    """Turns the paths of one meta.json into places on this machine."""
+    """Turns the paths of one meta.json into paths on this machine and addresses."""
 
-    def __init__(self, meta_path: pathlib.Path, reroot: str):
-        self.meta_path, self.folder = meta_path, meta_path.parent
+    def __init__(self, meta_path: str, reroot: str):
+        """`meta_path`: absolute, or an address."""
+        self.meta_path, self.folder = meta_path, located.parent(meta_path)
         self.given, self.rule = reroot, ""
         self._rule_used = self._parent_used = False
         self._places: list[Place] = []
+        # Sources share folders; a store is asked once for each.
+        self._is_file = functools.cache(located.is_file)
+        self._is_folder = functools.cache(located.is_folder)
         if reroot:
             old, equals, new = reroot.partition("=")
             if not (old and equals and new):
@@ -85,14 +94,14 @@ class Finder:
                     f"reroot {reroot!r} must read OLD=NEW, both not empty, such as "
                     "/mnt/cluster/MMPR=/data/MMPR"
                 )
-            new = os.path.normpath(self.folder / os.path.expanduser(new))
+            new = located.normal(located.join(self.folder, os.path.expanduser(new)))
             self.rule = f"{_normal(old)}={new}"
 
     def place(self, where: str, entry: Mapping[str, Any]) -> Place:
         """Where the files of an entry lie; the annotation exists and is one."""
         values = {key: self._value(where, entry, key) for key in ("root", "annotation")}
-        annotation = self._find(values["annotation"], os.path.isfile)
-        if os.path.isfile(annotation):
+        annotation, found = self._find(values["annotation"], self._is_file)
+        if found:
             annotations.check(annotation, where)
         if not annotation.endswith(".jsonl"):
             raise ValueError(
@@ -100,12 +109,12 @@ class Finder:
                 "one object per line. scripts/import_data.py writes such files from "
                 "other layouts"
             )
-        if not os.path.isfile(annotation):
+        if not found:
             raise FileNotFoundError(
                 f"{where}: annotation {annotation!r} does not exist; "
                 f"{self._remedy(_normal(entry['annotation']))}"
             )
-        root = self._find(values["root"], os.path.isdir)
+        root, _ = self._find(values["root"], self._is_folder)
         anywhere = not values["root"]
         self._places.append(Place(root, annotation, self.rule, anywhere))
         return self._places[-1]
@@ -116,8 +125,8 @@ class Finder:
             logging.warning(
                 "%s: paths that begin with %r are below %s, as in MMPR as released",
                 self.meta_path,
-                self.folder.name,
-                self.folder.parent,
+                located.name(self.folder),
+                located.parent(self.folder),
             )
         if self.rule and not self._rule_used and not self._moves_images():
             raise ValueError(
@@ -140,34 +149,47 @@ class Finder:
         path = moved(path, self.rule)
         if "://" in path:
             rule = ledger.option("reroot", f"{_begin_of_urls(entry)}=/FOLDER")
-            raise ValueError(
-                f"{where}: {key} {value!r} is a URL; copy or mount the data and say "
-                f"where it is with {rule}"
-            )
+            remedy = f"copy or mount the data and say where it is with {rule}"
+            if not objects.is_store(path):
+                raise ValueError(f"{where}: {key} {value!r} is a URL; {remedy}")
+            try:
+                objects.connect(path)
+            except ValueError as error:
+                raise ValueError(
+                    f"{where}: {key} {value!r} is a URL that cannot be read here: "
+                    f"{error}. Or {remedy}"
+                ) from error
         return path
 
-    def _find(self, value: str, exists: Callable[[str], bool]) -> str:
-        """Absolute path of `value`, from the folder of meta.json or from its parent."""
-        path = os.path.normpath(self.folder / value)
-        if not exists(path) and value.split("/")[0] == self.folder.name:
-            above = os.path.normpath(self.folder.parent / value)
+    def _find(self, value: str, exists: Callable[[str], bool]) -> tuple[str, bool]:
+        """Where `value` is, from the folder of meta.json or its parent, and if it is.
+
+        Without a file there, the former.
+        """
+        path = located.normal(located.join(self.folder, value))
+        if exists(path):
+            return path, True
+        if value.split("/")[0] == located.name(self.folder):
+            above = located.normal(located.join(located.parent(self.folder), value))
             if exists(above):
                 self._parent_used = True
-                return above
-        return path
+                return above, True
+        return path, False
 
     def _remedy(self, value: str) -> str:
         """A rule under which an annotation is found, if there is one."""
         parts = pathlib.PurePath(value).parts
         for count in range(1, len(parts)):
             rest = os.path.join(*parts[count:])
-            if (self.folder / rest).is_file():
+            if located.is_file(located.join(self.folder, rest)):
                 old = os.path.join(*parts[:count])
                 rule = ledger.option("reroot", f"{old}=.")
-                return f"{rest!r} is in {str(self.folder)!r}: give {rule}"
+                return f"{rest!r} is in {self.folder!r}: give {rule}"
         if "\\" in value:
             return "write / instead of \\"
         rule = ledger.option("reroot", "OLD=NEW")
+        if objects.is_store(self.folder):
+            return f"upload the annotations, or replace the leading path with {rule}"
         return f"unpack the annotations, or replace the leading path with {rule}"
 
     def _moves_images(self) -> bool:
@@ -180,13 +202,13 @@ class Finder:
 
 
 def _first_images(annotation: str) -> Iterator[str]:
-    with open(annotation, "rb") as file:
-        for line in itertools.islice(iter(lambda: file.readline(1 << 20), b""), _PEEK):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the ledger will have it
-            images = record.get("image") if isinstance(record, dict) else None
-            for name in images if isinstance(images, list) else [images]:
-                if isinstance(name, str):
-                    yield name
+    lines = located.head(annotation, _HEAD).split(b"\n")
+    for line in itertools.islice(lines, _PEEK):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the ledger will have it, or it is cut
+        images = record.get("image") if isinstance(record, dict) else None
+        for name in images if isinstance(images, list) else [images]:
+            if isinstance(name, str):
+                yield name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -12,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpo_jax import ledger
-from mpo_jax.inputs import images
 from mpo_jax.mmpr import array_records, file_states
 from mpo_jax.mmpr.meta import Source
+from mpo_jax.mmpr.store import LooseStore
+from mpo_jax.utils import located, objects
 
 STATES = "image_files.parquet"
 """Beside the shards: path, size and times of every image file, by number."""
@@ -44,6 +44,7 @@ def write_states(
     directory: pathlib.Path,
     paths: Sequence[str],
     sources: Sequence[Source],
+    store: LooseStore,
     progress: Callable[[str], None],
 ) -> None:
     """Look at all image files before they are read, and note what they are.
@@ -51,7 +52,7 @@ def write_states(
     Raises:
       ValueError: nearly all of them are missing.
     """
-    states = file_states.look_all(paths)
+    states = _look_all(store, paths)
     (missing,) = np.nonzero(states[:, 0] == file_states.ABSENT)
     if len(missing):
         note = (
@@ -76,21 +77,32 @@ def write_states(
 def _roots(sources: Sequence[Source]) -> str:
     return ", ".join(
         f"{source.name!r} has root {source.root}"
-        + ("" if os.path.isdir(source.root) else " (no folder)")
+        + ("" if located.is_folder(source.root) else " (no folder)")
         for source in sources[:8]
     )
 
 
-def compare(store: array_records.ShardStore) -> Changes:
+def _look_all(store: LooseStore, paths: Sequence[str]) -> np.ndarray:
+    """As :func:`file_states.look_all`, addresses by their listings."""
+    if any(map(objects.is_store, paths)):
+        return store.look_at(paths)
+    return file_states.look_all(paths)
+
+
+def compare(store: array_records.ShardStore, loose: LooseStore) -> Changes:
     """Compare shards with the image files that they were made from.
 
     Only files of another size or time are read.
+
+    Args:
+      store: the shards.
+      loose: looks at the files, and reads them.
 
     Raises:
       ValueError: the shards do not say what the files were.
       OSError: a file system failed.
     """
-    place = store.directory / STATES
+    place = pathlib.Path(store.directory) / STATES
     if not place.is_file():
         raise ValueError(
             f"{place} is absent, so it cannot be told whether the shards hold the "
@@ -99,10 +111,10 @@ def compare(store: array_records.ShardStore) -> Changes:
     table = pq.read_table(place)
     paths = table["path"].to_pylist()
     before = np.stack([table[name].to_numpy() for name in _COLUMNS], axis=1)
-    now = file_states.look_all(paths)
+    now = _look_all(loose, paths)
     changed, gone, first = 0, 0, ""
     for number in np.flatnonzero((before != now).any(axis=1)).tolist():
-        stored, there = store.image(number), _bytes_of(paths[number])
+        stored, there = store.image(number), _bytes_of(loose, paths[number])
         if there is None:
             gone += stored is not None
         elif there != stored:
@@ -111,8 +123,8 @@ def compare(store: array_records.ShardStore) -> Changes:
     return Changes(changed, gone, first)
 
 
-def _bytes_of(path: str) -> bytes | None:
+def _bytes_of(loose: LooseStore, path: str) -> bytes | None:
     try:
-        return images.read_file(path)
+        return loose.image(path)
     except ledger.BadRecord:
         return None

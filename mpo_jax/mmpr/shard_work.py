@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mpo_jax import ledger
-from mpo_jax.inputs import images
 from mpo_jax.mmpr import records
 from mpo_jax.mmpr.array_records import IMAGES, LINES
 from mpo_jax.mmpr.meta import Source
+from mpo_jax.mmpr.store import LooseStore
 
 _RANGE = 256  # entries of the list per unit of work
 
@@ -30,12 +29,14 @@ class Work:
 
     Attributes:
       directory: of the lists, ``lines.jsonl`` and ``images.jsonl``.
-      sources: where the lines are read from.
+      sources: what the lines are of.
+      store: reads lines and images.
       max_text_bytes: longer lines are cut, see :func:`records.iter_lines`.
     """
 
     directory: str
     sources: tuple[Source, ...]
+    store: LooseStore
     max_text_bytes: int
 
     def path(self, kind: str) -> pathlib.Path:
@@ -58,7 +59,7 @@ class Work:
         with open(self.path(kind), "rb") as file:
             file.seek(part[0])
             entries = file.read(part[1] - part[0]).splitlines()
-        make = self._line if kind == LINES else _image
+        make = self._line if kind == LINES else self._image
         for entry in entries:
             number, *rest = json.loads(entry)
             yield number, {"number": number, **make(*rest)}
@@ -67,19 +68,15 @@ class Work:
         self, position: int, offset: int, numbers: Sequence[int]
     ) -> dict[str, Any]:
         source = self.sources[position]
-        with open(source.annotation, "rb", buffering=0) as file:
-            text = records.read_line(
-                file.fileno(), offset, max_bytes=self.max_text_bytes
-            )
+        text, _ = self.store.line(source, offset, max_bytes=self.max_text_bytes)
         return {"text": text, "images": np.asarray(numbers, np.int64)}
 
-
-def _image(path: str) -> dict[str, Any]:
-    fields = {"path": path, "data": b"", "reason": "", "detail": ""}
-    try:
-        return fields | {"data": images.read_file(path)}
-    except ledger.BadRecord as bad:  # the index will leave the record out, and say why
-        return fields | {"reason": bad.reason, "detail": bad.detail}
+    def _image(self, path: str) -> dict[str, Any]:
+        fields = {"path": path, "data": b"", "reason": "", "detail": ""}
+        try:
+            return fields | {"data": self.store.image(path)}
+        except ledger.BadRecord as bad:  # the index will leave it out, and say why
+            return fields | {"reason": bad.reason, "detail": bad.detail}
 
 
 def write_lists(work: Work) -> tuple[list[dict[str, Any]], list[str]]:
@@ -95,8 +92,9 @@ def write_lists(work: Work) -> tuple[list[dict[str, Any]], list[str]]:
     ):
         for position, source in enumerate(work.sources):
             first = number
-            for offset, _, line in records.iter_lines(
-                source.annotation, max_bytes=work.max_text_bytes
+            size = work.store.size(source)
+            for offset, _, line in work.store.texts(
+                source, start=0, stop=size, max_bytes=work.max_text_bytes
             ):
                 used = []
                 for path in records.image_paths(
@@ -114,7 +112,7 @@ def write_lists(work: Work) -> tuple[list[dict[str, Any]], list[str]]:
                     **source.place._asdict(),
                     "first": first,
                     "lines": number - first,
-                    "bytes": os.path.getsize(source.annotation),
+                    "bytes": size,
                 }
             )
     return described, list(numbers)

@@ -31,9 +31,9 @@ from mpo_jax.mmpr import (
 )
 from mpo_jax.mmpr import store as store_lib
 from mpo_jax.mmpr.array_records import IMAGES, LINES
-from mpo_jax.mmpr.meta import Source
+from mpo_jax.mmpr.meta import MAX_META_BYTES, Source
 from mpo_jax.mmpr.shard_work import Work
-from mpo_jax.utils import atomic
+from mpo_jax.utils import atomic, fetched, located
 
 
 def write_shards(
@@ -45,6 +45,7 @@ def write_shards(
     num_shards: int = 0,
     beam_options: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda note: None,
+    cache: fetched.LocalCache | None = None,
 ) -> array_records.ShardStore:
     """Write the shards of a data set, or open them if they are there.
 
@@ -62,6 +63,7 @@ def write_shards(
       beam_options: arguments of Beam's pipeline, such as ``["--runner=DirectRunner"]``;
         None works in this process. Workers must see the same paths.
       progress: called with a few words at every stage.
+      cache: keeps what is fetched from addresses; None is the default one.
 
     Raises:
       ValueError: `directory` holds other shards, nearly all images are missing, or bad
@@ -78,20 +80,24 @@ def write_shards(
         target.with_name(target.name + ".building.lock"),
         busy=lambda: progress("waiting for another process that writes them"),
     ):
-        loose, sources = store_lib.open_data(meta_path, reroot=reroot)
-        if not isinstance(loose, store_lib.LooseStore):
+        opened, sources = store_lib.open_data(meta_path, reroot=reroot, cache=cache)
+        if not isinstance(opened, store_lib.LooseStore):
             raise ValueError(f"{str(meta_path)!r} holds shards already")
-        made_from = _made_from(loose, sources, max_text_bytes)
-        if target.exists() and _are_current(target, made_from, progress):
-            return array_records.ShardStore(target)
-        with _replacing(target) as building:
-            work = Work(str(building / "lists"), tuple(sources), max_text_bytes)
-            manifest = _write_all(work, building, num_shards, beam_options, progress)
-            manifest |= {"made_from": made_from, "max_text_bytes": max_text_bytes}
-            path = pathlib.Path(meta_path).expanduser()
-            meta = json.loads(path.read_text(encoding="utf-8-sig"))
-            _write_json(building / "meta.json", meta)
-            _write_json(building / array_records.MANIFEST, manifest)
+        listings = target.with_name(target.name + ".listings")
+        with opened.listed(sources, listings) as (loose, _):
+            made_from = _made_from(loose, sources, max_text_bytes)
+            if target.exists() and _are_current(target, made_from, loose, progress):
+                return array_records.ShardStore(target)
+            with _replacing(target) as building:
+                lists = str(building / "lists")
+                work = Work(lists, tuple(sources), loose, max_text_bytes)
+                made = _write_all(work, building, num_shards, beam_options, progress)
+                made |= {"made_from": made_from, "max_text_bytes": max_text_bytes}
+                meta = located.head(located.absolute(meta_path), MAX_META_BYTES)
+                _write_json(
+                    building / "meta.json", json.loads(meta.decode("utf-8-sig"))
+                )
+                _write_json(building / array_records.MANIFEST, made)
         return array_records.ShardStore(target)
 
 
@@ -130,7 +136,10 @@ def _made_from(
 
 
 def _are_current(
-    target: pathlib.Path, made_from: str, progress: Callable[[str], None]
+    target: pathlib.Path,
+    made_from: str,
+    loose: store_lib.LooseStore,
+    progress: Callable[[str], None],
 ) -> bool:
     """Whether shards hold lines and images as they are now on disk.
 
@@ -150,7 +159,7 @@ def _are_current(
             f"{target} holds the shards of other annotations or limits; remove it "
             "or name another folder"
         )
-    changes = shard_images.compare(array_records.ShardStore(target))
+    changes = shard_images.compare(array_records.ShardStore(target), loose)
     if changes.gone:
         progress(f"{changes.gone} image files are gone; the shards hold them")
     if not changes.changed:
@@ -180,7 +189,7 @@ def _write_all(
     lists = pathlib.Path(work.directory)
     lists.mkdir()
     described, images = shard_work.write_lists(work)
-    shard_images.write_states(building, images, work.sources, progress)
+    shard_images.write_states(building, images, work.sources, work.store, progress)
     files: dict[str, list[dict[str, Any]]] = {}
     for kind in (LINES, IMAGES):
         files[kind] = []
@@ -221,21 +230,26 @@ def _describe(path: pathlib.Path, building: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def verify(directory: str | os.PathLike[str]) -> int:
+def verify(
+    directory: str | os.PathLike[str], *, cache: fetched.LocalCache | None = None
+) -> int:
     """Read every shard whole and compare its hash; returns the number of files.
+
+    Args:
+      directory: a folder or an address.
+      cache: keeps what is fetched from addresses; None is the default one.
 
     Raises:
       ValueError: naming the first shard that differs; as ``ShardStore``.
     """
-    store = array_records.ShardStore(directory)
-    manifest = array_records.read_manifest(store.directory)
-    entries = [entry for kind in manifest["files"].values() for entry in kind]
-    for entry in entries:
-        path = store.directory / entry["path"]
+    store = array_records.ShardStore(directory, cache=cache)
+    files = store.files()
+    for shard, path in files:
         with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.entry["sha256"]:
                 raise ValueError(
-                    f"shard {path} is not the one that was written; copy it again, or "
-                    "write the shards anew"
+                    f"shard {shard.name} is not the one that was written; copy it "
+                    "again, or write the shards anew"
                 )
-    return len(entries)
+    store.close()
+    return len(files)

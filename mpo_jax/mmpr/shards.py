@@ -27,7 +27,7 @@ from absl import logging
 
 from mpo_jax import ledger
 from mpo_jax.inputs import tokenizer as tokenizers
-from mpo_jax.mmpr import examples, file_states, likeness, records
+from mpo_jax.mmpr import examples, likeness, records
 from mpo_jax.mmpr import store as stores
 from mpo_jax.mmpr.meta import Source
 from mpo_jax.utils import orphans
@@ -174,24 +174,26 @@ def finished(piece: Piece) -> PieceResult | None:
         return None
 
 
-def up_to_date(piece: Piece, result: PieceResult) -> bool:
+def up_to_date(piece: Piece, result: PieceResult, store: stores.Store) -> bool:
     """Whether every image file is what it was when the piece was visited."""
     if not result.files:
         return True
     table = pq.read_table(piece.part_path, columns=["reason", *_FILES])
-    return not _changed(table).any()
+    return not _changed(table, store).any()
 
 
-def _changed(table: pa.Table) -> np.ndarray:
+def _changed(table: pa.Table, store: stores.Store) -> np.ndarray:
     """Rows of a part whose image files have changed, come or gone: bool ``[n]``.
 
     A file that could not be used is also looked at again when anything else about it
     has changed, such as a permission.
     """
+    if store.look_at is None:
+        return np.zeros(len(table), bool)
     paths = table["paths"].combine_chunks()
     row_of = paths.value_parent_indices().to_numpy()
     names = paths.flatten().dictionary_encode()
-    now = file_states.look_at(names.dictionary.to_pylist())
+    now = store.look_at(names.dictionary.to_pylist())
     now = now[names.indices.to_numpy()]
     left_out = table["reason"].is_valid().to_numpy()[row_of]
     sizes, times = (
@@ -202,12 +204,12 @@ def _changed(table: pa.Table) -> np.ndarray:
     return np.bincount(row_of[differs], minlength=len(table)) > 0
 
 
-def _unchanged_rows(piece: Piece) -> dict[int, dict[str, Any]]:
+def _unchanged_rows(piece: Piece, store: stores.Store) -> dict[int, dict[str, Any]]:
     """Rows of the part that is there, if any, that are as good as new, by offset."""
     if finished(piece) is None:
         return {}
     table = pq.read_table(piece.part_path)
-    rows = table.filter(pa.array(~_changed(table))).to_pylist()
+    rows = table.filter(pa.array(~_changed(table, store))).to_pylist()
     return {row["offset"]: row for row in rows}
 
 
@@ -220,13 +222,14 @@ def visit(piece: Piece, encoding: Encoding) -> PieceResult:
       RuntimeError: an error that is no fault of the record; names file and position.
       OSError: a file system failed.
     """
-    before = _unchanged_rows(piece)
+    before = _unchanged_rows(piece, encoding.store)
     rows, lines = [], 0
     for offset, lines, line, files in encoding.store.lines(
         piece.source,
         start=piece.start,
         stop=piece.stop,
         max_bytes=encoding.max_text_bytes,
+        known=before,
     ):
         if not line.strip():
             continue  # such as one at the end of the file
@@ -263,9 +266,9 @@ def _examine(
             chosen_only=encoding.policy.chosen_only,
             unread=unread,
         )
-        if encoding.store.watched:
+        if encoding.store.look_at is not None:
             # Before the files are read: what changes after that will be seen.
-            states = [file_states.look(path) for path in record.images]
+            states = encoding.store.look_at(record.images).tolist()
         read = encoding.store.reader(files, record)
         example = examples.build_example(
             record,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from mpo_jax import ledger
 from mpo_jax.mmpr.index import Index, pairs_of
 from mpo_jax.types import TooLong
+from mpo_jax.utils import located
 
 NAMED = 0.05
 """A source that leaves out a larger share than this is named."""
@@ -76,7 +76,7 @@ class Share:
             )
         reason, most = max(self.left_out.items(), key=lambda item: item[1])
         remedy = REMEDIES.get(reason, "see the details in the ledger")
-        if reason == "image_missing" and not os.path.isdir(self.root):
+        if reason == "image_missing" and not located.is_folder(self.root):
             remedy = f"{self.root} is no folder; correct root in meta.json or reroot"
         return (
             f"{name} leaves out {count} of {self.lines} records, {most} of them as "

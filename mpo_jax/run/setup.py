@@ -85,7 +85,7 @@ def setup(
     """
     cfg.validate()
     cfg, workdir = cfg.located(), os.path.expanduser(workdir)
-    _check_places(cfg, workdir)
+    checkpoint.check_place(workdir)
     wandb_board.check(cfg.log.wandb)
     source = hub.locate(cfg.model.path)
     model_cfg = source.config()
@@ -164,17 +164,6 @@ def _checked_tokenizer(
         template_lib.get_template(template), chat, where=str(path)
     )
     return chat
-
-
-def _check_places(cfg: config_lib.RunConfig, workdir: str | pathlib.Path) -> None:
-    """Refuse an address where a directory is needed; models may have one."""
-    read = "annotations and images are read as files, at any place in them"
-    for field, place in (
-        ("data.meta", cfg.data.meta),
-        ("data.eval_meta", cfg.data.eval_meta),
-    ):
-        remote.refuse(place, field=field, why=read)
-    checkpoint.check_place(workdir)
 
 
 def _check_topology(name: str, mesh: Any) -> None:

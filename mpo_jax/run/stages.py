@@ -23,7 +23,7 @@ from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import addresses, report, setup
 from mpo_jax.train import step
-from mpo_jax.utils import batch_rows, mirror, progress, runtime
+from mpo_jax.utils import batch_rows, fetched, mirror, progress, runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,9 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
         # Not built here too: looking at the images a moment later may see others.
         directory = run.cache_dir / _first_ones_name("")
         mirror.fetch(directory)
-        index = load_index(directory, shards=store.shards_folder(meta))
+        index = load_index(
+            directory, shards=store.shards_folder(meta), cache=_local_cache(run)
+        )
     if not len(index):
         reasons = "; ".join(str(share) for share in shares.shares(index)[:8])
         raise ValueError(
@@ -121,9 +123,15 @@ def _build_with_bar(run: setup.Setup, meta: str) -> Index:
             max_text_bytes=data.max_text_bytes,
             workers=data.index_workers,
             progress=show,
+            cache=_local_cache(run),
         )
         bar.update(task, visible=bar.tasks[0].total is not None)
     return index
+
+
+def _local_cache(run: setup.Setup) -> fetched.LocalCache:
+    """What is kept on this machine of data at addresses."""
+    return fetched.LocalCache(run.cfg.data.local_cache, run.cfg.data.local_cache_gb)
 
 
 def _first_ones_name(name: str) -> str:

@@ -31,19 +31,23 @@ _LONG_S = 86_400.0
 """Where a file system has no locks, what is older than this is taken for dead."""
 
 
-def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+def write_whole(
+    path: pathlib.Path, write: Callable[[pathlib.Path], None], *, sync: bool = True
+) -> None:
     """Write a file under a name of its own, then rename: whole or not at all.
 
     Args:
       path: the file; the last of several writers wins.
       write: writes the file that it is given, which exists and is empty.
+      sync: whole after a power cut too; False where readers can tell.
     """
     temporary = _own_name(path)
     try:
         with _locked(temporary):
             write(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -70,6 +74,18 @@ def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
                 (target / _ALIVE).unlink()
     finally:
         shutil.rmtree(building, ignore_errors=True)  # gone, if it was renamed
+
+
+@contextlib.contextmanager
+def scratch(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `path` that is gone after the block, or after :func:`clean`."""
+    folder = _own_name(path)
+    folder.mkdir(parents=True)
+    try:
+        with _locked(folder / _ALIVE):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

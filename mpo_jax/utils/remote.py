@@ -181,6 +181,39 @@ class Folder:
             if not name.endswith("/")  # what some tools leave in place of a folder
         }
 
+    def stored(self, name: str) -> Stored | None:
+        """An object as it is now; None where there is none."""
+        self._fs.invalidate_cache()
+        try:
+            entry = self._fs.info(self._at(name))
+        except FileNotFoundError:
+            return None
+        return _stored(entry) if entry["type"] == "file" else None
+
+    def listed(self, name: str) -> dict[str, Stored]:
+        """Objects directly in the folder `name`, by their names in it.
+
+        Asks page by page, however many there are, and keeps none of it.
+        """
+        self._fs.invalidate_cache()
+        here = self._at(name).rstrip("/")
+        try:
+            found = self._fs.ls(here, detail=True)
+        except FileNotFoundError:
+            return {}
+        finally:
+            self._fs.invalidate_cache()
+        return {
+            posixpath.basename(entry["name"]): _stored(entry)
+            for entry in found
+            if entry["type"] == "file" and posixpath.dirname(entry["name"]) == here
+        }
+
+    def holds(self, name: str) -> bool:
+        """Whether anything is behind the folder `name`."""
+        self._fs.invalidate_cache()
+        return bool(self._fs.isdir(self._at(name).rstrip("/")))
+
     def copy_tree(self, address: str) -> None:
         """Copy every object to another address of the same store, within the store.
 
@@ -224,14 +257,6 @@ class Folder:
         """Write a small object, replacing one of this name."""
         self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
         self._fs.pipe_file(self._at(name), data)
-
-    def stored(self, name: str) -> Stored | None:
-        """An object as the store describes it now; None if there is none."""
-        self._fs.invalidate_cache()
-        try:
-            return _stored(self._fs.info(self._at(name)))
-        except FileNotFoundError:
-            return None
 
     def upload(self, file: pathlib.Path, name: str) -> Stored:
         """Write an object from a file.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_family
+import small_runs
 from safetensors import numpy as safetensors_numpy
 
 from mpo_jax import api
@@ -306,16 +307,7 @@ def test_what_needs_a_directory_says_so(root, origin, uploaded, tmp_path):
     assert set(table.hf_shapes(config.load(origin))) == tensors_of(origin).keys()
 
 
-@pytest.mark.parametrize("field", ["data.meta", "data.eval_meta"])
-def test_runs_name_what_must_be_a_directory(field, tmp_path):
-    from mpo_jax import config as run_config
-
-    cfg = run_config.RunConfig()
-    section, _, name = field.rpartition(".")
-    place = str(tmp_path)
-    if section:
-        setattr(getattr(cfg, section), name, "gs://b/x")
-    else:
-        place = "gs://b/x"
-    with pytest.raises(ValueError, match=f"{field}=gs://b/x: .*mount the bucket"):
-        setup._check_places(cfg, place)
+@pytest.mark.parametrize("place", ["memory://b/x", "http://b/x"])
+def test_a_work_directory_is_where_orbax_can_write(place, world, tmp_path):
+    with pytest.raises(ValueError, match=f"{place}: Orbax .* gs:// and s3://"):
+        setup.setup(small_runs.small(world), place)

@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 
 import import_cases as cases
+import memory_store
 import pytest
 import tiny_mmpr
 from hypothesis import given, settings
@@ -308,6 +309,15 @@ def test_dataset_info_names_files_columns_and_tags(tmp_path):
         inputs.from_dataset_info(str(path), ["none"])
     with pytest.raises(ValueError, match="--dataset_info="):
         inputs.find([str(tmp_path)])
+
+
+def test_a_meta_json_in_a_bucket_is_no_input(tmp_path):
+    memory_store.emptied()
+    tiny_mmpr.write_lines(tmp_path / "x.jsonl", [MMPR])
+    entries = {"s": {"root": "memory://b/images", "annotation": "x.jsonl"}}
+    meta = tiny_mmpr.write_meta(tmp_path, entries)
+    with pytest.raises(ValueError, match="source 's'=memory://b/images: the importer"):
+        inputs.find([str(meta)])
 
 
 def test_a_meta_json_stands_for_its_sources(tmp_path):

@@ -156,7 +156,7 @@ def test_shards_may_move_and_loose_files_go(world, tmp_path):
     built = build(world, first, tmp_path / "out")
     records = [built.record(i) for i in range(len(built))]
     shutil.rmtree(root)
-    moved = first.rename(tmp_path / "b")
+    moved = pathlib.Path(first).rename(tmp_path / "b")
     again = build(world, moved / "meta.json", tmp_path / "out")
     assert again.directory == built.directory
     crossed = pickle.loads(pickle.dumps(again))
@@ -242,15 +242,15 @@ def test_other_shards_than_the_index_was_made_from(world, copied, tmp_path):
 def test_interrupted_writing_leaves_nothing_half_valid(world, tmp_path, monkeypatch):
     _, _, metas = world
     target = tmp_path / "shards"
-    real, calls = shard_work._image, []
+    real, calls = shard_work.Work._image, []
 
-    def interrupt(path):
+    def interrupt(work, path):
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(path)
+        return real(work, path)
 
-    monkeypatch.setattr(shard_work, "_image", interrupt)
+    monkeypatch.setattr(shard_work.Work, "_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         shard_writer.write_shards(metas["good"], target)
     assert not target.exists()
