@@ -151,6 +151,7 @@ def world(folder: pathlib.Path, processes: int, *, bucket: bool) -> Iterator[Wor
     cfg.optim.max_steps, cfg.optim.epochs = 8, 2
     cfg.checkpoint.every_steps, cfg.checkpoint.keep_last = 2, 2
     cfg.data.eval_meta, cfg.log.eval_every = str(files["eval_meta"]), 2
+    cfg.model.drop_path = 0.2  # randomness must go on, too
     cfg.hosts.heartbeat_s, cfg.log.upload_seconds = 5, 1.0
     _ask_questions(cfg, folder / "questions")
     path = small_runs.write_config(folder / "recipe.py", cfg)

@@ -167,17 +167,6 @@ def test_steps_that_change_nothing_are_pointed_out():
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_resumes_to_the_same_bits(world, root, tmp_path):
-    cfg = helpers.small(world)
-    cfg.data.cache_dir = str(tmp_path / "data")
-    cfg.data.eval_meta = str(world["eval_meta"])
-    cfg.log.eval_every = 2
-    cfg.model.drop_path = 0.2  # randomness must resume too
-    path = helpers.write_config(tmp_path / "recipe.py", cfg)
-    helpers.kill_and_resume(root, world, path, tmp_path)
-
-
-@pytest.mark.slow
 def test_an_online_reference_gives_the_numbers_of_the_cached_one(world, done, tmp_path):
     cfg = helpers.small(world)
     cfg.reference.mode = "online"
