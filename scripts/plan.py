@@ -26,6 +26,7 @@ step and a bound on tokens a second. Of the config only the model counts.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -41,6 +42,7 @@ from ml_collections import config_flags
 
 from mpo_jax import config as config_lib
 from mpo_jax.plan import (
+    compilers,
     estimate,
     generation,
     generation_report,
@@ -50,6 +52,7 @@ from mpo_jax.plan import (
 )
 from mpo_jax.utils import cli, plan_plot, progress, slices
 
+_LOCKS = pathlib.Path(__file__).resolve().parents[1] / "tpu_setup" / "locks"
 _Job = TypeVar("_Job")
 _Outcome = TypeVar("_Outcome")
 
@@ -98,6 +101,12 @@ _JOBS = flags.DEFINE_integer(
 _KEPT = flags.DEFINE_string(
     "kept", "runs/plans", "Compiled results, reused while code is the same; '' is none"
 )
+_COMPILERS = flags.DEFINE_multi_string(
+    "compiler",
+    [],
+    "GENERATION=PYTHON (tpu7x=venv312/bin/python): an interpreter whose jax and libtpu "
+    "compile for the slices of a generation; for all others it is this one",
+)
 _JSON = flags.DEFINE_string("json", "", "Write all figures to this file")
 _TABLE = flags.DEFINE_string("table", "", "Write PREFIX.json, PREFIX.md, PREFIX.png")
 _PAIR_PROMPT = flags.DEFINE_float(
@@ -145,7 +154,7 @@ def main(argv: list[str]) -> None:
     generates = _STEP.value == "generate"
     _refuse(_OF_STEPS if generates else _OF_GENERATION)
     console = progress.console()
-    requests = _requests()
+    requests = _with_compilers(_requests(), console)
     kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
     if generates:
         _generate(requests, kept, console)
@@ -156,7 +165,7 @@ def main(argv: list[str]) -> None:
     _write(
         planner.to_json(outcomes, workload),
         report.markdown(outcomes),
-        [_bar(outcome) for outcome in outcomes],
+        report.bars(outcomes),
     )
     if _SEARCH.value:
         found = planner.best(outcomes)
@@ -186,13 +195,16 @@ def _generate(
 ) -> None:
     """Plan generation for every request and number of answers."""
     work = [
-        (request.name, planner.generation_case(request, _asked(samples)))
+        (request, planner.generation_case(request, _asked(samples)))
         for request in requests
         for samples in _SAMPLES.value
     ]
 
-    def plan(job: tuple[str, generation.Case]) -> generation.Outcome:
-        return planner.plan_generation(*job, kept=kept)
+    def plan(job: tuple[planner.Request, generation.Case]) -> generation.Outcome:
+        request, case = job
+        return planner.plan_generation(
+            request.name, case, compiler=request.compiler, kept=kept
+        )
 
     outcomes = _all(plan, work)
     for table in (
@@ -276,14 +288,21 @@ def _compile_all(
 ) -> list[planner.Outcome]:
     """Compile every program of the requests, several at once."""
     work = [
-        (request.name, case, shards)
+        (request, case, shards)
         for request in requests
         for case, shards in planner.cases(request, workload)
     ]
 
-    def plan(job: tuple[str, programs.Case, int]) -> planner.Outcome:
-        name, case, shards = job
-        return planner.plan(name, case, shards=shards, workload=workload, kept=kept)
+    def plan(job: tuple[planner.Request, programs.Case, int]) -> planner.Outcome:
+        request, case, shards = job
+        return planner.plan(
+            request.name,
+            case,
+            shards=shards,
+            workload=workload,
+            compiler=request.compiler,
+            kept=kept,
+        )
 
     return _all(plan, work)
 
@@ -342,6 +361,29 @@ def _requests() -> list[planner.Request]:
     if not wanted:
         return [_request(cfg.name, cfg)]
     return [_request(cfg.name, cfg, topology=slices.lookup(n).aot_name) for n in wanted]
+
+
+def _with_compilers(
+    requests: Sequence[planner.Request], console: rich.console.Console
+) -> list[planner.Request]:
+    """Requests, each with who compiles for its slice; says where no slice has that.
+
+    Raises:
+      ValueError: on a wrong ``--compiler``, an interpreter that cannot compile, and an
+        unknown slice.
+    """
+    named = compilers.by_generation(_COMPILERS.value)
+    asked = [slices.lookup(planner.topology_of(r)).generation for r in requests]
+    if idle := sorted(set(named) - set(asked)):
+        raise ValueError(f"--compiler of {', '.join(idle)}: no such slice is asked for")
+    who = [named.get(generation) or compilers.of() for generation in asked]
+    for compiler in dict.fromkeys(who):
+        if text := compilers.unlike_lock(compiler, _LOCKS):
+            console.print(text, markup=False, soft_wrap=True)
+    return [
+        dataclasses.replace(request, compiler=compiler)
+        for request, compiler in zip(requests, who, strict=True)
+    ]
 
 
 def _request(
@@ -409,27 +451,6 @@ def _write(text: str, table: str, bars: list[plan_plot.Bar]) -> None:
     if prefix:
         pathlib.Path(f"{prefix}.md").write_text(table, encoding="utf-8")
         plan_plot.draw(bars, f"{prefix}.png", note=estimate.NOT_MEASURED)
-
-
-def _bar(outcome: planner.Outcome) -> plan_plot.Bar:
-    memory, gib = outcome.compiled.memory, programs.GIB
-    parts = {
-        "parameters": memory.params,
-        "optimiser": memory.optimiser,
-        "batch": memory.batch,
-        "temporaries": memory.temporaries,
-        "code": memory.code,
-    }
-    # A program that was refused has no parts but a sum.
-    parts["not told apart"] = max(memory.needed - sum(parts.values()), 0)
-    sold = slices.lookup(outcome.case.topology)
-    rate = outcome.estimate.pairs_per_second if outcome.estimate else 0.0
-    return plan_plot.Bar(
-        label=report.label(outcome),
-        parts={name: size / gib for name, size in parts.items()},
-        granted=memory.granted / gib,
-        rate=rate / (sold.chips * outcome.case.slices),
-    )
 
 
 if __name__ == "__main__":

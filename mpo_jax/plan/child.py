@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,11 +32,26 @@ ENVIRONMENT = {
 _DUMP = "--xla_dump_to={} --xla_dump_hlo_as_text --xla_dump_hlo_module_re={}"
 
 
+def environment() -> dict[str, str]:
+    """Of a process that compiles: our package first, the interpreter's own libtpu.
+
+    Importing jax has noted the libtpu of this interpreter in ``TPU_LIBRARY_PATH``; the
+    process may be another interpreter's.
+    """
+    root = str(pathlib.Path(__file__).parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    found = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+    for name in ("TPU_LIBRARY_PATH", "JAX_COMPILATION_CACHE_DIR"):
+        found.pop(name, None)
+    return found
+
+
 def run(
     module: str,
     case: str,
     directory: pathlib.Path,
     *,
+    python: str,
     dumped: str,
     timeout: float,
     enough: Callable[[], bool] = lambda: False,
@@ -48,27 +62,24 @@ def run(
       module: dotted name.
       case: JSON.
       directory: empty; of case, dump, log and result.
+      python: interpreter that runs it.
       dumped: regular expression of the HLO modules that the compiler writes down.
       enough: asked again and again; once it is true, the process is stopped.
 
     Returns:
       Why there is no result, should there be none.
     """
-    root = str(pathlib.Path(__file__).parents[2])
     (directory / "case.json").write_text(case, encoding="utf-8")
-    environment = {
-        **os.environ,
-        **ENVIRONMENT,
-        "XLA_FLAGS": _DUMP.format(directory / "dump", dumped),
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-    }
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # has no use here
-    command = [sys.executable, "-m", module, str(directory)]
+    flags = {"XLA_FLAGS": _DUMP.format(directory / "dump", dumped)}
+    command = [python, "-m", module, str(directory)]
     start = time.monotonic()
     log = directory / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr
+            command,
+            env=environment() | flags,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
         )
         try:
             while process.poll() is None:

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpo_jax import config as config_lib
-from mpo_jax.plan import child, programs
+from mpo_jax.plan import child, compilers, programs
 from mpo_jax.utils import slices
 
 _STEP = "jit_step"  # what the compiler calls the program
@@ -49,7 +48,7 @@ _SOURCES = (
 )
 
 
-def fingerprint(case: str, sources: Sequence[str]) -> str:
+def fingerprint(case: str, sources: Sequence[str], compiler: compilers.Compiler) -> str:
     """Of everything a result depends on: case, our code, compiler.
 
     Args:
@@ -57,8 +56,7 @@ def fingerprint(case: str, sources: Sequence[str]) -> str:
     """
     package_root = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256(case.encode())
-    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
-        digest.update(importlib.metadata.version(package).encode())
+    digest.update(json.dumps(compiler.to_dict()).encode())
     for pattern in sources:
         for file in sorted(package_root.glob(pattern)):
             digest.update(file.read_bytes())
@@ -66,24 +64,30 @@ def fingerprint(case: str, sources: Sequence[str]) -> str:
 
 
 def run(
-    case: programs.Case, *, kept: pathlib.Path | None = None, timeout: float = 3600.0
+    case: programs.Case,
+    *,
+    compiler: compilers.Compiler | None = None,
+    kept: pathlib.Path | None = None,
+    timeout: float = 3600.0,
 ) -> programs.Compiled:
     """Compile a case in a process of its own.
 
     A program that does not fit, or on which the compiler fails or aborts, is a result.
 
     Args:
+      compiler: None is this interpreter's.
       kept: directory of earlier results, read and added to; None keeps none.
 
     Raises:
       ValueError: if the case itself is wrong (unknown model, mesh that does not fit).
     """
+    compiler = compiler or compilers.of()
     if kept is None:
-        return _run(case, timeout=timeout)
-    file = kept / f"{fingerprint(case.to_json(), _SOURCES)}.json"
+        return _run(case, python=compiler.executable, timeout=timeout)
+    file = kept / f"{fingerprint(case.to_json(), _SOURCES, compiler)}.json"
     if file.is_file():
         return programs.compiled_from_dict(json.loads(file.read_text(encoding="utf-8")))
-    found = _run(case, timeout=timeout)
+    found = _run(case, python=compiler.executable, timeout=timeout)
     if found.status != programs.FAILED:
         keep(file, dataclasses.asdict(found))
     return found
@@ -97,7 +101,7 @@ def keep(file: pathlib.Path, result: dict[str, Any]) -> None:
     temporary.rename(file)
 
 
-def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
+def _run(case: programs.Case, *, python: str, timeout: float) -> programs.Compiled:
     """Start the process and read its result.
 
     Raises:
@@ -111,6 +115,7 @@ def _run(case: programs.Case, *, timeout: float) -> programs.Compiled:
             __name__,
             case.to_json(),
             directory,
+            python=python,
             dumped=_STEP,
             timeout=timeout,
             enough=lambda: case.quick and assigned(dump),
@@ -192,7 +197,9 @@ def compile_here(case: programs.Case, dump: pathlib.Path) -> programs.Compiled:
         except jax.errors.JaxRuntimeError as error:
             return not_compiled(str(error), memory, time.monotonic() - start)
     seconds = time.monotonic() - start
-    memory = measured(compiled, memory, granted=granted(mesh))
+    memory = measured(
+        compiled, memory, granted=granted(mesh), assigned=assigned_bytes(dump)
+    )
     return read(dump, memory, seconds)
 
 
@@ -214,26 +221,28 @@ def architecture(cfg: config_lib.RunConfig) -> Any:
 
 
 def measured(
-    compiled: Any, memory: programs.Memory, *, granted: int
+    compiled: Any, memory: programs.Memory, *, granted: int, assigned: int
 ) -> programs.Memory:
     """What a compiled program takes beside its arguments, and in sum.
+
+    The compiler's analysis is not asked for temporaries: that of libtpu 0.0.42 and
+    0.0.50 has more than the program was assigned, more than a chip has.
 
     Args:
       compiled: ``jax.stages.Compiled``.
       memory: of its arguments.
+      assigned: see :func:`assigned_bytes`.
     """
     analysis = compiled.memory_analysis()
     assert analysis is not None
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    others = analysis.argument_size_in_bytes + max(results, 0)
     return dataclasses.replace(
         memory,
         host=memory.host + analysis.host_temp_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
+        temporaries=assigned - others,
         code=analysis.generated_code_size_in_bytes,
-        needed=analysis.argument_size_in_bytes
-        + analysis.temp_size_in_bytes
-        + analysis.generated_code_size_in_bytes
-        + max(results, 0),
+        needed=assigned + analysis.generated_code_size_in_bytes,
         granted=granted,
     )
 
@@ -248,14 +257,22 @@ def _from_report(
     dump: pathlib.Path, case: programs.Case, memory: programs.Memory, seconds: float
 ) -> programs.Compiled:
     """Result from the compiler's report on memory, where it was stopped after that."""
-    (report,) = dump.glob(f"*{_STEP}*-memory-usage-report.txt")
-    total = re.search(r"Total bytes: (\d+)", report.read_text(encoding="utf-8"))
-    if total is None:
-        raise ValueError(f"the compiler's report has no total: {report}")
-    needed = int(total.group(1))
+    needed = assigned_bytes(dump)
     arguments = memory.params + memory.optimiser + memory.batch
     memory = dataclasses.replace(memory, temporaries=needed - arguments, needed=needed)
     return read(dump, memory, seconds)
+
+
+def assigned_bytes(dump: pathlib.Path, module: str = _STEP) -> int:
+    """HBM of a device that arguments, temporaries and results take in a program.
+
+    From the compiler's report on memory: by this sum it refuses a program.
+    """
+    (report,) = dump.glob(f"*{module}*-memory-usage-report.txt")
+    total = re.search(r"Total bytes: (\d+)", report.read_text(encoding="utf-8"))
+    if total is None:
+        raise ValueError(f"the compiler's report has no total: {report}")
+    return int(total.group(1))
 
 
 def not_compiled(

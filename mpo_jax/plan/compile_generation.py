@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpo_jax.plan import child, generation, programs
+from mpo_jax.plan import child, compilers, generation, programs
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.utils import slices
 
@@ -38,6 +38,7 @@ _MODULES = {"decode": "jit__decode", "prefill": "jit_prefill", "encode": "jit_en
 def run(
     case: generation.Case,
     *,
+    compiler: compilers.Compiler | None = None,
     kept: pathlib.Path | None = None,
     timeout: float = 3600.0,
 ) -> generation.Planned:
@@ -46,24 +47,27 @@ def run(
     What does not fit, or makes the compiler fail or abort, is a result.
 
     Args:
+      compiler: None is this interpreter's.
       kept: directory of earlier results, read and added to; None keeps none.
 
     Raises:
       ValueError: if the case itself is wrong (unknown model, ``tensor`` that does not
         divide the devices of a host).
     """
+    compiler = compiler or compilers.of()
     if kept is None:
-        return _run(case, timeout=timeout)
-    file = kept / f"{compile_lib.fingerprint(case.to_json(), _SOURCES)}.json"
+        return _run(case, python=compiler.executable, timeout=timeout)
+    key = compile_lib.fingerprint(case.to_json(), _SOURCES, compiler)
+    file = kept / f"{key}.json"
     if file.is_file():
         return generation.planned_from_dict(json.loads(file.read_text("utf-8")))
-    found = _run(case, timeout=timeout)
+    found = _run(case, python=compiler.executable, timeout=timeout)
     if found.status != programs.FAILED:
         compile_lib.keep(file, dataclasses.asdict(found))
     return found
 
 
-def _run(case: generation.Case, *, timeout: float) -> generation.Planned:
+def _run(case: generation.Case, *, python: str, timeout: float) -> generation.Planned:
     with tempfile.TemporaryDirectory(prefix="mpo_plan_") as place:
         directory = pathlib.Path(place)
         start = time.monotonic()
@@ -71,6 +75,7 @@ def _run(case: generation.Case, *, timeout: float) -> generation.Planned:
             __name__,
             case.to_json(),
             directory,
+            python=python,
             dumped="|".join(_MODULES.values()),
             timeout=timeout,
         )
@@ -185,7 +190,12 @@ def _compiled(
             return compile_lib.not_compiled(
                 str(error), memory, time.monotonic() - start
             )
-    memory = compile_lib.measured(compiled, memory, granted=planned.granted)
+    memory = compile_lib.measured(
+        compiled,
+        memory,
+        granted=planned.granted,
+        assigned=compile_lib.assigned_bytes(dump, module),
+    )
     analysis = compiled.memory_analysis()
     elsewhere = max(held - analysis.argument_size_in_bytes, 0)
     memory = dataclasses.replace(memory, needed=memory.needed + elsewhere)

@@ -21,7 +21,7 @@ from typing import Any
 from mpo_jax import config as config_lib
 from mpo_jax.models import flops as flops_lib
 from mpo_jax.models.config import InternVLConfig
-from mpo_jax.plan import estimate, programs
+from mpo_jax.plan import compilers, estimate, programs
 from mpo_jax.utils import slices
 
 PROGRAMS = ("decode", "prefill", "encode")
@@ -201,6 +201,7 @@ class Outcome:
 
     Attributes:
       name: of the request.
+      compiler: who compiled.
       bound, prefill: None where it does not fit; `prefill` is :func:`prefill_share`.
       advice: what to change where it does not fit.
     """
@@ -208,6 +209,7 @@ class Outcome:
     name: str
     case: Case
     planned: Planned
+    compiler: compilers.Compiler
     bound: Bound | None = None
     prefill: float | None = None
     advice: tuple[str, ...] = ()
@@ -231,6 +233,7 @@ class Outcome:
             "model": case.cfg.model.path,
             **asked,
             "hosts": hosts(case),
+            "compiler": self.compiler.to_dict(),
             "planned": dataclasses.asdict(self.planned),
             "bound": None
             if found is None
@@ -244,9 +247,15 @@ class Outcome:
         }
 
 
-def conclude(name: str, case: Case, planned: Planned, model: InternVLConfig) -> Outcome:
+def conclude(
+    name: str,
+    case: Case,
+    planned: Planned,
+    model: InternVLConfig,
+    compiler: compilers.Compiler,
+) -> Outcome:
     """What follows from a compiled case."""
-    outcome = Outcome(name, case, planned)
+    outcome = Outcome(name, case, planned, compiler)
     if not outcome.fits:
         return dataclasses.replace(outcome, advice=advise(case, planned))
     return dataclasses.replace(

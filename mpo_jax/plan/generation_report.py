@@ -30,7 +30,7 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
     made = report.table(
         "Memory per device, GiB (one device is one chip; of tpu7x half a chip)",
         *("program", "weights", "keys and values", "features", "temporaries", "code"),
-        *("needed", "granted", "result"),
+        *("needed", "granted", "result", "libtpu"),
     )
     for outcome in outcomes:
         planned = outcome.planned
@@ -43,11 +43,13 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
                 *(report.gib(x) for x in (parts.temporaries, parts.code)),
                 *(report.gib(x) for x in (parts.needed, parts.granted)),
                 report.verdict(compiled.status),
+                outcome.compiler.version("libtpu"),
             )
         if not planned.programs:
             granted = report.gib(planned.granted)
             cells = (*(report.gib(x) for x in held), "–", "–", "–", granted)
-            made.add_row(label(outcome), *cells, report.verdict(planned.status))
+            ends = (report.verdict(planned.status), outcome.compiler.version("libtpu"))
+            made.add_row(label(outcome), *cells, *ends)
     return made
 
 
@@ -122,11 +124,12 @@ def words(outcome: Outcome) -> str:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The results as a table for a document."""
     lines = [
-        f"| program | {' | '.join(_COLUMNS)} |",
-        "| --- " + "| ---: " * len(_COLUMNS) + "|",
+        f"| program | {' | '.join(_COLUMNS)} | {report.WHO} |",
+        "| --- " + "| ---: " * (len(_COLUMNS) + 1) + "|",
     ]
     for outcome in outcomes:
-        lines.append(f"| {label(outcome)} | {' | '.join(_cells(outcome))} |")
+        cells = [label(outcome), *_cells(outcome), report.who(outcome.compiler)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

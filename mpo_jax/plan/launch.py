@@ -20,13 +20,13 @@ from mpo_jax import config as config_lib
 from mpo_jax import fields
 from mpo_jax.models import family
 from mpo_jax.nn import stack
-from mpo_jax.plan import costs, estimate, planner, programs
+from mpo_jax.plan import compilers, costs, estimate, planner, programs
 from mpo_jax.utils import batch_rows, slices
 
 MOST_PAIRS_OFF = 1.5
 """Factor by which a derived batch may differ from ``rows.pairs_per_batch``."""
 
-# The same program takes up to 7 % more on another generation (v5e and v6e, 64 devices).
+# The same program takes 3 to 7 % more on another generation (v5e and v6e, 64 devices).
 _OTHER_GENERATION = 1.25
 
 # What decides memory beside rows and rematerialisation, by the beginning of its name.
@@ -62,6 +62,7 @@ class Kept:
       devices: of all slices.
       rows: of a device, at a time.
       params, state: bytes of a device for weights; for weights and optimiser.
+      compiler: who said it, for people.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Kept:
     state: int
     needed: int
     granted: int
+    compiler: str
 
     def arithmetic(self, devices: int, rows: float) -> float:
         """Bytes of a device for so many rows on so many devices, rather too many.
@@ -119,6 +121,7 @@ def _kept(raw: dict[str, Any]) -> Kept:
         state=memory["params"] + memory["optimiser"],
         needed=memory["needed"],
         granted=memory["granted"],
+        compiler=compilers.label(raw["compiler"]),
     )
 
 
@@ -143,6 +146,7 @@ def check(launch: Launch, kept: Sequence[Kept], workload: estimate.Workload) -> 
         fits, said = _memory(launch, case, shards, devices, kept)
         (told if fits else problems).append(f"{case.shape} rows: {said}")
         told += [f"costs time: {said}" for said in costs.costs(case, None)]
+    told += _planned_by(launch, kept)
     return Found(tuple(dict.fromkeys(told)), tuple(problems))
 
 
@@ -152,6 +156,15 @@ def _taken_for(launch: Launch) -> list[str]:
     if path == recipes or family.lookup(path) is not None:
         return []
     return [f"model.path={path} is not here and taken for {recipes}"]
+
+
+def _planned_by(launch: Launch, kept: Sequence[Kept]) -> Iterator[str]:
+    """Compilers of what is known of the recipe; another may need more memory."""
+    own = [one for one in kept if one.name == launch.name]
+    generation = slices.lookup(launch.topology).generation
+    same = [one for one in own if one.generation == generation]
+    for compiler in dict.fromkeys(one.compiler for one in same or own):
+        yield f"planned by {compiler}"
 
 
 def _rows_that_do_not_divide(case: programs.Case, shards: int) -> str:

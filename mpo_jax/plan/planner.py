@@ -20,6 +20,7 @@ from mpo_jax.models.config import InternVLConfig
 from mpo_jax.plan import (
     advice,
     compile_generation,
+    compilers,
     estimate,
     generation,
     programs,
@@ -43,6 +44,7 @@ class Request:
       rows_per_chip: rows per data shard and micro-batch; 0 takes what a run would:
         ``rows.rows_per_batch``, or enough for ``rows.pairs_per_batch``.
       quick: memory and lower bound only (``programs.Case``).
+      compiler: None is this interpreter's.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Request:
     steps: tuple[str, ...] = ("train",)
     rows_per_chip: int = 0
     quick: bool = False
+    compiler: compilers.Compiler | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Outcome:
     Attributes:
       name: of the request.
       shards: ways in which rows are split.
+      compiler: who says it.
       estimate: None where the program was not compiled.
       advice: what to change where it does not fit.
     """
@@ -70,6 +74,7 @@ class Outcome:
     case: programs.Case
     compiled: programs.Compiled
     shards: int
+    compiler: compilers.Compiler
     estimate: estimate.Estimate | None
     advice: tuple[str, ...] = ()
 
@@ -99,6 +104,7 @@ class Outcome:
             "accumulation": case.micro_batches,
             "quick": case.quick,
             "model": case.cfg.model.path,
+            "compiler": self.compiler.to_dict(),
             "compiled": dataclasses.asdict(self.compiled),
             "estimate": None
             if found is None
@@ -171,7 +177,7 @@ def shards_of(request: Request) -> int:
     Raises:
       ValueError: if it names no slice, or the mesh does not fit it.
     """
-    sizes = compile_lib.mesh_shape(request.cfg, _topology(request), request.slices)
+    sizes = compile_lib.mesh_shape(request.cfg, topology_of(request), request.slices)
     return sizes["data"] * sizes["fsdp"]
 
 
@@ -198,7 +204,7 @@ def cases(
     Raises:
       ValueError: if config, slice or request do not fit together.
     """
-    topology, shards = _topology(request), shards_of(request)
+    topology, shards = topology_of(request), shards_of(request)
     request = on_slice(request, workload)
     cfg = request.cfg
     for name in request.shapes:
@@ -225,7 +231,7 @@ def cases(
             )
 
 
-def _topology(request: Request) -> str:
+def topology_of(request: Request) -> str:
     """The slice of a request.
 
     Raises:
@@ -253,15 +259,20 @@ def plan(
     *,
     shards: int,
     workload: estimate.Workload,
+    compiler: compilers.Compiler | None = None,
     kept: pathlib.Path | None = None,
 ) -> Outcome:
     """Compile one case, or take its result from `kept`, and draw the conclusions.
 
+    Args:
+      compiler: None is this interpreter's.
+
     Raises:
       ValueError: if the case itself is wrong.
     """
-    compiled = compile_lib.run(case, kept=kept)
-    outcome = Outcome(name, case, compiled, shards, None)
+    compiler = compiler or compilers.of()
+    compiled = compile_lib.run(case, compiler=compiler, kept=kept)
+    outcome = Outcome(name, case, compiled, shards, compiler, None)
     if not outcome.fits:
         return dataclasses.replace(
             outcome, advice=advice.advise(case, compiled, shards)
@@ -380,24 +391,32 @@ def generation_case(request: Request, asked: Asked) -> generation.Case:
     """
     return generation.Case(
         request.cfg,
-        _topology(request),
+        topology_of(request),
         request.slices,
         **dataclasses.asdict(asked),
     )
 
 
 def plan_generation(
-    name: str, case: generation.Case, *, kept: pathlib.Path | None = None
+    name: str,
+    case: generation.Case,
+    *,
+    compiler: compilers.Compiler | None = None,
+    kept: pathlib.Path | None = None,
 ) -> generation.Outcome:
     """Compile the programs of a case, or take their results from `kept`; conclude.
+
+    Args:
+      compiler: None is this interpreter's.
 
     Raises:
       ValueError: if the case itself is wrong.
     """
-    planned = compile_generation.run(case, kept=kept)
+    compiler = compiler or compilers.of()
+    planned = compile_generation.run(case, compiler=compiler, kept=kept)
     model = family.lookup(case.cfg.model.path)
     assert model is not None  # the compiling process has found it
-    return generation.conclude(name, case, planned, model)
+    return generation.conclude(name, case, planned, model, compiler)
 
 
 def search(
@@ -424,7 +443,14 @@ def search(
         def trial(rows: int, cfg: config_lib.RunConfig = cfg) -> Outcome:
             asked = dataclasses.replace(request, cfg=cfg, rows_per_chip=rows)
             case, shards = next(iter(cases(asked, workload)))
-            return plan(request.name, case, shards=shards, workload=workload, kept=kept)
+            return plan(
+                request.name,
+                case,
+                shards=shards,
+                workload=workload,
+                compiler=request.compiler,
+                kept=kept,
+            )
 
         low, high, rows = 0, most_rows + 1, 1
         while low + 1 < high:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import rich.table
 
 from mpo_jax.models import flops as flops_lib
-from mpo_jax.plan import costs, estimate, programs
+from mpo_jax.plan import compilers, costs, estimate, programs
 from mpo_jax.plan.planner import Held, Outcome
+from mpo_jax.utils import plan_plot, slices
 
 
 def gib(size: float) -> str:
@@ -29,6 +30,15 @@ def verdict(status: str) -> str:
     return f"[{'green' if status == programs.FITS else 'red'}]{status}[/]"
 
 
+WHO = "libtpu (Python)"
+"""Head of the column of :func:`who`."""
+
+
+def who(compiler: compilers.Compiler) -> str:
+    """Which compiler a row of a table is of."""
+    return f"{compiler.version('libtpu')} ({compiler.python})"
+
+
 def label(outcome: Outcome) -> str:
     """Config, slice, shape and step in one line."""
     case = outcome.case
@@ -41,7 +51,7 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
     made = table(
         "Memory per device, GiB (one device is one chip; of tpu7x half a chip)",
         *("program", "rows/chip", "parameters", "optimiser", "batch", "temporaries"),
-        *("code", "needed", "granted", "result"),
+        *("code", "needed", "granted", "result", "libtpu"),
     )
     for outcome in outcomes:
         parts, compiled = outcome.compiled.memory, outcome.compiled
@@ -52,6 +62,7 @@ def memory(outcomes: Sequence[Outcome]) -> rich.table.Table:
             *(gib(x) for x in (parts.temporaries, parts.code)),
             *(gib(x) for x in (parts.needed, parts.granted)),
             verdict(compiled.status),
+            outcome.compiler.version("libtpu"),
         )
     return made
 
@@ -184,8 +195,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "| program | rows/chip × micro-batches | remat | GiB needed of granted "
         f"| bound s | estimate s, {estimate.NOT_MEASURED} | pairs/s | MFU | MFU ≤ "
-        "| compile s |",
-        "| --- " + "| ---: " * 9 + "|",
+        f"| compile s | {WHO} |",
+        "| --- " + "| ---: " * 10 + "|",
     ]
     for outcome in outcomes:
         found, parts = outcome.estimate, outcome.compiled.memory
@@ -204,5 +215,33 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             rows += f" × {outcome.case.micro_batches}"
         remat = outcome.case.cfg.model.remat
         cells = [label(outcome), rows, remat, fits, *times]
-        lines.append(f"| {' | '.join(cells)} | {outcome.compiled.seconds:.0f} |")
+        cells += [f"{outcome.compiled.seconds:.0f}", who(outcome.compiler)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def bars(outcomes: Sequence[Outcome]) -> list[plan_plot.Bar]:
+    """Memory of every program by what takes it, and the estimated rate of a chip."""
+    found = []
+    for outcome in outcomes:
+        memory = outcome.compiled.memory
+        parts = {
+            "parameters": memory.params,
+            "optimiser": memory.optimiser,
+            "batch": memory.batch,
+            "temporaries": memory.temporaries,
+            "code": memory.code,
+        }
+        # A program that was refused has no parts but a sum.
+        parts["not told apart"] = max(memory.needed - sum(parts.values()), 0)
+        chips = slices.lookup(outcome.case.topology).chips * outcome.case.slices
+        rate = outcome.estimate.pairs_per_second if outcome.estimate else 0.0
+        found.append(
+            plan_plot.Bar(
+                label=label(outcome),
+                parts={name: size / programs.GIB for name, size in parts.items()},
+                granted=memory.granted / programs.GIB,
+                rate=rate / chips,
+            )
+        )
+    return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
 
 from mpo_jax import config, recipes
-from mpo_jax.plan import child, programs
+from mpo_jax.plan import child, compilers, programs
 from mpo_jax.plan import compile as compile_lib
 
 
@@ -19,6 +20,12 @@ def released(**mesh: int) -> config.RunConfig:
     cfg.data.meta = "data/meta.json"
     cfg.mesh = config.MeshConfig(**mesh)
     return cfg
+
+
+def compiler(libtpu: str = "0.0.42.1") -> compilers.Compiler:
+    """One that exists nowhere."""
+    versions = ("0.10.2", "0.10.2", libtpu, "0.12.8", "0.2.8")
+    return compilers.Compiler("/env/bin/python", "3.11", versions)
 
 
 def test_case_survives_json():
@@ -108,6 +115,7 @@ def test_an_abort_of_the_compiler_is_a_result(monkeypatch, stderr, message):
         returncode = -6
 
         def __init__(self, command, **options):
+            assert command[0] == "/env/bin/python"
             options["stderr"].write(stderr.encode())
 
         def poll(self):
@@ -115,9 +123,41 @@ def test_an_abort_of_the_compiler_is_a_result(monkeypatch, stderr, message):
 
     monkeypatch.setattr(child.subprocess, "Popen", Dead)
     case = programs.Case(released(), "v5e:2x2", 1, "short", "train", 4)
-    result = compile_lib.run(case)
+    result = compile_lib.run(case, compiler=compiler())
     assert result.status == programs.FAILED
     assert message in result.message
+
+
+def test_memory_is_what_was_assigned_and_not_what_the_analysis_sums_up(tmp_path):
+    """libtpu 0.0.42: 20.5 GiB of temporaries in a program that a chip of 16 takes."""
+    report = tmp_path / "m.jit_step.cl_1.after_optimizations-memory-usage-report.txt"
+    report.write_text(
+        "Memory Space: default (color=0)\nTotal bytes: 16000 (15.6KiB)\n"
+        "Memory Space: vmem (color=1)\nTotal bytes: 700 (700B)\n"
+    )
+    assigned = compile_lib.assigned_bytes(tmp_path)
+    assert assigned == 16000
+
+    class Compiled:
+        def memory_analysis(self):
+            return types.SimpleNamespace(
+                **{"argument_size_in_bytes": 1500, "output_size_in_bytes": 1400},
+                **{"alias_size_in_bytes": 1300, "temp_size_in_bytes": 20500},
+                **{"generated_code_size_in_bytes": 60, "host_temp_size_in_bytes": 7},
+            )
+
+    held = programs.Memory(params=500, optimiser=900, batch=100, host=3)
+    found = compile_lib.measured(Compiled(), held, granted=16500, assigned=assigned)
+    assert found == dataclasses.replace(
+        held, host=10, temporaries=14400, code=60, needed=16060, granted=16500
+    )
+
+
+def test_a_report_without_a_sum_is_an_error(tmp_path):
+    report = tmp_path / "m.jit_step.cl_1.after_optimizations-memory-usage-report.txt"
+    report.write_text("Memory Space: default (color=0)\n")
+    with pytest.raises(ValueError, match="report has no total"):
+        compile_lib.assigned_bytes(tmp_path)
 
 
 def test_scheduled_program_after_code_generation_is_preferred(tmp_path):
@@ -131,28 +171,37 @@ def test_scheduled_program_after_code_generation_is_preferred(tmp_path):
     assert compile_lib.scheduled(tmp_path) == second
 
 
-def test_results_are_kept_while_case_and_code_are_the_same(monkeypatch, tmp_path):
+def test_results_are_kept_while_case_code_and_compiler_are_the_same(
+    monkeypatch, tmp_path
+):
     ran = []
 
-    def answer(case: programs.Case, *, timeout: float) -> programs.Compiled:
+    def answer(
+        case: programs.Case, *, python: str, timeout: float
+    ) -> programs.Compiled:
         ran.append(case.rows)
         status = programs.FAILED if case.rows == 12 else programs.FITS
         return programs.Compiled(status, seconds=case.rows)
 
     monkeypatch.setattr(compile_lib, "_run", answer)
-    monkeypatch.setattr(
-        compile_lib.importlib.metadata, "version", lambda package: f"{package} 1"
-    )
 
-    def call(rows: int, kept: object = tmp_path) -> float:
+    def call(
+        rows: int, kept: object = tmp_path, who: compilers.Compiler | None = None
+    ) -> float:
         case = programs.Case(released(), "v5e:2x2", 1, "short", "train", rows)
-        return compile_lib.run(case, kept=kept).seconds
+        who = who or compiler()
+        return compile_lib.run(case, compiler=who, kept=kept).seconds
 
     assert [call(4), call(4), call(8), call(4)] == [4, 4, 8, 4]
     assert ran == [4, 8]
     # A failure may be the machine's, so it is tried again.
     assert [call(12), call(12), call(4, None)] == [12, 12, 4]
     assert ran == [4, 8, 12, 12, 4]
+    assert [call(4, who=compiler("0.0.52")), call(4)] == [4, 4]
+    assert ran == [4, 8, 12, 12, 4, 4]
+    moved = dataclasses.replace(compiler(), executable="/elsewhere/python")
+    assert call(4, who=moved) == 4  # the same compiler, wherever it lies
+    assert len(ran) == 6
 
 
 def test_kept_results_depend_on_all_code_that_reads_a_program():

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from test_compile import released
+from test_compile import compiler, released
 
 from mpo_jax.models import family
 from mpo_jax.plan import child, compile_generation, generation, programs
@@ -134,7 +134,7 @@ def test_a_plan_fits_where_all_its_programs_do(statuses, expected):
 
 def test_remedies_name_their_options():
     large = planned(status=programs.TOO_LARGE, message="decode: x", programs={})
-    outcome = generation.conclude("8b", case(), large, model())
+    outcome = generation.conclude("8b", case(), large, model(), compiler())
     assert not outcome.fits and outcome.bound is None
     text = report.words(outcome)
     assert "n=32: decode: x" in text
@@ -148,14 +148,19 @@ def test_remedies_name_their_options():
 
 
 def test_a_table_of_what_fits_and_what_does_not():
-    good = generation.conclude("8b", case(), planned(), model())
+    good = generation.conclude("8b", case(), planned(), model(), compiler())
     bad = generation.Planned(programs.TOO_LARGE, "x", granted=16 * GIB, weights=GIB)
-    outcomes = [good, generation.conclude("8b", case("v6e:4x4"), bad, model())]
+    other = compiler("0.0.52")
+    outcomes = [good, generation.conclude("8b", case("v6e:4x4"), bad, model(), other)]
     lines = report.markdown(outcomes).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     for cell in ("4 × 2", "28 × 8", "2,048 / 1,024", "14.00 of 16.00", "HBM"):
         assert f"| {cell} |" in lines[2]
     assert "too large: – of 16.00" in lines[3] and "1 × 1 × 4" in lines[3]
+    assert lines[2].endswith("| 0.0.42.1 (3.11) |")
+    assert lines[3].endswith("| 0.0.52 (3.11) |")
+    who = list(report.memory(outcomes).columns[-1].cells)
+    assert who == ["0.0.42.1"] * len(generation.PROGRAMS) + ["0.0.52"]
     assert report.memory(outcomes).row_count == len(generation.PROGRAMS) + 1
     assert report.traffic(outcomes).row_count == 1
     assert report.speed(outcomes).row_count == 2
@@ -165,6 +170,7 @@ def test_a_table_of_what_fits_and_what_does_not():
     assert all(sum(bar.parts.values()) == pytest.approx(14.0) for bar in bars)
     raw = json.loads(json.dumps(good.to_dict()))
     assert raw["bound"]["binds"] == "HBM" and raw["hosts"] == 1
+    assert raw["compiler"]["libtpu"] == "0.0.42.1"
 
 
 def test_an_abort_is_a_result_and_is_not_kept(monkeypatch, tmp_path):
@@ -172,13 +178,14 @@ def test_an_abort_is_a_result_and_is_not_kept(monkeypatch, tmp_path):
         returncode = -6
 
         def __init__(self, command, **options):
+            assert command[0] == "/env/bin/python"
             options["stderr"].write(b"F1 x.cc:1] Check failed: rank == 3\n")
 
         def poll(self):
             return self.returncode
 
     monkeypatch.setattr(child.subprocess, "Popen", Dead)
-    found = compile_generation.run(case(), kept=tmp_path)
+    found = compile_generation.run(case(), compiler=compiler(), kept=tmp_path)
     assert found.status == programs.FAILED
     assert "the compiler aborted: Check failed: rank == 3" in found.message
     assert not list(tmp_path.iterdir())
@@ -187,15 +194,20 @@ def test_an_abort_is_a_result_and_is_not_kept(monkeypatch, tmp_path):
 def test_results_are_kept_by_what_was_asked(monkeypatch, tmp_path):
     ran = []
 
-    def answer(asked: generation.Case, *, timeout: float) -> generation.Planned:
+    def answer(
+        asked: generation.Case, *, python: str, timeout: float
+    ) -> generation.Planned:
         ran.append(asked.samples)
         return planned(seconds=float(asked.samples))
 
     monkeypatch.setattr(compile_generation, "_run", answer)
     for samples in (32, 1, 32):
         asked = case(samples=samples)
-        assert compile_generation.run(asked, kept=tmp_path).seconds == samples
+        found = compile_generation.run(asked, compiler=compiler(), kept=tmp_path)
+        assert found.seconds == samples
     assert ran == [32, 1]
+    compile_generation.run(case(), compiler=compiler("0.0.52"), kept=tmp_path)
+    assert ran == [32, 1, 32]
 
 
 def test_kept_results_depend_on_all_code_that_makes_them(root):

@@ -145,6 +145,18 @@ def test_kept_results_are_not_taken_for_another_program():
     assert not [line for line in found.told if "fits" in line]
 
 
+def test_the_compiler_that_planned_is_named():
+    """On tpu7x it is another: what Python 3.11 has dies there (docs/tpu.md)."""
+    for topology, python in (("v5e:4x8", "3.11"), ("tpu7x:2x2x2", "3.12")):
+        told = check("internvl2_8b_mpo", topology).told
+        (line,) = [line for line in told if line.startswith("planned by ")]
+        assert line.endswith(f", Python {python})") and "libtpu 0.0." in line
+    told = check("internvl2_2b_mpo", "v6e:4x4").told
+    assert len([line for line in told if line.startswith("planned by ")]) == 1
+    told = check("ablations", "v5e:4x8").told  # has no kept result
+    assert not [line for line in told if line.startswith("planned by ")]
+
+
 def test_state_that_no_device_holds_is_refused():
     found = check("internvl2_5_78b_mpo", "v5e:2x4", **{"model.remat": "none"})
     assert any("weights and optimiser alone need" in p for p in found.problems)

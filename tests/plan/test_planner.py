@@ -8,7 +8,7 @@ import json
 
 import pytest
 import rich.console
-from test_compile import released
+from test_compile import compiler, released
 
 from mpo_jax.plan import advice, estimate, planner, programs, report
 from mpo_jax.plan import compile as compile_lib
@@ -115,8 +115,10 @@ def test_a_missing_topology_is_named():
 def fake(limit_rows: dict[str, int]):
     """A compiler under which a policy fits up to so many rows per chip."""
 
-    def run(case: programs.Case, *, kept: object) -> programs.Compiled:
-        assert kept is None
+    def run(
+        case: programs.Case, *, compiler: object, kept: object
+    ) -> programs.Compiled:
+        assert kept is None and compiler is not None
         rows = case.rows // 32
         need = 10 + rows
         memory = programs.Memory(
@@ -137,7 +139,10 @@ def test_search_finds_the_largest_that_fits(monkeypatch, most):
     monkeypatch.setattr(compile_lib, "run", fake(limits))
     trials = list(
         planner.search(
-            request(), remats=tuple(limits), most_rows=most, workload=WORKLOAD
+            request(compiler=compiler()),
+            remats=tuple(limits),
+            most_rows=most,
+            workload=WORKLOAD,
         )
     )
     for remat, limit in limits.items():
@@ -197,7 +202,9 @@ def test_a_failed_compilation_is_not_called_a_lack_of_memory():
 def test_results_as_json_table_and_plot(monkeypatch, tmp_path):
     monkeypatch.setattr(compile_lib, "run", fake({"full": 2}))
     outcomes = [
-        planner.plan("name", case, shards=shards, workload=WORKLOAD)
+        planner.plan(
+            "name", case, shards=shards, workload=WORKLOAD, compiler=compiler()
+        )
         for rows in (2, 3)
         for case, shards in planner.cases(
             request(rows_per_chip=rows, shapes=("short",)), WORKLOAD
@@ -208,9 +215,16 @@ def test_results_as_json_table_and_plot(monkeypatch, tmp_path):
     assert raw["outcomes"][0]["estimate"]["note"] == "not measured on TPU"
     assert raw["outcomes"][1]["estimate"] is None
     assert raw["outcomes"][1]["advice"]
+    assert raw["outcomes"][0]["compiler"] == {
+        **{"python": "3.11", "jax": "0.10.2", "jaxlib": "0.10.2"},
+        **{"libtpu": "0.0.42.1", "flax": "0.12.8", "optax": "0.2.8"},
+    }
     lines = report.markdown(outcomes).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "**too large**: 13.00 of 16.00" in lines[-1]
+    assert lines[0].endswith("| libtpu (Python) |")
+    assert lines[-1].endswith("| 0.0.42.1 (3.11) |")
+    assert list(report.memory(outcomes).columns[-1].cells) == ["0.0.42.1"] * 2
     assert "needs 13.00 GiB of 16.00" in report.words(outcomes[1])
     assert report.words(outcomes[0]) == ""
     for table in (report.memory, report.traffic, report.speed):

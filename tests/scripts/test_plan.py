@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 import sys
 from mpo_jax.plan import compile as compile_lib
 from mpo_jax.plan import programs
-def answer(case, *, kept):
+def answer(case, *, compiler, kept):
     memory = programs.Memory(params=2**30, needed=20 * 2**30, granted=16 * 2**30)
     if case.topology.startswith("v5e"):
         return programs.Compiled(programs.TOO_LARGE, "x", memory=memory)
@@ -89,10 +90,50 @@ def test_cases_of_a_file(tmp_path):
 
 
 @pytest.mark.slow
+def test_each_generation_is_planned_by_its_compiler_and_a_foreign_one_is_said(tmp_path):
+    pinned = {"python": "3.12"}
+    lock = (ROOT / "tpu_setup" / "locks" / "tpu-3.12.txt").read_text("utf-8")
+    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+        pinned[package] = re.findall(rf"^{package}==(\S+)", lock, re.M)[0]
+    places = {}
+    for name, libtpu in (("same", pinned["libtpu"]), ("other", "9.9")):
+        places[name] = tmp_path / name
+        answer = json.dumps(pinned | {"libtpu": libtpu})
+        places[name].write_text(f"#!/bin/sh\necho '{answer}'\n", encoding="utf-8")
+        places[name].chmod(0o755)
+    prefix = tmp_path / "table"
+    found = call(
+        *(RECIPE, "--compare=v6e-64,v5p-128,v6e-32", "--shape=short"),
+        *(f"--compiler=v6e={places['other']}", f"--compiler=v5p={places['same']}"),
+        f"--table={prefix}",
+    )
+    assert found.returncode == 0, found.stderr
+    warnings = [x for x in found.stderr.splitlines() if x.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert (
+        f"libtpu 9.9 plans, but slices install libtpu=={pinned['libtpu']} "
+        in (warnings[0])
+    )
+    outcomes = json.loads(prefix.with_suffix(".json").read_text("utf-8"))["outcomes"]
+    who = [outcome["compiler"]["libtpu"] for outcome in outcomes]
+    assert who == ["9.9", pinned["libtpu"], "9.9"]
+    rows = prefix.with_suffix(".md").read_text("utf-8").splitlines()
+    assert "v6e:8x8" in rows[2] and rows[2].endswith("| 9.9 (3.12) |")
+    assert "v5p:4x4x4" in rows[3]
+    assert rows[3].endswith(f"| {pinned['libtpu']} (3.12) |")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "--config is missing"),
+        ((RECIPE, "--compiler=v9=python"), "write GENERATION=PYTHON"),
+        ((RECIPE, "--compiler=v5e=/no/python"), "/no/python does not run as Python"),
+        (
+            (RECIPE, f"--compiler=v6e={sys.executable}"),
+            "--compiler of v6e: no such slice is asked for",
+        ),
         ((RECIPE, "--topology=v6e-7"), "unknown TPU slice 'v6e-7'"),
         (("--compare=configs/none.py",), "configs/none.py does not exist"),
     ],

@@ -19,7 +19,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = f"""
 import sys
 from mpo_jax.plan import compile_generation, generation, programs
-def answer(case, *, kept):
+def answer(case, *, compiler, kept):
     memory = programs.Memory(params=2**30, needed=14 * 2**30, granted=16 * 2**30)
     made = programs.Compiled(programs.FITS, memory=memory)
     found = generation.Planned(

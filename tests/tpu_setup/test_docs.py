@@ -188,6 +188,23 @@ def test_every_training_of_the_documents_suits_the_slice_of_its_recipe(
     assert planned >= 17
 
 
+def test_kept_results_are_of_the_compilers_that_slices_install():
+    """After ``make locks`` with another libtpu: plan again (docs/planning.md)."""
+    kept = json.loads((ROOT / "docs/planning_results.json").read_text("utf-8"))
+    generations = {}
+    for one in kept["outcomes"]:
+        who = dict(one["compiler"])
+        python = who.pop("python")
+        lock = (ROOT / f"tpu_setup/locks/tpu-{python}.txt").read_text("utf-8")
+        for package in ("jax", "jaxlib", "libtpu"):
+            assert f"\n{package}=={who[package]} \\\n" in lock, (one["topology"], who)
+        generation = slices.lookup(one["topology"]).generation
+        generations.setdefault(generation, set()).add(python)
+    # Workers have 3.11 (startup.sh); tpu7x takes an image with 3.12.
+    assert generations.pop("tpu7x") == {"3.12"}
+    assert set(map(frozenset, generations.values())) == {frozenset({"3.11"})}
+
+
 def test_figures_of_the_page_are_those_of_the_kept_results():
     """After `scripts/plan.py --table=docs/planning_results`: this table, too."""
     outcomes = [
