@@ -28,9 +28,6 @@ from collections.abc import Callable, Iterator
 import fake_gcs
 import several
 import small_runs
-import speaking
-
-from mpo_jax import config
 
 ROOT = pathlib.Path(__file__).parents[1]
 LONGEST_S = 300.0
@@ -97,7 +94,7 @@ class World:
     env: dict[str, str]
 
     def names(self, run: str) -> Names:
-        """Files of a run's work directory; of a bucket, also those of its mirrors."""
+        """Files of a run's work directory; of a bucket, also the first host's own."""
         if self.bucket is None:
             return _files(self.folder / run)
         found = {
@@ -106,7 +103,7 @@ class World:
             if name.startswith(f"{run}/")
         }
         mirrors = self.folder / "machines/mpo_jax/mirrors"
-        return found.union(*map(_files, mirrors.glob(f"{run}-*/host_*")))
+        return found.union(*map(_files, mirrors.glob(f"{run}-*/host_0")))
 
     def start(self, run: str) -> list[subprocess.Popen]:
         place = str(self.folder / run) if self.bucket is None else f"gs://bucket/{run}"
@@ -152,8 +149,9 @@ def world(folder: pathlib.Path, processes: int, *, bucket: bool) -> Iterator[Wor
     cfg.checkpoint.every_steps, cfg.checkpoint.keep_last = 2, 2
     cfg.data.eval_meta, cfg.log.eval_every = str(files["eval_meta"]), 2
     cfg.model.drop_path = 0.2  # randomness must go on, too
-    cfg.hosts.heartbeat_s, cfg.log.upload_seconds = 5, 1.0
-    _ask_questions(cfg, folder / "questions")
+    cfg.hosts.heartbeat_s, cfg.hosts.connect_s = 5, 60
+    cfg.log.upload_seconds = 1.0
+    small_runs.with_questions(cfg, folder / "questions").eval.every = 4
     path = small_runs.write_config(folder / "recipe.py", cfg)
     with contextlib.ExitStack() as stack:
         objects, env = None, {"XDG_CACHE_HOME": str(folder / "machines")}
@@ -161,18 +159,6 @@ def world(folder: pathlib.Path, processes: int, *, bucket: bool) -> Iterator[Wor
             url, objects = stack.enter_context(fake_gcs.serve())
             env |= fake_gcs.environment(url)
         yield World(files, path, folder, processes, objects, env)
-
-
-def _ask_questions(cfg: config.RunConfig, folder: pathlib.Path) -> None:
-    folder.mkdir()
-    rows = [
-        {"question": f"how many circles? {'red ' * i}", "answer": f"so #### {i}"}
-        for i in range(5)
-    ]
-    speaking.write_lines(folder / "test.jsonl", rows)
-    cfg.eval.benchmarks, cfg.eval.modes = ("gsm8k",), ("direct",)
-    cfg.eval.protocol, cfg.eval.data = "official", str(folder)
-    cfg.eval.every, cfg.eval.max_new_tokens, cfg.eval.temperature = 4, 8, 1.0
 
 
 def alone(made: World, run: str) -> dict[str, object]:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import speaking
+
 from mpo_jax import config, recipes
 from mpo_jax.demo import dataset, tiny_model
 
@@ -49,6 +51,21 @@ def small(world, stage: str = "mpo") -> config.RunConfig:
     cfg.optim.learning_rate = 1e-2
     cfg.checkpoint.every_steps = 2
     cfg.log.tensorboard = cfg.log.plots = False
+    return cfg
+
+
+def with_questions(cfg: config.RunConfig, folder: pathlib.Path) -> config.RunConfig:
+    """A recipe, with five questions that are asked before, during and after."""
+    folder.mkdir()
+    rows = [
+        {"question": f"how many circles? {'red ' * i}", "answer": f"so #### {i}"}
+        for i in range(5)
+    ]
+    speaking.write_lines(folder / "test.jsonl", rows)
+    cfg.eval.benchmarks, cfg.eval.modes = ("gsm8k",), ("direct",)
+    cfg.eval.protocol, cfg.eval.data = "official", str(folder)
+    cfg.eval.every, cfg.eval.max_new_tokens = 2, 8
+    cfg.eval.temperature = 1.0  # else random weights say the same to everybody
     return cfg
 
 

@@ -396,10 +396,14 @@ def publish(path: pathlib.Path) -> None:
     Raises:
       TryAgain: the store is away.
     """
+    _act(path, Mirror.push, "writing")
+
+
+def _act(path: pathlib.Path, action: Callable[[Mirror, str], None], what: str) -> None:
     found = _holding(path)
     if found is not None:
         mirror, name = found
-        _patiently(lambda: mirror.push(name), f"writing {mirror.address}/{name}")
+        _patiently(lambda: action(mirror, name), f"{what} {mirror.address}/{name}")
 
 
 def offer(path: pathlib.Path) -> None:
@@ -419,10 +423,7 @@ def grow(path: pathlib.Path) -> None:
     Raises:
       TryAgain: the store is away.
     """
-    found = _holding(path)
-    if found is not None:
-        mirror, name = found
-        _patiently(lambda: mirror.grow(name), f"writing {mirror.address}/{name}")
+    _act(path, Mirror.grow, "writing")
 
 
 def fetch(path: pathlib.Path) -> None:
@@ -431,10 +432,7 @@ def fetch(path: pathlib.Path) -> None:
     Raises:
       TryAgain: the store is away.
     """
-    found = _holding(path)
-    if found is not None:
-        mirror, name = found
-        _patiently(lambda: mirror.pull(name), f"reading {mirror.address}/{name}")
+    _act(path, Mirror.pull, "reading")
 
 
 def barrier(name: str, path: pathlib.Path) -> None:

@@ -39,26 +39,13 @@ def recipe(world, cache_dir: pathlib.Path, *, tensor: int = 1):
     return cfg
 
 
-def with_benchmark(cfg, folder: pathlib.Path):
-    """The recipe, with five questions that are asked before, during and after."""
-    folder.mkdir()
-    rows = [
-        {"question": f"how many circles? {'red ' * i}", "answer": f"so #### {i}"}
-        for i in range(5)
-    ]
-    speaking.write_lines(folder / "test.jsonl", rows)
-    cfg.eval.benchmarks, cfg.eval.modes = ("gsm8k",), ("direct",)
-    cfg.eval.protocol, cfg.eval.data = "official", str(folder)
-    cfg.eval.every, cfg.eval.max_new_tokens = 2, 8
-    cfg.eval.temperature = 1.0  # else random weights say the same to everybody
-    return cfg
-
-
 @pytest.fixture(scope="module")
 def one(world, root, tmp_path_factory):
     """Config file, metrics and cached log-probs that all other runs must equal."""
     tmp_path = tmp_path_factory.mktemp("one")
-    cfg = with_benchmark(recipe(world, tmp_path / "data"), tmp_path / "questions")
+    cfg = helpers.with_questions(
+        recipe(world, tmp_path / "data"), tmp_path / "questions"
+    )
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     process = helpers.start_training(root, world, path, tmp_path / "one")
     output = helpers.output_of(process)
@@ -144,7 +131,7 @@ def test_processes_whose_devices_lie_apart(
     _, metrics, logps, asked = one
     cfg = recipe(world, tmp_path / "data", tensor=tensor)
     if (processes, tensor) == (2, 2):
-        cfg = with_benchmark(cfg, tmp_path / "questions")
+        cfg = helpers.with_questions(cfg, tmp_path / "questions")
     path = tmp_path / "recipe.json"
     path.write_text(cfg.to_json(), encoding="utf-8")
     train_with(
