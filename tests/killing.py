@@ -150,7 +150,7 @@ def world(folder: pathlib.Path, processes: int, *, bucket: bool) -> Iterator[Wor
     cfg.data.eval_meta, cfg.log.eval_every = str(files["eval_meta"]), 2
     cfg.model.drop_path = 0.2  # randomness must go on, too
     cfg.hosts.heartbeat_s, cfg.hosts.connect_s = 5, 60
-    cfg.log.upload_seconds = 1.0
+    cfg.log.upload_seconds = 1e6  # what must not be lost goes at once
     small_runs.with_questions(cfg, folder / "questions").eval.every = 4
     path = small_runs.write_config(folder / "recipe.py", cfg)
     with contextlib.ExitStack() as stack:

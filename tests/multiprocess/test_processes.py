@@ -157,7 +157,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
     """Index, log-probs, answers and checkpoints of each reach the other through it."""
     path, expected, logps, asked = one
     cfg = config.from_json((path.parent / "one/run_config.json").read_text())
-    cfg.data.cache_dir, cfg.log.upload_seconds = "", 1.0
+    cfg.data.cache_dir, cfg.log.upload_seconds = "", 1e6
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     with fake_gcs.serve() as (url, bucket):
         env = fake_gcs.environment(url)
