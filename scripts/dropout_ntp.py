@@ -77,10 +77,10 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 def task() -> dropping.Task:
     """What the flags ask for."""
-    given = cli.path(_INPUT.value, "input")
+    given = cli.path(_INPUT.value, "input").absolute()
     return dropping.Task(
         input=given,
-        output=cli.path(_OUTPUT.value, "output"),
+        output=cli.path(_OUTPUT.value, "output").absolute(),
         root=os.path.expanduser(_ROOT.value),
         name=_NAME.value or given.stem,
         variant=dropout_ntp.Variant(_RATIO.value, _BY.value, _KEEP.value),

@@ -32,18 +32,18 @@ _KEPT = flags.DEFINE_string("kept", "", "Write the lines without overlap to this
 
 def main(argv: list[str]) -> None:
     del argv
-    files = [cli.path(name, "against") for name in _AGAINST.value if name]
+    files = [cli.path(name, "against").absolute() for name in _AGAINST.value if name]
     if not files:
         raise ValueError("--against is empty; name at least one file of items")
-    kept = cli.path(_KEPT.value, "kept") if _KEPT.value else None
-    given = cli.path(_INPUT.value, "input")
+    kept = cli.path(_KEPT.value, "kept").absolute() if _KEPT.value else None
+    given = cli.path(_INPUT.value, "input").absolute()
     if kept in (given, *files):
         raise ValueError(f"--kept={kept} would replace what is read; name another file")
     found = overlapping.find(
         given,
         os.path.expanduser(_ROOT.value),
         files,
-        cli.path(_OUTPUT.value, "output"),
+        cli.path(_OUTPUT.value, "output").absolute(),
         kept=kept,
     )
     show(found)

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         progress.stdout_console().print(line, markup=False)
     if _DRY_RUN.value:
         return
-    workdir = cli.path(_WORKDIR.value, "workdir")
+    workdir = cli.path(_WORKDIR.value, "workdir").absolute()
     runtime.initialise()
     pool.run(cfg, workdir)
     rows = results.read(cfg, workdir)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     given: recipe_config.RecipeConfig = _CONFIG.value
     given.validate()
     cfg = given.located()
-    workdir = cli.path(_WORKDIR.value, "workdir")
+    workdir = cli.path(_WORKDIR.value, "workdir").absolute()
     if _DRY_RUN.value:
         jax.config.update("jax_platforms", "cpu")  # messages open no device
         runtime.quiet()

@@ -240,6 +240,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(200, {"done": True, "resource": made})
 
 
+def upload(folder: pathlib.Path, bucket: Bucket, at: str) -> None:
+    """Put the files of a folder into a bucket."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            bucket.put(f"{at}/{path.relative_to(folder)}", path.read_bytes())
+
+
 def arrived(bucket: Bucket, prefix: str, folder: pathlib.Path) -> pathlib.Path:
     """What a bucket holds, as files; metrics put together from their parts."""
     for name, (_, content) in bucket.objects.items():

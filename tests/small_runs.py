@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import speaking
 
@@ -146,32 +144,3 @@ def written(workdir: pathlib.Path) -> list[tuple[int, str]]:
         (line["step"], "held-out" if "eval/loss" in line else "training")
         for line in lines
     )
-
-
-def kill_and_resume(root, world, cfg_path, directory: pathlib.Path) -> None:
-    """SIGKILL a run in its midst; started again it must end as one left alone."""
-    whole, killed = directory / "whole", directory / "killed"
-    process = start_training(root, world, cfg_path, whole)
-    output = output_of(process, timeout=500)
-    assert process.returncode == 0, output
-
-    process = start_training(root, world, cfg_path, killed)
-    metrics = killed / "metrics.jsonl"
-    deadline = time.time() + 500
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    before_kill = losses(killed)
-    assert 2 <= len(before_kill) < 6
-
-    process = start_training(root, world, cfg_path, killed)
-    output = output_of(process, timeout=500)
-    assert process.returncode == 0, output
-    expected = losses(whole)
-    assert losses(killed) == expected
-    assert before_kill.items() <= expected.items()
-    # One line of each kind after a step, whatever was lost and done again.
-    assert written(killed) == written(whole)
-    assert losses(killed, held_out=True) == losses(whole, held_out=True)

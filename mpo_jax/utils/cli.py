@@ -51,13 +51,13 @@ def explain(error: BaseException) -> str:
 
 
 def path(place: str, flag: str) -> pathlib.Path:
-    """The directory or file that a flag names, absolute, ``~`` expanded.
+    """The directory or file that a flag names, ``~`` expanded.
 
     Raises:
       ValueError: it is an address (``gs://…``), which this command cannot use.
     """
     remote.refuse(place, field=f"--{flag}", why="it is read and written as files")
-    return pathlib.Path(place).expanduser().absolute()
+    return pathlib.Path(place).expanduser()
 
 
 def _expanded(argument: str) -> str:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 # shows it.
 ASKED = {"prompt_tokens": 300, "answer_tokens": 1000, "slots": 64}
 KV_HEADS = 8
-KINDS = [("v5e:2x2", 8), ("v5e:2x2", 1), ("v5p:2x2x1", 8), ("v6e:2x2", 8)]
+KINDS = [("v5e:2x2", 8), ("v5e:2x2", 1), ("v6e:2x2", 8)]
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,8 @@ def test_storage_that_stays_away_ends_the_run_with_75(start, faults, tmp_path, w
     given = faults(f"mkdir:/8.orbax:1:99:{errno.EIO}:0", "mkdir:/12.orbax:1:99:116:0")
     statuses, (output,) = ended(start(1, "--retry_s=2", faults=given))
     assert statuses == [75], output
-    assert re.search(r"3 saves failed in \d s; checkpoint.retry_seconds=2", output)
+    told = " ".join(output.split())
+    assert re.search(r"3 saves failed in \d s; checkpoint.retry_seconds=2", told)
     assert "Stale file handle" in output and "start the same command again" in output
     statuses, (output,) = ended(start(1))
     assert (statuses, begins(output), weights_of(output)) == ([0], 4, weights)
@@ -278,33 +279,23 @@ def test_a_disk_that_metrics_fill_ends_no_run(start, disk, tmp_path):
 # ---- a bucket that is away ----
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_bucket_that_is_away_for_a_while(
-    start, tmp_path, monkeypatch, weights, count
-):
+def test_a_bucket_that_is_away_for_a_while(start, tmp_path, monkeypatch, weights):
     """Refused, dropped and slow requests, in the middle of a save and of a resume."""
     pytest.importorskip("gcsfs", reason="pip install -e '.[gcs]'")
     with fake_gcs.serve() as (url, bucket):
-        for name, value in {
-            "STORAGE_EMULATOR_HOST": url,
-            "TENSORSTORE_GCS_HTTP_URL": url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }.items():
+        for name, value in fake_gcs.environment(url).items():
             monkeypatch.setenv(name, value)
         place = "--checkpoints=gs://bucket/run/checkpoints"
         trouble = {"refused": 3, "dropped": 2, "delay_s": 0.1}
         saves = bucket_in_trouble.Trouble("checkpoints%2F4", **trouble)
         bucket.trouble = saves
-        steps = 8 if count > 1 else STEPS
-        statuses, outputs = ended(start(count, place, f"--steps={steps}"))
-        assert statuses == [0] * count, outputs
+        statuses, outputs = ended(start(2, place, "--steps=8"))
+        assert statuses == [0, 0], outputs
         assert saves.met == 5
-        if count > 1:  # processes of one more start take long
-            resumes = bucket_in_trouble.Trouble("checkpoints%2F8", **trouble)
-            bucket.trouble = resumes
-            statuses, outputs = ended(start(count, place))
-            assert statuses == [0] * count, outputs
-            assert resumes.met == 5
-            assert {begins(output) for output in outputs} == {8}
+        resumes = bucket_in_trouble.Trouble("checkpoints%2F8", **trouble)
+        bucket.trouble = resumes
+        statuses, outputs = ended(start(2, place))
+        assert statuses == [0, 0], outputs
+        assert resumes.met == 5
+        assert {begins(output) for output in outputs} == {8}
         assert {weights_of(output) for output in outputs} == {weights}

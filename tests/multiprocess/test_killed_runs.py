@@ -17,8 +17,8 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 @pytest.mark.parametrize(
     ("processes", "bucket", "kills"),
     [
-        (1, False, {"reference": KILL, "save": KILL, "evaluation": TERM}),
-        (2, True, {"evaluation": KILL, "save": TERM, "export": KILL}),
+        (1, False, {"reference": KILL, "save": KILL}),
+        (2, True, {"evaluation": KILL, "save": KILL}),
     ],
     ids=["one process on a disk", "two that share a bucket"],
 )

@@ -154,12 +154,15 @@ def test_processes_whose_devices_lie_apart(
 
 
 def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tmp_path):
-    """Index, log-probs, answers and checkpoints of each reach the other through it."""
+    """Data, index, log-probs, answers and checkpoints lie in it, and nowhere else."""
     path, expected, logps, asked = one
     cfg = config.from_json((path.parent / "one/run_config.json").read_text())
     cfg.data.cache_dir, cfg.log.upload_seconds = "", 1e6
+    cfg.data.meta = f"gs://bucket/MMPR/{world['meta'].name}"
+    cfg.data.eval_meta = f"gs://bucket/MMPR/{world['eval_meta'].name}"
     path = helpers.write_config(tmp_path / "recipe.py", cfg)
     with fake_gcs.serve() as (url, bucket):
+        fake_gcs.upload(world["meta"].parent, bucket, "MMPR")
         env = fake_gcs.environment(url)
         machines = {"XDG_CACHE_HOME": str(tmp_path / "machines")}
         train_with(

@@ -625,8 +625,8 @@ def test_lines_are_sent_before_the_checkpoint_that_follows_them(
     order = []
 
     class Saving(Recorder):
-        def save(self, step, trees, *, meta):
-            super().save(step, trees, meta=meta)
+        def save(self, step, trees, *, meta, last=False):
+            super().save(step, trees, meta=meta, last=last)
             order.append(("saved", step))
 
     def sent(path):
