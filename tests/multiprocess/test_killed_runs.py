@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KILL, TERM = signal.SIGKILL, signal.SIGTERM
+KILL = signal.SIGKILL
 
 
 @pytest.mark.parametrize(
