@@ -91,20 +91,26 @@ def run(
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(argv)
+            _run_with_others(main, argv)
         except (Exception, KeyboardInterrupt) as error:
             _end(error, program=program, trace=trace.value)
-        except SystemExit as error:
-            others = peers.others()
-            if others is None or not error.code:
-                raise
-            if error.code != statuses.STOPPED:
-                others.fail(f"ended with {error.code}")
-            runtime.finish()  # all hosts have stopped together
-            raise
-        runtime.finish()
 
     app.run(guarded)
+
+
+def _run_with_others(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Run a program and leave together with the other hosts."""
+    try:
+        main(argv)
+    except SystemExit as error:
+        others = peers.others()
+        if others is None or not error.code:
+            raise
+        if error.code != statuses.STOPPED:
+            others.fail(f"ended with {error.code}")
+        runtime.finish()  # all hosts have stopped together
+        raise
+    runtime.finish()
 
 
 def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
@@ -119,8 +125,8 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
     if others is not None:
         if trace or not explained:
             traceback.print_exception(error)
-        if _LOST.search(str(error)) and not transient.is_transient(error):
-            # Another host is gone; that one tells why, or JAX ends us.
+        if _has_lost_a_host(error) and not transient.is_transient(error):
+            # That one tells why, or JAX ends us.
             others.wait_for_news()
             others.fail(_told(error, explained), statuses.TRY_AGAIN)
         others.fail(_told(error, explained), status_of(error))
@@ -137,6 +143,15 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
 _LOST = re.compile(r"Gloo .*failed|(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):")
 """What devices say where another host is gone; JAX raises it as this and that type.
 TensorStore has the same words for storage, but names its cause (``transient``)."""
+
+
+def _has_lost_a_host(error: BaseException) -> bool:
+    """Whether an error, or one that it came from or hides, is of a host that is gone.
+
+    What closes a run after such an error often meets another one.
+    """
+    found = transient.chain(error, hidden=True)
+    return any(_LOST.search(str(one)) is not None for one in found)
 
 
 def status_of(error: BaseException) -> int:

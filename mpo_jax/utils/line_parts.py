@@ -8,6 +8,7 @@ has a part 0: whatever is killed when, that is a beginning of the file.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import re
@@ -19,6 +20,7 @@ from mpo_jax.utils import remote
 _NAME = re.compile(r"(\d{5})-(\d{5})\.jsonl")
 _MOST = 100
 """Parts of a generation: a reader asks once for each."""
+_TRIES = 3
 
 
 class LineParts:
@@ -66,7 +68,17 @@ def read(folder: remote.Folder) -> tuple[bytes, float]:
     """The lines of all parts, and when the last was written (``Stored.modified``).
 
     None where nothing was ever written: ``(b"", 0.0)``.
+
+    Raises:
+      FileNotFoundError: parts vanish faster than they can be read.
     """
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):  # a new generation replaced it
+            return _read(folder)
+    return _read(folder)
+
+
+def _read(folder: remote.Folder) -> tuple[bytes, float]:
     found = _generations(folder)
     whole = [generation for generation, names in found.items() if 0 in names]
     if not whole:

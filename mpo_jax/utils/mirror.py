@@ -132,7 +132,12 @@ class Mirror:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{_OWN}fetched"
-        self._there.download(name, partial)
+        try:
+            self._there.download(name, partial)
+        except FileNotFoundError:  # another process has deleted it since it was listed
+            path.unlink(missing_ok=True)
+            self._synced.pop(name, None)
+            return
         if stored.modified:
             os.utime(partial, (stored.modified, stored.modified))
         partial.replace(path)

@@ -42,15 +42,22 @@ _CONNECTIONS = frozenset(
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error, or one that it came from, may pass by itself."""
-    return any(map(_passes, _chain(error)))
+    return any(map(_passes, chain(error)))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(
+    error: BaseException | None, *, hidden: bool = False
+) -> Iterator[BaseException]:
+    """An error and those that it came from.
+
+    Args:
+      hidden: also those that were being handled when another one was raised.
+    """
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
         yield error
-        error = error.__cause__
+        error = error.__cause__ or (error.__context__ if hidden else None)
 
 
 def _passes(error: BaseException) -> bool:
@@ -66,7 +73,7 @@ def _passes(error: BaseException) -> bool:
 
 def numbers(error: BaseException) -> set[int]:
     """The system's numbers (``errno``) of an error and of those that it came from."""
-    return set().union(*map(_numbers, _chain(error)))
+    return set().union(*map(_numbers, chain(error)))
 
 
 def _numbers(error: BaseException) -> set[int]:

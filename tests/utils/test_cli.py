@@ -168,3 +168,58 @@ def test_storage_that_speaks_like_a_lost_host_is_told_at_once(
         cli._end(error, program="train.py", trace=False)
     assert raised.value.code == statuses.TRY_AGAIN
     assert others.waited == waited
+
+
+GONE = "Gloo all-reduce failed: connection closed by peer"
+
+
+def _raise_while_closing(cause: str) -> None:
+    try:
+        raise RuntimeError(cause)
+    finally:
+        raise ValueError("what closes the run meets another error")
+
+
+@pytest.mark.parametrize(
+    "cause, status, waited",
+    [(GONE, statuses.TRY_AGAIN, 1), ("a bug", statuses.FAILED, 0)],
+)
+def test_a_lost_host_is_not_hidden_by_what_closes_the_run(
+    monkeypatch, cause, status, waited
+):
+    others = Others()
+    monkeypatch.setattr(cli.peers, "others", lambda: others)
+    with pytest.raises(ValueError) as closing:
+        _raise_while_closing(cause)
+    with pytest.raises(SystemExit) as raised:
+        cli._end(closing.value, program="train.py", trace=False)
+    assert (raised.value.code, others.waited) == (status, waited)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
+    monkeypatch, stopped
+):
+    """A preempted machine may vanish while the others wait for it to leave."""
+    others = Others()
+    monkeypatch.setattr(cli.peers, "others", lambda: others)
+    monkeypatch.setattr(cli.app, "run", lambda guarded: guarded([]))
+    monkeypatch.setattr(cli.flags, "DEFINE_bool", lambda *_: Trace)
+    monkeypatch.setattr(cli.sys, "argv", ["train.py"])
+
+    def lost():
+        raise statuses.TryAgain("not all 2 hosts came to 'end'")
+
+    def main(argv):
+        del argv
+        if stopped:
+            raise SystemExit(statuses.STOPPED)
+
+    monkeypatch.setattr(cli.runtime, "finish", lost)
+    with pytest.raises(SystemExit) as raised:
+        cli.run(main)
+    assert raised.value.code == statuses.TRY_AGAIN
+
+
+class Trace:
+    value = False

@@ -131,6 +131,33 @@ def test_hosts_exchange_what_they_wrote_and_delete_nothing_of_each_other(address
         assert (first.folder / "part-1").read_text() == "fresh"
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_what_vanishes_between_a_listing_and_its_reading_is_gone(
+    address, monkeypatch, known
+):
+    """The first host deletes what a killed start has left while others fetch it."""
+    folder, download = remote.Folder(address), remote.Folder.download
+    with opened(address, 1) as one:
+        if known:
+            folder.write("answers/part-0", b"of an earlier start")
+            one.pull()
+        folder.write("answers/part-0", b"stale")
+        folder.write("answers/part-1", b"good")
+
+        def deleted_before(self, name, file):
+            if name.endswith("part-0"):
+                folder.delete(name)
+            download(self, name, file)
+
+        monkeypatch.setattr(remote.Folder, "download", deleted_before)
+        one.pull("answers")
+        assert {p.name for p in (one.folder / "answers").iterdir()} == {"part-1"}
+        monkeypatch.undo()
+        folder.write("answers/part-0", b"fresh")
+        one.pull("answers")
+        assert (one.folder / "answers" / "part-0").read_bytes() == b"fresh"
+
+
 def test_what_is_new_on_both_sides_is_kept_here(address):
     with opened(address) as one:
         (one.folder / "a").write_text("mine")
@@ -292,6 +319,27 @@ def test_many_parts_become_one(address, tmp_path, monkeypatch):
             str(n).encode() for n in range(step + 1)
         ]
         assert len(folder.sizes()) <= 5
+
+
+def test_a_reader_meets_a_generation_that_replaces_what_it_has_listed(
+    address, tmp_path, monkeypatch
+):
+    folder, path = remote.Folder(address), tmp_path / "metrics.jsonl"
+    path.write_text("1\n2\n")
+    parts = line_parts.LineParts(path, folder)
+    parts.begin()
+    listed, sizes = [], remote.Folder.sizes
+
+    def replaced_after(self):
+        found = sizes(self)
+        listed.append(found)
+        if len(listed) == 1:
+            parts.begin()
+        return found
+
+    monkeypatch.setattr(remote.Folder, "sizes", replaced_after)
+    assert line_parts.read(folder)[0] == b"1\n2\n"
+    assert len(listed) > 2
 
 
 def test_a_part_that_is_missing_is_named(address, tmp_path, caplog):
