@@ -174,8 +174,6 @@ def kill(
     stage: str,
     number: signal.Signals,
     luck: random.Random,
-    *,
-    share_of_all: float = 0.3,
 ) -> tuple[str, list[int]]:
     """Start a run, wait for a stage, signal a host or all; how it ended.
 
@@ -190,7 +188,7 @@ def kill(
             time.sleep(luck.choice((0.0, 0.0, 0.02, 0.1)))
             break
         time.sleep(0.002)
-    chosen = hosts if luck.random() < share_of_all else [luck.choice(hosts)]
+    chosen = hosts if luck.random() < 0.3 else [luck.choice(hosts)]
     for host in chosen:
         host.send_signal(number)
     statuses = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import io
 import os
 import pathlib
@@ -90,6 +91,9 @@ def run(
         sys.exit(f"{program}: {error}")
 
     def guarded(argv: list[str]) -> None:
+        # absl enables it for the stacks of all threads; those that run on while they
+        # are read end the process with another signal now and then.
+        faulthandler.enable(all_threads=False)
         try:
             _run_with_others(main, argv)
         except (Exception, KeyboardInterrupt) as error:

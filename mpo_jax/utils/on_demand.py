@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
+import os
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from mpo_jax.utils import watchdog
+from absl import logging
+
+from mpo_jax.utils import mirror, watchdog
 
 
 class Wish:
@@ -32,8 +34,8 @@ def signals(workdir: pathlib.Path, *, number: int) -> Iterator[Wish]:
     """Listen to SIGUSR1 as long as the block runs.
 
     The stacks of all threads go to ``stacks/host_N.txt`` in the work directory, also
-    while Python itself waits inside a collective. Outside the main thread nothing is
-    listened to: signals are the embedding program's.
+    while the main thread waits inside a collective. Elsewhere than in the main thread
+    nothing is listened to: signals are the embedding program's.
 
     Args:
       number: of this process.
@@ -43,16 +45,52 @@ def signals(workdir: pathlib.Path, *, number: int) -> Iterator[Wish]:
         yield wish
         return
     path = watchdog.stacks_of(workdir, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    previous = signal.signal(signal.SIGUSR1, wish.ask)
-    with open(path, "a", encoding="utf-8") as file:
-        faulthandler.register(signal.SIGUSR1, file, all_threads=True, chain=True)
-        try:
+    before = signal.signal(signal.SIGUSR1, wish.ask)
+    try:
+        with _seen_at_once(lambda: _write_stacks(path)):
             yield wish
-        finally:
-            faulthandler.unregister(signal.SIGUSR1)
-            signal.signal(signal.SIGUSR1, previous)
-            if not file.tell():
-                path.unlink()  # nobody asked
-                with contextlib.suppress(OSError):  # other hosts' are there
-                    path.parent.rmdir()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _write_stacks(path: pathlib.Path) -> None:
+    try:
+        watchdog.write_stacks(path, "asked for by SIGUSR1")
+    except OSError as error:
+        logging.warning("no stacks: %s", error)
+    mirror.offer(path)
+
+
+@contextlib.contextmanager
+def _seen_at_once(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` after each SIGUSR1, in a thread of its own, as long as the block runs.
+
+    A handler of Python's waits for the main thread, which may wait for other hosts. One
+    of ``faulthandler.register`` does not, but it reads the stacks of threads that run
+    on, and now and then the process dies of it; a thread holds the others while it
+    reads. Python writes the number of a signal to the wake-up descriptor at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(
+        target=_listen, args=(reading, before, act), name="mpo-signals", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)  # which ends the thread
+        thread.join()
+        os.close(reading)
+
+
+def _listen(reading: int, before: int, act: Callable[[], None]) -> None:
+    """Read signals until the other end is closed; pass them on to `before`, if any."""
+    while numbers := os.read(reading, 1024):
+        if before >= 0:
+            with contextlib.suppress(OSError):
+                os.write(before, numbers)
+        if signal.SIGUSR1 in numbers:
+            act()

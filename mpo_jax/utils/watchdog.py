@@ -65,7 +65,7 @@ class Watchdog:
         """Write the stacks of all threads; what this process waits for, and where."""
         since, waiting_for = self._said
         for_s = time.monotonic() - since
-        write_stacks(self._stacks, waiting_for)
+        write_stacks(self._stacks, f"waiting for {waiting_for}")
         mirror.offer(self._stacks)
         return (
             f"this host has waited for {waiting_for} for {for_s:.0f} s; its stacks "
@@ -83,7 +83,7 @@ def write_stacks(path: pathlib.Path, title: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        file.write(f"\n{now} waiting for {title}\n")
+        file.write(f"\n{now} {title}\n")
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
 

@@ -28,7 +28,7 @@ def test_nothing_is_lost(processes, bucket, kills, tmp_path):
     with killing.world(tmp_path / "world", processes, bucket=bucket) as made:
         expected = killing.alone(made, "whole")
         told = [
-            killing.kill(made, "killed", stage, number, luck, share_of_all=1.0)
+            killing.kill(made, "killed", stage, number, luck)
             for stage, number in kills.items()
         ]
         hit = [what for what, _ in told if "too late" not in what]

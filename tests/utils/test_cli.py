@@ -205,6 +205,7 @@ def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
     monkeypatch.setattr(cli.peers, "others", lambda: others)
     monkeypatch.setattr(cli.app, "run", lambda guarded: guarded([]))
     monkeypatch.setattr(cli.flags, "DEFINE_bool", lambda *_: Trace)
+    monkeypatch.setattr(cli.faulthandler, "enable", lambda **_: None)  # pytest has its
     monkeypatch.setattr(cli.sys, "argv", ["train.py"])
 
     def lost():
