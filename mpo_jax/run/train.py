@@ -31,7 +31,14 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import loop
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import mirror, profiling, runtime, wandb_board, watchdog
+from mpo_jax.utils import (
+    mirror,
+    on_demand,
+    profiling,
+    runtime,
+    wandb_board,
+    watchdog,
+)
 
 
 def train(
@@ -48,6 +55,8 @@ def train(
         run = setup.setup(cfg, workdir, devices=devices)
         stack.enter_context(start_check.alone(run.cfg, run.place))
         stack.enter_context(addresses.mirrored(run))
+        number = jax.process_index()
+        wish = stack.enter_context(on_demand.signals(run.workdir, number=number))
         runtime.compilation_cache(_compile_cache(run))
         runtime.log_devices()
         data = stages.prepare_training_data(run)
@@ -89,6 +98,7 @@ def train(
             clock=profiling.Clock(began, compiles),
             evaluate=held_out,
             benchmarks=benchmarks,
+            wish=wish,
         )
         with watchdog.armed(run.workdir, minutes=run.cfg.hosts.stuck_minutes):
             final = loop.run(job)

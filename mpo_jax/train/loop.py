@@ -85,7 +85,7 @@ class Output:
       checkpoints: None saves nothing.
       meta: JSON-able, stored with every checkpoint (config, plan, reference key).
       constants: values that stand in every line of metrics (ledger counts).
-      folder: where stacks and traces go: ``stacks``, ``profile``.
+      folder: where traces go: ``profile``.
       now: clock of ``checkpoint.every_minutes``.
     """
 
@@ -107,6 +107,7 @@ class Job:
       clock: counts since the program began its work.
       evaluate: metrics of held-out pairs, or None.
       benchmarks: scores on benchmarks after so many steps, or None.
+      wish: for a trace of the next steps (``kill -USR1``).
     """
 
     cfg: config_lib.RunConfig
@@ -119,6 +120,7 @@ class Job:
     clock: profiling.Clock
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
     benchmarks: Callable[[TrainState, int], dict[str, float]] | None = None
+    wish: on_demand.Wish = dataclasses.field(default_factory=on_demand.Wish)
 
 
 def run(job: Job) -> TrainState:
@@ -148,12 +150,11 @@ def run(job: Job) -> TrainState:
         _placed_batches(job, first) as batches,
         jax.set_mesh(job.mesh),
         _meter(job, first) as meter,
-        on_demand.signals(job.output.folder, number=jax.process_index()) as wish,
         preemption.Preemption() as preempted,
     ):
         for n in range(first, job.num_steps):
             step = n + 1
-            if wish.taken():
+            if job.wish.taken():
                 trace.ask(step, ON_DEMAND_STEPS)
             watchdog.beat(f"batch {n} of its own loader")
             batch = _next_batch(batches, n, job.clock)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -80,14 +82,24 @@ def test_the_export_is_the_trained_model(done):
 
 
 @pytest.mark.slow
-def test_starting_a_finished_run_again_does_nothing(done, world):
+def test_starting_a_finished_run_again_does_nothing(done, monkeypatch):
+    """``kill -USR1`` before the first step shows where it stands, and ends nothing."""
     workdir, result = done
+    prepare = train.stages.prepare_training_data
+
+    def asked_while_preparing(run):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return prepare(run)
+
+    monkeypatch.setattr(train.stages, "prepare_training_data", asked_while_preparing)
     cfg = config.from_json((workdir / "run_config.json").read_text())
     lines = (workdir / "metrics.jsonl").read_text()
     again = train.train(cfg, workdir, devices=ONE)
     assert again["before"] == pytest.approx(result["before"])
     assert again["after"] == pytest.approx(result["after"])
     assert (workdir / "metrics.jsonl").read_text() == lines
+    stacks = (workdir / "stacks" / "host_0.txt").read_text("utf-8")
+    assert "asked for by SIGUSR1" in stacks
 
 
 @pytest.mark.slow

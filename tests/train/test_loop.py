@@ -22,7 +22,7 @@ from mpo_jax.checkpoint import patience
 from mpo_jax.losses import reward_shift
 from mpo_jax.train import loop, state
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import profiling, statuses
+from mpo_jax.utils import on_demand, profiling, statuses
 
 BATCH = packed.batch([[]])
 
@@ -610,8 +610,8 @@ def test_a_signal_asks_for_stacks_and_a_trace(job, tmp_path):
             os.kill(os.getpid(), signal.SIGUSR1)
         return fake_step(*args)
 
-    made = job(updates=[step], folder=tmp_path)
-    loop.run(made)
+    with on_demand.signals(tmp_path, number=0) as wish:
+        loop.run(job(updates=[step], folder=tmp_path, wish=wish))
     assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
     text = (tmp_path / "stacks" / "host_0.txt").read_text("utf-8")
     assert "most recent call first" in text and "test_loop.py" in text
