@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
 
 from mpo_jax.evals.benchmark import Weighted
 
@@ -126,6 +125,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     differing = only_first + only_second
     p_value = 1.0
     if differing:
+        from scipy import stats  # half a second, at the start of every program
+
         p_value = float(stats.binomtest(only_first, differing, 0.5).pvalue)
     return McNemar(
         both=int(np.sum(first & second)),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mpo_jax.evals import markdown
 from mpo_jax.evals.tables import NONE, Table
 from mpo_jax.run import attempts, standing
-from mpo_jax.utils import atomic, plots
+from mpo_jax.utils import atomic
 
 FILE, PLOTS = "report.md", "plots"
 _LEDGER = "ledger/"
@@ -28,6 +28,8 @@ def write(folder: pathlib.Path, workdir: str | pathlib.Path, *, draw: bool) -> N
     """
     drawn: list[pathlib.Path] = []
     if draw:
+        from mpo_jax.utils import plots  # a third of a second, at every start
+
         drawn = plots.plot_metrics(folder / attempts.METRICS, folder / PLOTS)
     found = standing.read_ended(folder, workdir)
     text = render(found, name=str(workdir).rsplit("/", 1)[-1], drawn=drawn)
