@@ -13,6 +13,9 @@ from absl import logging
 
 from mpo_jax.utils import mirror, watchdog
 
+_END = b"\0"
+"""No number of a signal."""
+
 
 class Wish:
     """Whether somebody asked for a trace since the last look."""
@@ -81,16 +84,20 @@ def _seen_at_once(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(writing)  # which ends the thread
+        os.set_blocking(writing, True)
+        os.write(writing, _END)  # closing would not do: a child may hold a copy
         thread.join()
+        os.close(writing)
         os.close(reading)
 
 
 def _listen(reading: int, before: int, act: Callable[[], None]) -> None:
-    """Read signals until the other end is closed; pass them on to `before`, if any."""
-    while numbers := os.read(reading, 1024):
+    """Read signals up to the end; pass them on to the descriptor `before`, if any."""
+    numbers = b""
+    while not numbers.endswith(_END):
+        numbers = os.read(reading, 1024)
         if before >= 0:
             with contextlib.suppress(OSError):
-                os.write(before, numbers)
+                os.write(before, numbers.rstrip(_END))
         if signal.SIGUSR1 in numbers:
             act()

@@ -74,6 +74,16 @@ def test_signals_of_an_embedding_event_loop_reach_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_end_does_not_wait_for_a_child_that_has_a_copy_of_all(tmp_path):
+    with on_demand.signals(tmp_path, number=0):
+        child = os.fork()
+        if not child:
+            signal.pause()
+            os._exit(0)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
 def test_a_folder_that_cannot_be_written_to_ends_nothing(tmp_path, caplog):
     (tmp_path / watchdog.FOLDER).write_text("a file")
     with on_demand.signals(tmp_path, number=0):
