@@ -30,6 +30,9 @@ _WORKDIR = flags.DEFINE_string("workdir", ".", "Directory of the run")
 def _get_into_trouble(kind: str) -> None:
     if kind == "explained":
         raise ValueError("records.jsonl:17: image is broken")
+    if kind == "unheard":  # whoever read its output ends meanwhile
+        time.sleep(3)
+        raise ValueError("records.jsonl:17: image is broken")
     if kind == "missing":
         open("/nowhere/image.png")  # noqa: SIM115
     if kind == "unexpected":

@@ -128,7 +128,7 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
     explained = isinstance(error, (*EXPLAINED, statuses.TryAgain))
     if others is not None:
         if trace or not explained:
-            traceback.print_exception(error)
+            peers.tell("".join(traceback.format_exception(error)))
         if _has_lost_a_host(error) and not transient.is_transient(error):
             # That one tells why, or JAX ends us.
             others.wait_for_news()

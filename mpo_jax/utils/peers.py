@@ -10,6 +10,7 @@ JAX has no public name for that store; this is the only module that reaches for 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -218,9 +219,7 @@ class Peers:
                 self._wait_for_others()
         except jax.errors.JaxRuntimeError as error:
             self._say(f"cannot take leave: {error}")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit(status)
 
     def _wait_for_others(self) -> None:
         deadline = time.monotonic() + _LEAVE_S
@@ -231,7 +230,7 @@ class Peers:
         time.sleep(0.3)  # they end right after they have said so
 
     def _say(self, message: str) -> None:
-        print(f"host {self.number} of {self.count}: {message}", file=sys.stderr)
+        tell(f"host {self.number} of {self.count}: {message}")
 
 
 _PEERS: list[Peers] = []
@@ -287,7 +286,18 @@ def end(message: str, status: int, *, stacks: bool = False) -> NoReturn:
     found = others()
     if found is not None:
         found.fail(message, status, stacks=stacks)
-    print(message, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    tell(message)
+    _exit(status)
+
+
+def tell(message: str) -> None:
+    """Print to stderr; where nobody reads that any more, what follows matters more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr)
+
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)

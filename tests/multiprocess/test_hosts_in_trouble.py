@@ -61,6 +61,21 @@ def test_every_kind_of_error_has_its_status(run, trouble, status, words):
         assert ("Traceback" in output) == (trouble == "unexpected" and number == 1)
 
 
+def test_hosts_whose_output_nobody_reads_end_the_same(tmp_path):
+    """A ``tee`` that is killed, a connection that is lost."""
+    processes = start(tmp_path, 2, "unheard", 1)
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            while process.stdout.readline() != "started\n":
+                assert process.poll() is None
+            process.stdout.close()
+        assert [process.wait(60) for process in processes] == [1, 1]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_an_error_that_all_hosts_raise_is_no_news(run):
     for status, output in run(2, "all"):
         assert status == 1 and "the same on all hosts" in output
