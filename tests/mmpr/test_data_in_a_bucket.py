@@ -117,14 +117,14 @@ def test_index_batches_and_changes(run, service, tmp_path):
     fake_gcs.upload(tmp_path / "MMPR", bucket, "MMPR")
     bucket.failing = 2  # gcsfs tries again
     compare = """
-        there = build(f"{AT}/meta.json")
+        there = build(f"{AT}/meta.json", workers=WORKERS)
         here = build(tmp / "MMPR/meta.json", workers=1)
         assert there.content_hash == here.content_hash and len(there) == 58
         assert not there.ledger()
-        same(batches(there, 2), batches(here, 0))
+        same(batches(there, LOADERS), batches(here, 0))
         assert build(f"{AT}/meta.json").directory == there.directory
         """
-    run(compare)
+    run("WORKERS = LOADERS = 2", compare)
     assert not bucket.failing
     # Two starts and a loader of two epochs fetch each once; two index workers that
     # want one at the same moment both do.
@@ -135,7 +135,7 @@ def test_index_batches_and_changes(run, service, tmp_path):
     new = tiny_mmpr.write_image(tmp_path / "MMPR/images/2.png", seed=77).read_bytes()
     bucket.put("MMPR/images/2.png", new)
     bucket.asked.clear()
-    run(compare)
+    run("WORKERS, LOADERS = 1, 0", compare)
     assert 1 <= len(images_asked(bucket)) <= 2
     assert all("images/2.png" in line for line in images_asked(bucket))
     del bucket.objects["MMPR/images/1.png"]

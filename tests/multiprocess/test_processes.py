@@ -117,20 +117,17 @@ def train_with(
 
 
 @pytest.mark.parametrize(
-    ("processes", "tensor"),
+    "processes",
     [
-        (2, 1),  # neighbouring rows on different processes
-        (2, 2),  # each process holds every row: tensor groups lie across processes
-        (4, 2),  # pairs of processes share rows that lie apart
+        2,  # each process holds every row: tensor groups lie across processes
+        4,  # pairs of processes share rows that lie apart
     ],
 )
-def test_processes_whose_devices_lie_apart(
-    processes, tensor, world, root, one, tmp_path
-):
+def test_processes_whose_devices_lie_apart(processes, world, root, one, tmp_path):
     """Each computes the reference itself: every record must get its own numbers."""
     _, metrics, logps, asked = one
-    cfg = recipe(world, tmp_path / "data", tensor=tensor)
-    if (processes, tensor) == (2, 2):
+    cfg = recipe(world, tmp_path / "data", tensor=2)
+    if processes == 2:
         cfg = helpers.with_questions(cfg, tmp_path / "questions")
     path = tmp_path / "recipe.json"
     path.write_text(cfg.to_json(), encoding="utf-8")
@@ -147,32 +144,48 @@ def test_processes_whose_devices_lie_apart(
     assert_close(results(tmp_path / "many"), metrics)
     if cfg.eval.every:
         assert said(tmp_path / "many")["step_0"] == asked["step_0"]
-    found = cached(tmp_path / "data")
-    assert found.keys() == logps.keys() and len(logps) == 24 + 8
-    for record, pair in logps.items():
+    assert_same_records(cached(tmp_path / "data"), logps)
+
+
+def assert_same_records(found, expected) -> None:
+    assert found.keys() == expected.keys() and len(expected) == 24 + 8
+    for record, pair in expected.items():
         np.testing.assert_allclose(found[record], pair, rtol=1e-5, err_msg=str(record))
 
 
 def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tmp_path):
-    """Data, index, log-probs, answers and checkpoints lie in it, and nowhere else."""
+    """Data, index, log-probs, answers and checkpoints lie in it, and nowhere else.
+
+    Neighbouring rows are on different processes.
+    """
     path, expected, logps, asked = one
     cfg = config.from_json((path.parent / "one/run_config.json").read_text())
     cfg.data.cache_dir, cfg.log.upload_seconds = "", 1e6
     cfg.data.meta = f"gs://bucket/MMPR/{world['meta'].name}"
     cfg.data.eval_meta = f"gs://bucket/MMPR/{world['eval_meta'].name}"
-    path = helpers.write_config(tmp_path / "recipe.py", cfg)
+    of_two, of_one = tmp_path / "recipe.json", tmp_path / "recipe.py"
+    of_two.write_text(cfg.to_json(), encoding="utf-8")
+    helpers.write_config(of_one, cfg)
     with fake_gcs.serve() as (url, bucket):
         fake_gcs.upload(world["meta"].parent, bucket, "MMPR")
         env = fake_gcs.environment(url)
         machines = {"XDG_CACHE_HOME": str(tmp_path / "machines")}
         train_with(
-            2, root, world, path, "gs://bucket/many", devices=2, **env, **machines
+            2,
+            root,
+            world,
+            of_two,
+            "gs://bucket/many",
+            devices=2,
+            script="tests/interleaved_training.py",
+            **env,
+            **machines,
         )
         found = fake_gcs.arrived(bucket, "many/", tmp_path / "found")
         assert_close(results(found), expected)
         assert said(found).keys() == asked.keys()
         assert said(found)["step_0"] == asked["step_0"]
-        assert cached(found / "data").keys() == logps.keys()
+        assert_same_records(cached(found / "data"), logps)
         for name in ("hf/model.safetensors", "report.md"):
             assert (found / name).is_file()
         assert not (found / "lease.json").exists()
@@ -188,7 +201,7 @@ def test_two_processes_share_a_bucket_alone_and_one_goes_on(world, root, one, tm
             del bucket.objects[name]
         machines = {"XDG_CACHE_HOME": str(tmp_path / "another")}
         fewer = helpers.start_training(
-            root, world, path, "gs://bucket/many", devices=2, **env, **machines
+            root, world, of_one, "gs://bucket/many", devices=2, **env, **machines
         )
         output = helpers.output_of(fewer)
         assert fewer.returncode == 0 and "after step 2" in output, output
