@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import io
@@ -93,7 +94,8 @@ def run(
     def guarded(argv: list[str]) -> None:
         # absl enables it for the stacks of all threads; those that run on while they
         # are read end the process with another signal now and then.
-        faulthandler.enable(all_threads=False)
+        with contextlib.suppress(RuntimeError, AttributeError, OSError):
+            faulthandler.enable(all_threads=False)  # an embedding's stderr is no file
         try:
             _run_with_others(main, argv)
         except (Exception, KeyboardInterrupt) as error:
