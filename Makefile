@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOCK ?= $(wildcard tpu_setup/locks/test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
 PINNED := $(if $(LOCK),--constraint $(VENV)/constraints.txt)
 
-.PHONY: help quickstart miniature check quick test lint format locks clean
+.PHONY: help quickstart miniature check quick test suite lint format locks clean
 
 help:
 	@echo "make quickstart  set up $(VENV); SFT, own samples, pairs, MPO of a tiny InternVL (CPU)"
@@ -46,8 +46,12 @@ check: $(VENV)/.test
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.test
+	$(MAKE) -j2 lint suite
+
+# Three on two cores: many of them wait, for a heartbeat or a time-out.
+suite: $(VENV)/.test
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
