@@ -57,7 +57,10 @@ def chain(
     while error is not None and error not in seen:
         seen.append(error)
         yield error
-        error = error.__cause__ or (error.__context__ if hidden else None)
+        before = error.__context__
+        if not hidden or error.__suppress_context__:  # "raise … from …"
+            before = None
+        error = error.__cause__ or before
 
 
 def _passes(error: BaseException) -> bool:

@@ -173,24 +173,35 @@ def test_storage_that_speaks_like_a_lost_host_is_told_at_once(
 GONE = "Gloo all-reduce failed: connection closed by peer"
 
 
-def _raise_while_closing(cause: str) -> None:
+def _raise_while_closing(before: str) -> None:
     try:
-        raise RuntimeError(cause)
+        raise RuntimeError(before)
     finally:
         raise ValueError("what closes the run meets another error")
 
 
+def _raise_instead(before: str) -> None:
+    try:
+        raise RuntimeError(before)
+    except RuntimeError:
+        raise ValueError("which was expected") from None
+
+
 @pytest.mark.parametrize(
-    "cause, status, waited",
-    [(GONE, statuses.TRY_AGAIN, 1), ("a bug", statuses.FAILED, 0)],
+    "fail, before, status, waited",
+    [
+        (_raise_while_closing, GONE, statuses.TRY_AGAIN, 1),
+        (_raise_while_closing, "a bug", statuses.FAILED, 0),
+        (_raise_instead, GONE, statuses.FAILED, 0),
+    ],
 )
 def test_a_lost_host_is_not_hidden_by_what_closes_the_run(
-    monkeypatch, cause, status, waited
+    monkeypatch, fail, before, status, waited
 ):
     others = Others()
     monkeypatch.setattr(cli.peers, "others", lambda: others)
     with pytest.raises(ValueError) as closing:
-        _raise_while_closing(cause)
+        fail(before)
     with pytest.raises(SystemExit) as raised:
         cli._end(closing.value, program="train.py", trace=False)
     assert (raised.value.code, others.waited) == (status, waited)
