@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import socket
 import subprocess
@@ -53,11 +54,20 @@ def start(
 def ended(
     processes: Sequence[subprocess.Popen], *, timeout: float = 180
 ) -> list[tuple[int, str]]:
-    """Status and output of each, once all have ended."""
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    """Status and output of each, once all have ended.
+
+    Side by side: one whose output fills its pipe would wait for its reader, and the
+    others for it.
+    """
+
+    def read(process: subprocess.Popen) -> str:
+        return process.communicate(timeout=timeout)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        try:
+            outputs = list(pool.map(read, processes))
+        finally:
+            for process in processes:
+                process.kill()
     statuses = [process.returncode for process in processes]
     return list(zip(statuses, outputs, strict=True))

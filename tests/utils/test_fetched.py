@@ -12,7 +12,7 @@ import threading
 import memory_store
 import pytest
 
-from mpo_jax.utils import fetched, objects
+from mpo_jax.utils import atomic, fetched, objects
 
 KB = 1000
 
@@ -38,11 +38,13 @@ def held(cache, *addresses) -> fetched.Holding:
 
 def kept(cache) -> int:
     """Bytes in the folder, beside its own small files."""
+    found = 0
     with cache._book():  # so that nobody makes room now
-        found = 0
-    for path in cache.folder.glob("??/*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
-            found += path.stat().st_size
+        for path in cache.folder.glob("??/*"):
+            if atomic.is_being_written(path.name):
+                continue  # else it is counted twice, if it gets its name meanwhile
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                found += path.stat().st_size
     return found
 
 
