@@ -169,11 +169,7 @@ def alone(made: World, run: str) -> dict[str, object]:
 
 
 def kill(
-    made: World,
-    run: str,
-    stage: str,
-    number: signal.Signals,
-    luck: random.Random,
+    made: World, run: str, stage: str, number: signal.Signals, luck: random.Random
 ) -> tuple[str, list[int]]:
     """Start a run, wait for a stage, signal a host or all; how it ended.
 

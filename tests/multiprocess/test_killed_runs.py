@@ -11,13 +11,13 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KILL = signal.SIGKILL
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 
 @pytest.mark.parametrize(
     ("processes", "bucket", "kills"),
     [
-        (1, False, {"save": KILL}),
+        (1, False, {"reference": KILL, "save": TERM}),
         (2, True, {"evaluation": KILL, "save": KILL}),
     ],
     ids=["one process on a disk", "two that share a bucket"],
