@@ -183,7 +183,7 @@ def kill(
             hit = f"in {stage}"
             time.sleep(luck.choice((0.0, 0.0, 0.02, 0.1)))
             break
-        time.sleep(0.01)
+        time.sleep(0.002)  # a stage may last some hundredths
     chosen = hosts if luck.random() < 0.3 else [luck.choice(hosts)]
     for host in chosen:
         host.send_signal(number)
