@@ -43,7 +43,8 @@ class Double:
       error: body of a fault.
       change: changes a reply, given the request's body.
       raw: text of every reply instead.
-      delay_s: seconds that an answer takes.
+      delays_s: seconds that the next answers take.
+      delay_s: seconds that every other answer takes.
       text: of every answer.
       bodies, paths, headers: of the requests, in order.
       active, most_active, gone: requests in work, most at a time, and those whose
@@ -60,6 +61,7 @@ class Double:
     )
     change: Callable[[dict[str, Any], dict[str, Any]], None] = lambda reply, body: None
     raw: str | None = None
+    delays_s: list[float] = dataclasses.field(default_factory=list)
     delay_s: float = 0.0
     text: str = "the an"
     url: str = ""
@@ -183,7 +185,8 @@ class Double:
 
     async def _work(self, request: starlette_requests.Request) -> bool:
         """Take the time that an answer takes; False where the client has hung up."""
-        end = time.monotonic() + self.delay_s
+        delay_s = self.delays_s.pop(0) if self.delays_s else self.delay_s
+        end = time.monotonic() + delay_s
         while time.monotonic() < end:
             await asyncio.sleep(0.01)
             if await request.is_disconnected():
