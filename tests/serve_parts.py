@@ -115,7 +115,7 @@ def serving(app: Starlette) -> Iterator[tuple[str, int]]:
         assert not thread.is_alive() and service.draining
 
 
-def ask_raw(address: tuple[str, int], data: bytes, *, seconds: float = 10) -> bytes:
+def ask_raw(address: tuple[str, int], data: bytes, *, seconds: float = 60) -> bytes:
     """Send bytes over a connection; gives what comes until it is closed."""
     with socket.create_connection(address, timeout=seconds) as link:
         link.sendall(data)
@@ -125,7 +125,7 @@ def ask_raw(address: tuple[str, int], data: bytes, *, seconds: float = 10) -> by
     return answer
 
 
-def wait_for(condition, seconds: float = 10.0) -> None:
+def wait_for(condition, seconds: float = 60.0) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not condition():

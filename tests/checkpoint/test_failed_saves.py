@@ -45,7 +45,7 @@ def run(tmp_path):
 
 def until_failed(run) -> None:
     """What the loop does after every step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         run.check()
         time.sleep(0.01)
@@ -173,7 +173,7 @@ def test_the_manifest_does_not_hold_up_the_step(run, monkeypatch):
     monkeypatch.setattr(files_lib.Local, "digest", slow)
     run.save(1, {"params": {"w": jnp.ones(3)}}, meta={})
     run.check()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not (run.directory / "1").exists():  # committed, and no manifest yet
         assert time.monotonic() < deadline
         time.sleep(0.01)

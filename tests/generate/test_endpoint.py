@@ -649,7 +649,7 @@ def test_a_caller_that_stops_cancels_what_is_in_flight(pair):
     begun = time.monotonic()
     answers.close()
     while pair.double.active:
-        assert time.monotonic() < begun + 10
+        assert time.monotonic() < begun + 60
         time.sleep(0.01)
     assert pair.double.gone == 4
     time.sleep(0.1)

@@ -296,7 +296,7 @@ def test_workers_end_with_a_killed_process(plan, tmp_path):
     finally:
         process.kill()
         process.wait()
-    deadline = time.time() + 60
+    deadline = time.time() + 150
     while any(_runs(pid) for pid in workers):
         assert time.time() < deadline, "workers are left"
         time.sleep(0.1)

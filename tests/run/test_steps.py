@@ -191,7 +191,7 @@ def test_killed_anywhere_the_same_run_ends_alike(root, tmp_path):
     draw = random.Random(0)
     for lines in sorted(draw.sample(range(3 * toy_steps.LINES), 5)):
         process = start()
-        deadline = time.time() + 100
+        deadline = time.time() + 150
         while written(killed) < lines:
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.005)

@@ -157,7 +157,7 @@ def test_a_client_that_hangs_up_frees_its_slot(start, stream):
     body = json.dumps(
         parts.chat("the?", n=4, min_tokens=10**5, max_tokens=10**6, stream=stream)
     )
-    with socket.create_connection(address, timeout=10) as link:
+    with socket.create_connection(address, timeout=60) as link:
         link.sendall(head(len(body)) + body.encode())
         parts.wait_for(lambda: engine.asked)
         if stream:
@@ -188,7 +188,7 @@ def test_a_client_that_takes_nothing(start):
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         link.connect(address)
         link.sendall(head(len(body)) + body.encode())
-        parts.wait_for(lambda: engine.cancelled, 20)
+        parts.wait_for(lambda: engine.cancelled)
         parts.wait_for(lambda: service.counters.responses[CHAT, 499] == 1)
     assert not engine.busy
 
@@ -218,7 +218,7 @@ def test_too_many_requests(start):
 
 def test_bodies_together_have_a_limit(start):
     service, engine, address = start(limits=Limits(held_bytes=10_000))
-    with socket.create_connection(address, timeout=10) as link:
+    with socket.create_connection(address, timeout=60) as link:
         link.sendall(head(9_000) + b" " * 8_000)
         parts.wait_for(lambda: service.room.held_bytes == 8_000)
         body = b" " * 5_000
@@ -246,7 +246,7 @@ def test_slow_clients(start):
     # A connection that is kept is closed when no other request comes.
     kept = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
     assert b" 200 " in parts.ask_raw(address, kept)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert service.room.requests == 0
 
 
@@ -262,7 +262,7 @@ def test_a_huge_body_is_refused_while_it_comes(start):
     # By what is announced alone; nothing of it comes.
     assert b" 413 " in parts.ask_raw(address, head(10**12), seconds=5)
     # Without its length told beforehand.
-    with socket.create_connection(address, timeout=20) as link:
+    with socket.create_connection(address, timeout=60) as link:
         link.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -94,7 +94,7 @@ def shell_words() -> Callable[[str], list[str]]:
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,
+            timeout=120,
         )
         return json.loads(done.stdout)
 

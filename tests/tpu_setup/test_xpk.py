@@ -121,7 +121,7 @@ SAVES = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
 print("ready", flush=True)
-time.sleep(30)
+time.sleep(120)
 """
 
 
@@ -137,4 +137,4 @@ def test_sigterm_reaches_python_and_42_comes_back(xpk, stand_ins):
     with subprocess.Popen(["bash", "-c", pod], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 42
+        assert process.wait(timeout=100) == 42

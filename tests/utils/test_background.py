@@ -36,7 +36,7 @@ def test_it_works_ahead_but_not_further_than_depth(depth):
     with background.Ahead(items(), lambda n: made.append(n) or n, depth=depth) as ahead:
         for _ in range(20):
             release.release()
-        deadline = time.time() + 20
+        deadline = time.time() + 120
         while len(made) < depth + 1 and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)  # time enough to overrun

@@ -33,7 +33,7 @@ def test_stacks_come_while_the_main_thread_waits_in_native_code(tmp_path):
     reading, writing = os.pipe()
 
     def look() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not seen:
             text = path.read_text("utf-8") if path.exists() else ""
             if "test_on_demand.py" in text:
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_to_ends_nothing(tmp_path, caplog):
     with on_demand.signals(tmp_path, number=0):
         for number in range(2):  # it listens on after the first
             os.kill(os.getpid(), signal.SIGUSR1)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while caplog.text.count("no stacks: ") <= number:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

