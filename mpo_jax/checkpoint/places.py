@@ -13,6 +13,10 @@ from etils.epath import gpath
 
 from mpo_jax.utils import remote
 
+_NO_NAMES = frozenset("#?*[]")
+"""Orbax takes an address for a URL, whose path these end: all that lies behind them
+would be one place."""
+
 
 @epath.register_path_cls
 class _Directory(gpath.PosixGPath):
@@ -32,21 +36,28 @@ def check_place(path: Any) -> None:
 
     Raises:
       ValueError: if it holds a backslash, which TensorStore takes for a separator; if
-        it is an address that Orbax cannot write to, or for which nothing is installed.
+        it is an address that Orbax cannot write to, or for which nothing is installed;
+        if Orbax would read more than a name out of it.
     """
-    if "\\" in str(path):
+    name = str(path)
+    if "\\" in name:
         raise ValueError(
             f"{path}: checkpoints cannot be written to a path with a backslash; name "
             "another one"
         )
     if not remote.is_remote(path):
         return
-    if not str(path).startswith(("gs://", "s3://")):
+    if not name.startswith("gs://"):
         raise ValueError(
-            f"{path}: Orbax checkpoints are read from and written to directories, "
-            "gs:// and s3://"
+            f"{path}: Orbax checkpoints are read from and written to directories and "
+            "gs://. Data and models may be at other addresses, a work directory may not"
         )
-    remote.Folder(str(path))  # names what is not installed
+    if odd := sorted(_NO_NAMES & set(name)):
+        raise ValueError(
+            f"{path}: holds {' '.join(odd)}, at which Orbax would end the address or "
+            "see a pattern; name another one"
+        )
+    remote.Folder(name)  # names what is not installed
 
 
 def absolute(path: Any) -> Any:

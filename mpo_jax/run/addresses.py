@@ -22,8 +22,10 @@ _AT_THE_ADDRESS = (
     *(attempts.CHECKPOINTS, f"{attempts.CHECKPOINTS}_aside", EXPORT, PROGRAMS),
     lease.FILE,
 )
-_SHOWN = ("tensorboard", "profile", "stacks", "plots", "wandb")
-"""What people look at and no run reads again."""
+DATA = "data"
+_READ_AGAIN = (DATA, attempts.FILE)
+"""What a start fetches. The rest is written anew, for people's eyes, fetched when it
+is needed (answers), or none of ours: an address may hold more than a run."""
 
 
 def local(place: str | pathlib.Path) -> pathlib.Path:
@@ -79,7 +81,7 @@ def mirrored(run: Any) -> Iterator[None]:
                     every_s=every_s,
                     growing=(attempts.METRICS,),
                     elsewhere=_AT_THE_ADDRESS,
-                    on_demand=(BENCHMARKS, *_SHOWN),
+                    wanted=_READ_AGAIN,
                 )
             )
         yield

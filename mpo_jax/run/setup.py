@@ -69,7 +69,7 @@ class Setup:
     @property
     def cache_dir(self) -> pathlib.Path:
         place = self.cfg.data.cache_dir
-        return addresses.local(place) if place else self.workdir / "data"
+        return addresses.local(place) if place else self.workdir / addresses.DATA
 
 
 def setup(

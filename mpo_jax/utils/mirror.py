@@ -12,6 +12,7 @@ The address is the truth: what a killed process had not sent is gone, and done a
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -20,7 +21,7 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 from absl import logging
@@ -32,6 +33,8 @@ _OWN = ".mirror."
 """Beginning of names that are the mirror's own."""
 PATIENCE_S = 120.0
 """How long a store that is away is waited for."""
+MOST_BYTES = 32 * 10**9
+"""More than the index and log-probs of any run: it holds models or images."""
 
 
 def folder_of(address: str, number: int) -> pathlib.Path:
@@ -66,7 +69,7 @@ class Mirror:
       folder: of this side.
       growing: names of files of lines, which are there in parts, ``<stem>/…``.
       elsewhere: names directly below, which others write behind the address.
-      on_demand: names directly below that :meth:`pull` leaves out unless it is told.
+      wanted: names directly below that :meth:`fill` fetches; None is everything.
     """
 
     def __init__(
@@ -76,11 +79,11 @@ class Mirror:
         *,
         growing: Collection[str] = (),
         elsewhere: Collection[str] = (),
-        on_demand: Collection[str] = (),
+        wanted: Collection[str] | None = None,
     ):
         self.folder, self.address = folder, address.rstrip("/")
         self._there = remote.Folder(address)
-        self._growing, self._on_demand = frozenset(growing), frozenset(on_demand)
+        self._growing, self._wanted = frozenset(growing), wanted
         self._elsewhere = frozenset(elsewhere) | set(map(_stem, growing))
         self._lock = threading.RLock()
         self._lines: dict[str, line_parts.LineParts] = {}
@@ -103,7 +106,7 @@ class Mirror:
                     path.unlink()
 
     def fill(self) -> None:
-        """Fetch all that is there, what is on demand aside."""
+        """Fetch what is wanted of what is there; errors as :meth:`pull`."""
         self.pull()
         for name in self._growing:
             fetch_lines(self._there, name, self.folder)
@@ -112,10 +115,14 @@ class Mirror:
         """Fetch what is new there; what is new here stays.
 
         Args:
-          below: one folder; "" is all but what is on demand.
+          below: one folder; "" is what is wanted.
+
+        Raises:
+          ValueError: that is more than :data:`MOST_BYTES`.
         """
         with self._lock:
             there = self._listed(below)
+            _check_size(self.address, there)
             for name in set(self._known(below)) - set(there):
                 if self._is_synced(name, _state(self.folder / name)):
                     (self.folder / name).unlink(missing_ok=True)
@@ -195,11 +202,11 @@ class Mirror:
         if below:
             found = self._there.folder(below).tree()
             return {f"{below}/{name}": stored for name, stored in found.items()}
-        leave = self._elsewhere | self._on_demand
+        found = self._there.tree(only=self._wanted)
         return {
             name: stored
-            for name, stored in self._there.tree(leave=leave).items()
-            if name.split("/")[0] not in leave
+            for name, stored in found.items()
+            if name.split("/")[0] not in self._elsewhere
         }
 
     def _files(self, below: str) -> dict[str, pathlib.Path]:
@@ -236,6 +243,22 @@ class Mirror:
         known = {name: dataclasses.astuple(one) for name, one in self._synced.items()}
         text = json.dumps(known)
         atomic.write_whole(self.folder / _STATE, lambda path: _fill(path, text))
+
+
+def _check_size(address: str, there: Mapping[str, remote.Stored]) -> None:
+    """Refuse a folder that was named by mistake, before all of it is on a disk."""
+    sizes = collections.Counter[str]()
+    for name, stored in there.items():
+        sizes[name.split("/")[0]] += stored.size
+    if sizes.total() > MOST_BYTES:
+        largest = [
+            f"{name} ({size / 1e9:.0f} GB)" for name, size in sizes.most_common(3)
+        ]
+        raise ValueError(
+            f"{address}: {sizes.total() / 1e9:.0f} GB lie there, more than is kept on "
+            f"this machine's disk ({MOST_BYTES / 1e9:.0f} GB), most in "
+            f"{', '.join(largest)}; name a folder of its own"
+        )
 
 
 def _fill(path: pathlib.Path, text: str) -> None:
@@ -297,14 +320,14 @@ def open_mirror(
     every_s: float,
     growing: Collection[str] = (),
     elsewhere: Collection[str] = (),
-    on_demand: Collection[str] = (),
+    wanted: Collection[str] | None = None,
 ) -> Iterator[Mirror]:
     """A mirror of an address as long as the block runs.
 
     Args:
       number: of this process; each has a folder of its own.
       every_s: seconds between two looks for what is new here.
-      growing, elsewhere, on_demand: see :class:`Mirror`.
+      growing, elsewhere, wanted: see :class:`Mirror`.
 
     The first process begins with all that is there, the others with what they
     :func:`fetch`.
@@ -322,7 +345,7 @@ def open_mirror(
             folder,
             growing=growing,
             elsewhere=elsewhere,
-            on_demand=on_demand,
+            wanted=wanted,
         )
         mirror.drop()
         if not number:

@@ -20,14 +20,25 @@ from typing import Any
 import fsspec
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ONE_SLASH = re.compile(r"(gs|gcs|s3|az|abfs):/(?!/)")
 _BLOCK = 64 * 2**20
 _GCS = "pip install -e '.[gcs]' in the checkout"
 _EXTRAS = {"gs": _GCS, "gcs": _GCS}
 
 
 def is_remote(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is an address (``scheme://…``) rather than a path."""
-    return _ADDRESS.match(str(place)) is not None
+    """Whether a place is an address (``scheme://…``) rather than a path.
+
+    Raises:
+      ValueError: it is an address with a slash too few, which would be a folder of this
+        machine that is called ``gs:``.
+    """
+    name = str(place)
+    if found := _ONE_SLASH.match(name):
+        raise ValueError(
+            f"{name}: an address has two slashes: {found[0]}/{name[found.end() :]}"
+        )
+    return _ADDRESS.match(name) is not None
 
 
 def join(place: str | pathlib.Path, *names: str) -> str | pathlib.Path:
@@ -157,19 +168,20 @@ class Folder:
             if entry["type"] == "file"
         )
 
-    def tree(self, *, leave: Collection[str] = ()) -> dict[str, Stored]:
+    def tree(self, *, only: Collection[str] | None = None) -> dict[str, Stored]:
         """Every object behind the address by its path from here; empty if absent.
 
         Args:
-          leave: folders in it that are not looked into.
+          only: names in it, of objects and folders; nothing else is listed.
         """
-        if leave:
+        if only is not None:
             found = {
-                posixpath.basename(entry["name"]): _stored(entry)
+                name: _stored(entry)
                 for entry in self._entries()
                 if entry["type"] == "file"
+                and (name := posixpath.basename(entry["name"])) in only
             }
-            for name in self.folders() - set(leave):
+            for name in self.folders() & set(only):
                 below = self.folder(name).tree()
                 found |= {f"{name}/{path}": stored for path, stored in below.items()}
             return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import re
 import struct
 
 import fsspec
@@ -296,7 +297,7 @@ def test_what_needs_a_directory_says_so(root, origin, uploaded, tmp_path):
         export(root, origin, "memory://bucket/out", verify=True)
     forward = script(root, "convert_from_hf")
     options = {"dtype": "keep", "revision": None, "new_tokens": [], "overwrite": False}
-    with pytest.raises(ValueError, match="gs:// and s3://"):
+    with pytest.raises(ValueError, match="directories and gs://"):
         forward.convert(uploaded, "memory://bucket/ckpt", **options)
     with pytest.raises(FileNotFoundError, match="holds nothing"):
         hub.locate("memory://bucket/absent")
@@ -307,7 +308,14 @@ def test_what_needs_a_directory_says_so(root, origin, uploaded, tmp_path):
     assert set(table.hf_shapes(config.load(origin))) == tensors_of(origin).keys()
 
 
-@pytest.mark.parametrize("place", ["memory://b/x", "http://b/x"])
-def test_a_work_directory_is_where_orbax_can_write(place, world, tmp_path):
-    with pytest.raises(ValueError, match=f"{place}: Orbax .* gs:// and s3://"):
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        *((f"{scheme}://b/x", "Orbax .* gs://") for scheme in ("memory", "http", "s3")),
+        *((f"gs://b/run{c}2", f"holds {re.escape(c)}, at which") for c in "#?*[]"),
+        ("gs:/b/x", "two slashes: gs://b/x"),
+    ],
+)
+def test_a_work_directory_is_where_orbax_can_write(place, why, world, tmp_path):
+    with pytest.raises(ValueError, match=f"{re.escape(place)}: .*{why}"):
         setup.setup(small_runs.small(world), place)

@@ -50,19 +50,39 @@ def test_what_is_written_arrives_and_comes_back_to_another_machine(
     assert set(there(address)) == {"data/index.parquet"}
 
 
-def test_what_is_on_demand_or_elsewhere_is_not_fetched(address, tmp_path, monkeypatch):
+def test_what_is_not_wanted_or_elsewhere_is_not_fetched(address, tmp_path, monkeypatch):
     with opened(address) as one:
-        for name in ("plots", "checkpoints"):
+        for name in ("data", "plots", "checkpoints"):
             (one.folder / name).mkdir()
             (one.folder / name / "file").write_text(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-    with opened(address, elsewhere=("checkpoints",), on_demand=("plots",)) as one:
-        assert not (one.folder / "plots").exists()
+    options = {"elsewhere": ("checkpoints",), "wanted": ("data", "a.jsonl")}
+    with opened(address, **options) as one:
+        (one.folder / "a.jsonl").write_text("a")
+    remote.Folder(address).write("stranger.bin", b"not of this run")
+    with opened(address, **options) as one:
+        found = {p.name for p in one.folder.iterdir() if not p.name.startswith(".")}
+        assert found == {"data", "a.jsonl"}
         mirror.fetch(one.folder / "plots")
         assert (one.folder / "plots" / "file").read_text() == "plots"
         (one.folder / "checkpoints").mkdir()
         (one.folder / "checkpoints" / "mine").write_text("never sent")
-    assert set(there(address)) == {"plots/file", "checkpoints/file"}
+    assert set(there(address)) == {
+        *("data/file", "plots/file", "checkpoints/file"),
+        *("a.jsonl", "stranger.bin"),
+    }
+
+
+def test_more_than_a_run_has_is_refused_and_not_fetched(address, monkeypatch):
+    for name in ("model/a", "model/b", "small"):
+        remote.Folder(address).write(name, bytes(400))
+    monkeypatch.setattr(mirror, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"most in model \(.*a folder of its own"):
+        with opened(address):
+            pass
+    assert not list(mirror.folder_of(address, 0).glob("m*"))
+    with opened(address, wanted=("small",)) as one:
+        assert (one.folder / "small").stat().st_size == 400
 
 
 def test_what_a_killed_process_had_not_sent_is_dropped(address):
