@@ -1,8 +1,8 @@
 """The starts of a run: when, where, from which step, and how each ended.
 
-``attempts.jsonl`` in the work directory has a line per start and one per end. A start
-that was killed leaves no end; the next one writes it, with the time of its last sign of
-life.
+``attempts.jsonl`` in the work directory has a line per start, one of what it found and
+one per end. A start that was killed leaves no end; the next one writes it, with the
+time of its last sign of life.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ class Attempt:
       started, ended: seconds since 1970; `ended` is None while it runs, and where it
         was killed and nobody has noticed yet.
       host, pid: where.
-      first_step: finished steps when it began; `num_steps` of the whole run.
+      first_step: finished steps when it began; `num_steps` of the whole run. None
+        where it had not yet read data and weights.
       how: it ended, in words.
     """
 
     started: float
     host: str
     pid: int
-    first_step: int
-    num_steps: int
+    first_step: int | None = None
+    num_steps: int | None = None
     ended: float | None = None
     how: str = ""
 
 
-def begin(
-    workdir: pathlib.Path, *, started: float, first_step: int, num_steps: int
-) -> None:
+def begin(workdir: pathlib.Path, *, started: float) -> None:
     """Note a start, and the end of a killed one before it.
 
     Call it before anything is written to the metrics.
@@ -54,10 +53,14 @@ def begin(
     before = read(workdir)
     if before and before[-1].ended is None:
         _append(workdir, {"ended": _last_sign(workdir, before[-1]), "how": KILLED})
-    made = Attempt(started, socket.gethostname(), os.getpid(), first_step, num_steps)
-    line = dataclasses.asdict(made)
-    del line["ended"], line["how"]
-    _append(workdir, line)
+    _append(
+        workdir, {"started": started, "host": socket.gethostname(), "pid": os.getpid()}
+    )
+
+
+def know(workdir: pathlib.Path, *, first_step: int, num_steps: int) -> None:
+    """Note what the start under way begins with."""
+    _append(workdir, {"first_step": first_step, "num_steps": num_steps})
 
 
 def end(workdir: pathlib.Path, how: str) -> None:

@@ -27,11 +27,11 @@ def write(folder: pathlib.Path, workdir: str | pathlib.Path, *, draw: bool) -> N
       workdir: its work directory, or address.
     """
     drawn: list[pathlib.Path] = []
-    if draw:
+    found = standing.read_ended(folder, workdir)
+    if draw and found.lines:
         from mpo_jax.utils import plots  # a third of a second, at every start
 
         drawn = plots.plot_metrics(folder / attempts.METRICS, folder / PLOTS)
-    found = standing.read_ended(folder, workdir)
     text = render(found, name=str(workdir).rsplit("/", 1)[-1], drawn=drawn)
     atomic.write_whole(folder / FILE, lambda path: _write(path, text))
 
@@ -72,7 +72,10 @@ def overview(found: standing.Standing) -> Table:
 def _overview(found: standing.Standing) -> Iterator[tuple[str, str]]:
     line = found.training
     yield "state", found.state
-    yield "step", f"{found.step:,} of {found.num_steps:,}"
+    if found.num_steps is not None:
+        yield "step", f"{found.step:,} of {found.num_steps:,}"
+    else:
+        yield "step", f"{found.step:,}" if found.lines else "none yet"
     if "loss" in line:
         yield "loss", f"{line['loss']:.4f}"
     if standing.STEP_S in line:
@@ -82,7 +85,7 @@ def _overview(found: standing.Standing) -> Iterator[tuple[str, str]]:
             f"{line[standing.STEP_S]:.2f} s, {waits:.2f} s of it for data",
         )
         yield "pairs a second", f"{line['throughput/pairs_per_s']:.2f}"
-    if found.left_s is not None and found.step < found.num_steps:
+    if found.left_s:
         yield "left", span(found.left_s)
     saved = NONE if found.checkpoint is None else f"step {found.checkpoint:,}"
     yield "newest checkpoint", saved
@@ -110,7 +113,7 @@ def starts(found: standing.Standing) -> Table:
                 began.isoformat(" ", "seconds"),
                 f"{one.host}, process {one.pid}",
                 one.how or NONE,
-                str(one.first_step),
+                NONE if one.first_step is None else str(one.first_step),
                 lasted,
             )
         )

@@ -24,6 +24,7 @@ class Standing:
 
     Attributes:
       attempts: its starts, in order.
+      lines: of metrics, of every kind.
       holder: of its lease, None where it does not run; `sign_s` is the age of its last
         sign of life.
       training: the last line of training metrics, {} before the first.
@@ -34,6 +35,7 @@ class Standing:
     """
 
     attempts: list[attempts.Attempt]
+    lines: int
     holder: lease.Holder | None
     sign_s: float
     training: Mapping[str, float]
@@ -48,14 +50,15 @@ class Standing:
         return int(self.training.get("step", 0))
 
     @property
-    def num_steps(self) -> int:
-        """Of the whole run, as its last start had it."""
-        return self.attempts[-1].num_steps if self.attempts else 0
+    def num_steps(self) -> int | None:
+        """Of the whole run, as the last start that knew it had it."""
+        known = [one.num_steps for one in self.attempts if one.num_steps is not None]
+        return known[-1] if known else None
 
     @property
     def left_s(self) -> float | None:
         """Seconds of training that are left; None before the first line."""
-        if STEP_S not in self.training:
+        if STEP_S not in self.training or self.num_steps is None:
             return None
         return (self.num_steps - self.step) * self.training[STEP_S]
 
@@ -80,6 +83,8 @@ class Standing:
         """In words."""
         if self.holder is not None and self.sign_s < lease.STALE_S:
             return f"running ({self.holder}; last sign {self.sign_s:.0f} s ago)"
+        if not self.attempts and self.holder is not None:
+            return f"no sign of life; it was {self.holder}"
         if not self.attempts:
             return "not begun"
         last = self.attempts[-1]
@@ -113,8 +118,10 @@ def read(workdir: str | pathlib.Path) -> Standing:
 def _with_holder(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
     path = folder / lease.FILE
     holder = lease.read(folder)
-    sign_s = time.time() - path.stat().st_mtime if holder is not None else 0.0
-    found = read_ended(folder, workdir)
+    if holder is None:
+        return read_ended(folder, workdir)
+    sign_s = time.time() - path.stat().st_mtime
+    found = _read(folder, workdir)
     return dataclasses.replace(found, holder=holder, sign_s=sign_s)
 
 
@@ -128,17 +135,23 @@ def read_ended(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
     Raises:
       ValueError: as :func:`read`.
     """
-    lines = metrics_lib.read(folder / attempts.METRICS)
-    starts = attempts.read(folder)
-    if not lines and not starts:
+    found = _read(folder, workdir)
+    if not found.lines and not found.attempts:
         raise ValueError(
             f"{workdir} holds no training run: neither {attempts.METRICS} nor "
             f"{attempts.FILE}; name its --workdir"
         )
+    return found
+
+
+def _read(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
+    lines = metrics_lib.read(folder / attempts.METRICS)
+    starts = attempts.read(folder)
     training = [line for line in lines if "loss" in line]
     checkpoints = checkpoint.steps_in(remote.join(workdir, attempts.CHECKPOINTS))
     return Standing(
         attempts=starts,
+        lines=len(lines),
         holder=None,
         sign_s=0.0,
         training=training[-1] if training else {},

@@ -55,6 +55,7 @@ def train(
         run = setup.setup(cfg, workdir, devices=devices)
         stack.enter_context(start_check.alone(run.cfg, run.place))
         stack.enter_context(addresses.mirrored(run))
+        stack.enter_context(_noted(run, started=started))
         number = jax.process_index()
         wish = stack.enter_context(on_demand.signals(run.workdir, number=number))
         runtime.compilation_cache(_compile_cache(run))
@@ -67,9 +68,7 @@ def train(
         )
         stack.callback(checkpoints.close)
         origin = start.initial_or_resumed(run, data, optimiser, checkpoints)
-        stack.enter_context(
-            _noted(run, started=started, first_step=origin.step, data=data)
-        )
+        _know(run, first_step=origin.step, num_steps=data.num_steps)
         reference = references.prepare(run, data, origin)
         held_out = evaluation.held_out(
             run,
@@ -112,17 +111,13 @@ def train(
 
 
 @contextlib.contextmanager
-def _noted(
-    run: setup.Setup, *, started: float, first_step: int, data: stages.TrainingData
-) -> Iterator[None]:
+def _noted(run: setup.Setup, *, started: float) -> Iterator[None]:
     """Note the start, its end and how it went, whatever ends it."""
     if not runtime.is_main():
         yield
         return
-    attempts.begin(
-        run.workdir, started=started, first_step=first_step, num_steps=data.num_steps
-    )
-    how = "finished"
+    attempts.begin(run.workdir, started=started)
+    how, draw = "finished", run.cfg.log.plots
     try:
         yield
     except SystemExit:
@@ -130,13 +125,21 @@ def _noted(
         raise
     except BaseException as error:
         how = f"{type(error).__name__}: {error}"[:500]
+        if isinstance(error, KeyboardInterrupt):
+            draw = False  # whoever asks twice does not wait for plots
         raise
     finally:
         try:
             attempts.end(run.workdir, how)
-            run_report.write(run.workdir, run.place, draw=run.cfg.log.plots)
+            run_report.write(run.workdir, run.place, draw=draw)
         except (OSError, ValueError) as error:  # what ended the run matters more
             logging.warning("the report of %s is not written: %s", run.place, error)
+
+
+def _know(run: setup.Setup, *, first_step: int, num_steps: int) -> None:
+    """Note what this start begins with."""
+    if runtime.is_main():
+        attempts.know(run.workdir, first_step=first_step, num_steps=num_steps)
 
 
 def _compile_cache(run: setup.Setup) -> str | pathlib.Path | None:

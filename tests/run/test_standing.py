@@ -17,7 +17,8 @@ from mpo_jax.utils import lease
 @pytest.fixture
 def workdir(tmp_path):
     """Killed after step 20, started again after the checkpoint of 16, now at 24."""
-    attempts.begin(tmp_path, started=1000.0, first_step=0, num_steps=40)
+    attempts.begin(tmp_path, started=1000.0)
+    attempts.know(tmp_path, first_step=0, num_steps=40)
     lines = [{"step": 0, "eval/loss": 2.0, "eval/rewards/accuracies": 0.5}]
     lines += [
         {
@@ -35,7 +36,8 @@ def workdir(tmp_path):
     path = tmp_path / attempts.METRICS
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     os.utime(path, (1050, 1050))
-    attempts.begin(tmp_path, started=1100.0, first_step=16, num_steps=40)
+    attempts.begin(tmp_path, started=1100.0)
+    attempts.know(tmp_path, first_step=16, num_steps=40)
     (tmp_path / "checkpoints" / "16").mkdir(parents=True)
     (tmp_path / "checkpoints" / "24.orbax-checkpoint-tmp").mkdir()
     return tmp_path
@@ -53,8 +55,11 @@ def test_a_line_that_a_kill_cut_off_stops_nobody(workdir):
     with open(workdir / attempts.FILE, "a") as file:
         file.write('{"ended": 12')
     assert len(attempts.read(workdir)) == 2
-    attempts.begin(workdir, started=1200.0, first_step=16, num_steps=40)
-    assert [one.how for one in attempts.read(workdir)] == ["killed", "killed", ""]
+    attempts.begin(workdir, started=1200.0)
+    starts = attempts.read(workdir)
+    assert [one.how for one in starts] == ["killed", "killed", ""]
+    assert [one.first_step for one in starts] == [0, 16, None]
+    assert standing.read(workdir).num_steps == 40
 
 
 def test_where_a_run_stands(workdir):
@@ -82,12 +87,24 @@ def test_a_run_that_runs_and_one_that_has_vanished(workdir):
         assert "no sign of life" in standing.read(workdir).state
 
 
+def test_a_run_that_prepares_its_data_and_one_that_failed_there(tmp_path):
+    with lease.held(tmp_path, tell=print, lost=print) as holder:
+        assert standing.read(tmp_path).state.startswith(f"running ({holder};")
+        attempts.begin(tmp_path, started=1000.0)
+        text = run_report.render(standing.read(tmp_path), name="8b")
+        assert "| step | none yet |" in text
+    attempts.end(tmp_path, "FileNotFoundError: meta.json")
+    run_report.write(tmp_path, tmp_path, draw=True)
+    text = (tmp_path / run_report.FILE).read_text("utf-8")
+    assert "| state | FileNotFoundError: meta.json |" in text
+
+
 def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path, workdir):
     with pytest.raises(ValueError, match=r"holds no training run.*--workdir"):
         standing.read(tmp_path / "elsewhere")
     with open(workdir / attempts.FILE, "a") as file:
         file.write("[1]\n")
-    with pytest.raises(ValueError, match=r"attempts\.jsonl:4: not a start"):
+    with pytest.raises(ValueError, match=r"attempts\.jsonl:6: not a start"):
         standing.read(workdir)
 
 

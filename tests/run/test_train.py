@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
 from mpo_jax import checkpoint, config, ledger
-from mpo_jax.run import parameters, program, setup, train
+from mpo_jax.run import attempts, parameters, program, setup, train
 from mpo_jax.train import optimizer
 from mpo_jax.utils import profiling
 
@@ -103,6 +103,16 @@ def test_starting_a_finished_run_again_does_nothing(done, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_start_that_cannot_read_its_data_is_noted(world, tmp_path):
+    cfg = helpers.small(world)
+    cfg.data.meta = str(tmp_path / "absent.json")
+    with pytest.raises(FileNotFoundError, match="absent.json"):
+        train.train(cfg, tmp_path / "run", devices=ONE)
+    (start,) = attempts.read(tmp_path / "run")
+    assert start.ended is not None and "absent.json" in start.how
+    assert "absent.json" in (tmp_path / "run" / "report.md").read_text("utf-8")
+
+
 def test_an_evaluation_that_was_lost_is_made_up(done, tmp_path):
     """Killed after the save of step 4, while held-out pairs were scored."""
     workdir, result = done
