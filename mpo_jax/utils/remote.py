@@ -8,6 +8,7 @@ which that is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -18,6 +19,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import fsspec
+
+from mpo_jax.utils import store_errors
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ONE_SLASH = re.compile(r"(gs|gcs|s3|az|abfs):/(?!/)")
@@ -131,10 +134,17 @@ class Folder:
     def _at(self, name: str) -> str:
         return f"{self._path}/{name}"
 
+    def _reads(self, name: str = "") -> contextlib.AbstractContextManager[None]:
+        return store_errors.told(f"{self.address}/{name}".rstrip("/"))
+
+    def _writes(self, name: str = "") -> contextlib.AbstractContextManager[None]:
+        return store_errors.told(f"{self.address}/{name}".rstrip("/"), writes=True)
+
     def _entries(self) -> list[dict[str, Any]]:
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._path, detail=True)
+            with self._reads():
+                found = self._fs.ls(self._path, detail=True)
         except FileNotFoundError:
             return []
         here = self._path.rstrip("/")
@@ -187,9 +197,11 @@ class Folder:
             return found
         self._fs.invalidate_cache()
         here = self._path.rstrip("/") + "/"
+        with self._reads():
+            entries = self._fs.find(self._path, detail=True)
         return {
             name.removeprefix(here): _stored(entry)
-            for name, entry in self._fs.find(self._path, detail=True).items()
+            for name, entry in entries.items()
             if not name.endswith("/")  # what some tools leave in place of a folder
         }
 
@@ -197,7 +209,8 @@ class Folder:
         """An object as it is now; None where there is none."""
         self._fs.invalidate_cache()
         try:
-            entry = self._fs.info(self._at(name))
+            with self._reads(name):
+                entry = self._fs.info(self._at(name))
         except FileNotFoundError:
             return None
         return _stored(entry) if entry["type"] == "file" else None
@@ -210,7 +223,8 @@ class Folder:
         self._fs.invalidate_cache()
         here = self._at(name).rstrip("/")
         try:
-            found = self._fs.ls(here, detail=True)
+            with self._reads(name):
+                found = self._fs.ls(here, detail=True)
         except FileNotFoundError:
             return {}
         finally:
@@ -224,7 +238,8 @@ class Folder:
     def holds(self, name: str) -> bool:
         """Whether anything is behind the folder `name`."""
         self._fs.invalidate_cache()
-        return bool(self._fs.isdir(self._at(name).rstrip("/")))
+        with self._reads(name):
+            return bool(self._fs.isdir(self._at(name).rstrip("/")))
 
     def copy_tree(self, address: str) -> None:
         """Copy every object to another address of the same store, within the store.
@@ -234,8 +249,9 @@ class Folder:
         """
         target = Folder(address)
         for name in self.tree():
-            self._fs.makedirs(posixpath.dirname(target._at(name)), exist_ok=True)
-            self._fs.cp_file(self._at(name), target._at(name))
+            with target._writes(name):
+                self._fs.makedirs(posixpath.dirname(target._at(name)), exist_ok=True)
+                self._fs.cp_file(self._at(name), target._at(name))
         missing = set(self.tree()) - set(target.tree())
         if missing:
             raise OSError(
@@ -245,9 +261,10 @@ class Folder:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``[start, stop)`` of an object; None is its end."""
-        if not start and stop is None:  # an empty object has no range
-            return self._fs.cat_file(self._at(name))
-        return self._fs.cat_file(self._at(name), start=start, end=stop)
+        with self._reads(name):
+            if not start and stop is None:  # an empty object has no range
+                return self._fs.cat_file(self._at(name))
+            return self._fs.cat_file(self._at(name), start=start, end=stop)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` on, some megabytes at a time.
@@ -267,8 +284,9 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small object, replacing one of this name."""
-        self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
-        self._fs.pipe_file(self._at(name), data)
+        with self._writes(name):
+            self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+            self._fs.pipe_file(self._at(name), data)
 
     def upload(self, file: pathlib.Path, name: str) -> Stored:
         """Write an object from a file.
@@ -276,9 +294,11 @@ class Folder:
         Raises:
           OSError: if the store has another size afterwards.
         """
-        self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
-        self._fs.put_file(str(file), self._at(name))
-        found, wanted = self.stored(name), file.stat().st_size
+        wanted = file.stat().st_size
+        with self._writes(name):
+            self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+            self._fs.put_file(str(file), self._at(name))
+        found = self.stored(name)
         size = None if found is None else found.size
         if found is None or size != wanted:
             raise OSError(
@@ -288,17 +308,20 @@ class Folder:
 
     def download(self, name: str, file: pathlib.Path) -> None:
         """Read a whole object into a file."""
-        self._fs.get_file(self._at(name), str(file))
+        with self._reads(name):
+            self._fs.get_file(self._at(name), str(file))
 
     def delete(self, name: str) -> None:
         """Delete an object, if it is there."""
         self._fs.invalidate_cache()
-        if self._fs.exists(self._at(name)):
-            self._fs.rm_file(self._at(name))
+        with self._writes(name):
+            if self._fs.exists(self._at(name)):
+                self._fs.rm_file(self._at(name))
 
     def clear(self, *, keep: str = "") -> None:
         """Delete everything behind the address but the object `keep`."""
         for entry in self._entries():
             if posixpath.basename(entry["name"].rstrip("/")) != keep:
-                self._fs.rm(entry["name"], recursive=True)
+                with self._writes():
+                    self._fs.rm(entry["name"], recursive=True)
         self._fs.invalidate_cache()
