@@ -270,7 +270,8 @@ class HostsConfig:
     shutdown_s: int = field(30, at_least=1)
     """For all to leave."""
     stuck_minutes: float = field(30.0, at_least=0)
-    """For the next step; after it all say where they stand, and end. 0: for ever."""
+    """For the next step, record or tensor on any of them; after it all say where they
+    stand, and end. 0: for ever."""
 
 
 @dataclasses.dataclass

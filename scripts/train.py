@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
         set_profile(cfg, _PROFILE.value)
     if _RESUME_STEP.value is not None:
         cfg.checkpoint.resume_step = _RESUME_STEP.value
+    runtime.initialise(cfg.hosts)  # what is wrong on one host is told to all
     cfg.validate()
-    runtime.initialise(cfg.hosts)
     if _DRY_RUN.value:
         progress.console().print(cfg.to_json())
         stages.dry_run(cfg, _WORKDIR.value)

@@ -39,6 +39,10 @@ def _get_into_trouble(kind: str) -> None:
         raise KeyError("a bug")
     if kind == "leaves":
         raise SystemExit(3)
+    if kind == "leaves with 0":
+        raise SystemExit(0)
+    if kind == "no Exception":
+        raise GeneratorExit("a bug")
     if kind == "storage":
         raise statuses.TryAgain("the bucket is away")
     if kind == "killed":
@@ -47,6 +51,10 @@ def _get_into_trouble(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "late":
         time.sleep(4)
+    if kind == "busy":  # half as long again as the watchdog waits
+        for _ in range(18):
+            watchdog.beat()
+            time.sleep(0.5)
     if kind == "stuck":
         watchdog.beat("batch 7 of its own loader")
         time.sleep(600)
@@ -62,6 +70,8 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     if ours and _TROUBLE.value == "differs":
         cfg.optim.learning_rate = 3e-6
+    if ours and _TROUBLE.value == "other keys":
+        jax.config.update("jax_default_prng_impl", "rbg")
     if ours and _TROUBLE.value == "unshared":
         workdir = workdir / "elsewhere"
         workdir.mkdir()

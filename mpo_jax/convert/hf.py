@@ -25,7 +25,7 @@ from mpo_jax.convert.settings import NONE, Settings
 from mpo_jax.models import adapted, internvl
 from mpo_jax.nn import lora
 from mpo_jax.nn import params as params_lib
-from mpo_jax.utils import remote
+from mpo_jax.utils import remote, watchdog
 
 Fetch = Callable[[str, int | None], np.ndarray]
 
@@ -73,6 +73,7 @@ def load(
         source.account(opened, model.cfg)
         for group in table.groups(model.cfg, opened.layout):
             for row in group.rows:
+                watchdog.beat()
                 filled |= _fill(row, group.layers, opened, places, dtypes=dtypes)
     return params_lib.unflatten(filled)
 
@@ -399,6 +400,7 @@ def write_weights(
         directory, shapes, dtypes, max_shard_bytes=max_bytes, store=store
     )
     for unit in table.units(model.cfg, layout, by_row=by_row):
+        watchdog.beat()
         if out.pending(unit.names):
             for name, tensor in tensors_of(unit, fetch):
                 out.put(name, tensor)

@@ -156,7 +156,7 @@ class BatchSource:
             ) from bad
         except statuses.TryAgain as error:
             raise StorageAway(f"batch {n}, record {record}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             raise LoadError(
                 f"batch {n}, record {record}: {type(error).__name__}: {error}"
             ) from error

@@ -20,7 +20,7 @@ from mpo_jax.losses import preference
 from mpo_jax.nn import params as params_lib
 from mpo_jax.run import scoring
 from mpo_jax.train import comparison
-from mpo_jax.utils import mirror, progress
+from mpo_jax.utils import mirror, progress, watchdog
 
 _SHOWN = 8
 
@@ -80,6 +80,7 @@ def pass_or_stop(
             )
         else:
             same = not cfg.reference.path
+            watchdog.beat(f"the step-0 gate of {one.name}")
             found = check(one, policy if same else reference(), same_model=same)
             console.print(_passed(one.name, cfg.loss, found, same_model=same))
 

@@ -21,7 +21,7 @@ from mpo_jax.nn import params as params_lib
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import addresses, setup, stages
 from mpo_jax.train import comparison, reference, step
-from mpo_jax.utils import background, mirror, progress, runtime
+from mpo_jax.utils import background, mirror, progress, runtime, watchdog
 
 
 class Scorer:
@@ -198,6 +198,7 @@ def prepare_reference(
     if not len(missing):
         return cache.load()
 
+    watchdog.beat("reference log-probs")
     plan = scorer.plan(missing)
     logps_step = scorer.logps_step(params(), plan)
     with scorer.batches(plan) as batches, progress.bar() as bar:

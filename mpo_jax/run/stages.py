@@ -23,7 +23,7 @@ from mpo_jax.packing import pipeline, plan_cache
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import addresses, report, setup
 from mpo_jax.train import step
-from mpo_jax.utils import batch_rows, fetched, mirror, progress, runtime
+from mpo_jax.utils import batch_rows, fetched, mirror, progress, runtime, watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ def prepare_index(run: setup.Setup, meta: str) -> Index:
     Raises:
       ValueError: there is no usable record, or a source leaves out too many.
     """
+    watchdog.beat(f"the index of {meta}")
     if runtime.is_main():
         index = _build_with_bar(run, meta)
         mirror.publish(index.directory)

@@ -17,7 +17,7 @@ from mpo_jax.packing import pipeline
 from mpo_jax.packing import plan as plan_lib
 from mpo_jax.run import parameters, program, setup, stages
 from mpo_jax.train import reference, state
-from mpo_jax.utils import progress
+from mpo_jax.utils import progress, watchdog
 
 # Fields that decide which arrays a checkpoint holds, or what they mean, or against
 # which reference a run is trained.
@@ -58,6 +58,7 @@ def initial_or_resumed(
         _check_config(run, stored["config"])
         _check_length(run, step, data.num_steps)
 
+    watchdog.beat("weights and optimiser state")
     found = checkpoints.resume(state.trees(optimiser.abstract), check=check)
     if found is None:
         return _initial(run, optimiser)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import platform
 import time
@@ -24,6 +25,12 @@ _PACKAGES = (
     *("jax", "jaxlib", "libtpu", "orbax-checkpoint", "flax", "optax", "grain"),
     *("numpy", "transformers", "tokenizers", "pillow"),
 )
+_JAX = (
+    *("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl"),
+    *("jax_default_matmul_precision", "jax_numpy_dtype_promotion"),
+    *("jax_random_seed_offset", "jax_use_shardy_partitioner", "jax_disable_jit"),
+)
+"""What changes programs, or the numbers that come out of them."""
 _SEEN_S = 30.0
 """How long a shared file system may take to show what the first host wrote."""
 
@@ -78,12 +85,20 @@ def facts_of_host() -> dict[str, Any]:
         "device kind": jax.local_devices()[0].device_kind,
         "number of local devices": jax.local_device_count(),
     }
+    found |= {name: str(getattr(jax.config, name, None)) for name in _JAX}
+    found |= {name: _flags(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _flags(name: str) -> str:
+    """Flags of a compiler in the environment, but those that say where it dumps."""
+    flags = os.environ.get(name, "").split()
+    return " ".join(flag for flag in flags if not flag.startswith("--xla_dump_"))
 
 
 def facts_of_config(cfg: config_lib.RunConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from mpo_jax.utils import (
     on_demand,
     profiling,
     runtime,
+    statuses,
     wandb_board,
     watchdog,
 )
@@ -56,6 +57,8 @@ def train(
         stack.enter_context(start_check.alone(run.cfg, run.place))
         stack.enter_context(addresses.mirrored(run))
         stack.enter_context(_noted(run, started=started))
+        stuck_minutes = run.cfg.hosts.stuck_minutes
+        stack.enter_context(watchdog.armed(run.workdir, minutes=stuck_minutes))
         number = jax.process_index()
         wish = stack.enter_context(on_demand.signals(run.workdir, number=number))
         runtime.compilation_cache(_compile_cache(run))
@@ -99,8 +102,7 @@ def train(
             benchmarks=benchmarks,
             wish=wish,
         )
-        with watchdog.armed(run.workdir, minutes=run.cfg.hosts.stuck_minutes):
-            final = loop.run(job)
+        final = loop.run(job)
         after = evaluation.after_training(
             run, held_out, origin, output.writer, final=final, num_steps=data.num_steps
         )
@@ -120,7 +122,7 @@ def _noted(run: setup.Setup, *, started: float) -> Iterator[None]:
     how, draw = "finished", run.cfg.log.plots
     try:
         yield
-    except SystemExit:
+    except statuses.Stopped:
         how = "stopped, and saved"
         raise
     except BaseException as error:

@@ -286,4 +286,4 @@ def _exit_stopped(step: int, status: int) -> NoReturn:
     progress.console().print(
         f"Stopped by {by}; step {step} is saved. Start the same command again to go on."
     )
-    raise SystemExit(status)
+    raise statuses.Stopped(status)

@@ -98,7 +98,9 @@ def run(
             faulthandler.enable(all_threads=False)  # an embedding's stderr is no file
         try:
             _run_with_others(main, argv)
-        except (Exception, KeyboardInterrupt) as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             _end(error, program=program, trace=trace.value)
 
     app.run(guarded)
@@ -108,13 +110,13 @@ def _run_with_others(main: Callable[[list[str]], None], argv: list[str]) -> None
     """Run a program and leave together with the other hosts."""
     try:
         main(argv)
+    except statuses.Stopped:
+        runtime.finish()  # all hosts have stopped together
+        raise
     except SystemExit as error:
         others = peers.others()
-        if others is None or not error.code:
-            raise
-        if error.code != statuses.STOPPED:
-            others.fail(f"ended with {error.code}")
-        runtime.finish()  # all hosts have stopped together
+        if others is not None:  # with 0, too: they would wait for it
+            others.fail(f"left its program with {error.code or 0}")
         raise
     runtime.finish()
 
@@ -129,13 +131,13 @@ def _end(error: BaseException, *, program: str, trace: bool) -> NoReturn:
     others = peers.others()
     explained = isinstance(error, (*EXPLAINED, statuses.TryAgain))
     if others is not None:
+        status = status_of(error)
+        if _has_lost_a_host(error) and not transient.is_transient(error):
+            others.wait_for_news()  # that one tells why, or JAX ends us
+            status = statuses.TRY_AGAIN
         if trace or not explained:
             peers.tell("".join(traceback.format_exception(error)))
-        if _has_lost_a_host(error) and not transient.is_transient(error):
-            # That one tells why, or JAX ends us.
-            others.wait_for_news()
-            others.fail(_told(error, explained), statuses.TRY_AGAIN)
-        others.fail(_told(error, explained), status_of(error))
+        others.fail(_told(error, explained), status)
     if isinstance(error, KeyboardInterrupt):
         print(f"\n{program}: interrupted", file=sys.stderr)
         sys.exit(statuses.INTERRUPTED)

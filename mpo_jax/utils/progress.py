@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from mpo_jax.utils import runtime
+from mpo_jax.utils import runtime, watchdog
 
 
 def console() -> rich.console.Console:
@@ -43,8 +43,14 @@ class _Bar(rich.progress.Progress):
         self._line, self._every_s = line, every_s
         self._said = time.monotonic()
 
+    def advance(self, task_id: Any, advance: float = 1) -> None:
+        self.update(task_id, advance=advance)
+
     def update(self, task_id: Any, **fields: Any) -> None:  # type: ignore[override]
+        before = self._tasks[task_id].completed
         super().update(task_id, **fields)
+        if self._tasks[task_id].completed != before:
+            watchdog.beat()
         now = time.monotonic()
         if self.console.is_terminal or now - self._said < self._every_s:
             return

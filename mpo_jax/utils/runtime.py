@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from mpo_jax import config
+from mpo_jax import config, fields
 from mpo_jax.utils import late_hosts, peers, statuses
 
 _HOSTS = config.HostsConfig()
@@ -36,10 +36,11 @@ def initialise(
     ``TRY_AGAIN``, and says whom it waited for.
 
     Raises:
-      ValueError: if one of the variables is missing or malformed; names it.
+      ValueError: if a field or one of the variables is missing or malformed; names it.
       TryAgain: the others cannot be joined.
     """
     quiet()
+    fields.check(hosts, "hosts.")
     launch = _launch()
     named: dict[str, Any] = {}
     if launch is not None:

@@ -17,5 +17,9 @@ INTERRUPTED = 130
 """Ctrl-C, as shells have it."""
 
 
+class Stopped(SystemExit):
+    """The end of a training that was asked to stop, and that all hosts have saved."""
+
+
 class TryAgain(Exception):
     """What may pass by itself: the program ends with ``TRY_AGAIN``."""

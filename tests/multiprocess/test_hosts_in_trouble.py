@@ -51,14 +51,17 @@ def test_an_exception_of_one_host_ends_all_with_1_and_is_named(run, count, host)
         ("missing", 1, "/nowhere/image.png: No such file or directory"),
         ("unexpected", 1, "KeyError: 'a bug'"),
         ("storage", 75, "the bucket is away"),
-        ("leaves", 1, "ended with 3"),
+        ("leaves", 1, "left its program with 3"),
+        ("leaves with 0", 1, "left its program with 0"),
+        ("no Exception", 1, "GeneratorExit: a bug"),
     ],
 )
 def test_every_kind_of_error_has_its_status(run, trouble, status, words):
     for number, (found, output) in enumerate(run(2, trouble)):
         assert found == status, output
         assert words in output
-        assert ("Traceback" in output) == (trouble == "unexpected" and number == 1)
+        trace = trouble in ("unexpected", "no Exception") and number == 1
+        assert ("Traceback" in output) == trace
 
 
 def test_hosts_whose_output_nobody_reads_end_the_same(tmp_path):
@@ -124,6 +127,17 @@ def test_a_host_that_differs_is_named_with_the_field(run):
         rates = "config.optim.learning_rate is 3e-06 here and 5e-06 there"
         assert rates in output
         assert ("host 1 failed" in output) == (number == 0)
+
+
+def test_jax_itself_is_set_alike_on_all_hosts(run):
+    for status, output in run(2, "other keys"):
+        assert status == 1, output
+        assert "jax_default_prng_impl is 'rbg' here and 'threefry2x32' there" in output
+
+
+def test_a_host_that_works_while_the_others_wait_is_not_stuck(run):
+    for status, output in run(2, "busy"):
+        assert status == 0 and "done" in output, output
 
 
 def test_hosts_that_end_late_are_waited_for(run):

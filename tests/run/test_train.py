@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -17,8 +18,18 @@ from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
 from mpo_jax import checkpoint, config, ledger
-from mpo_jax.run import attempts, parameters, program, setup, train
-from mpo_jax.train import optimizer
+from mpo_jax.run import (
+    attempts,
+    evaluation,
+    export,
+    parameters,
+    program,
+    references,
+    setup,
+    stages,
+    train,
+)
+from mpo_jax.train import loop, optimizer
 from mpo_jax.utils import profiling
 
 ONE = jax.devices()[:1]
@@ -32,7 +43,33 @@ def done(world, tmp_path_factory):
     cfg.data.eval_meta = str(world["eval_meta"])
     cfg.log.eval_every = 4
     cfg.log.tensorboard = cfg.log.plots = True
-    return workdir, train.train(cfg, workdir, devices=ONE)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in STAGES:
+            patch.setattr(module, name, watched(name, getattr(module, name)))
+        return workdir, train.train(cfg, workdir, devices=ONE)
+
+
+STAGES = (
+    *((stages, "prepare_training_data"), (references, "prepare"), (loop, "run")),
+    *((evaluation, "before_training"), (evaluation, "after_training")),
+    (export, "export"),
+)
+WATCHED: list[str] = []
+
+
+def watched(name, stage):
+    """The stage, which notes whether somebody looks that it comes on."""
+
+    def run(*args, **options):
+        if any(thread.name == "mpo-watchdog" for thread in threading.enumerate()):
+            WATCHED.append(name)
+        return stage(*args, **options)
+
+    return run
+
+
+def test_no_stage_can_hang_unseen(done):
+    assert sorted(WATCHED) == sorted(name for _, name in STAGES)
 
 
 def test_a_run_leaves_what_it_promises(done):

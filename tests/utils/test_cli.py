@@ -225,7 +225,7 @@ def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
     def main(argv):
         del argv
         if stopped:
-            raise SystemExit(statuses.STOPPED)
+            raise statuses.Stopped(statuses.STOPPED)
 
     monkeypatch.setattr(cli.runtime, "finish", lost)
     with pytest.raises(SystemExit) as raised:
