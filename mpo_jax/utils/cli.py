@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -96,6 +97,9 @@ def run(
         # are read end the process with another signal now and then.
         with contextlib.suppress(RuntimeError, AttributeError, OSError):
             faulthandler.enable(all_threads=False)  # an embedding's stderr is no file
+        # Until a training listens to it (``on_demand``), it would end the program.
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
             _run_with_others(main, argv)
         except SystemExit:
