@@ -39,7 +39,7 @@ def told(address: str, *, writes: bool = False) -> Iterator[None]:
         if kind is None:
             raise
         remedy = _right(writes) if kind is PermissionError else ""
-        words = f"{type(error).__name__}: {str(error)[:300]}"
+        words = f"{type(error).__name__}: {' '.join(str(error)[:300].split())}"
         raise kind(f"{address}: {words}{remedy}") from error
 
 
