@@ -4,10 +4,12 @@
   python scripts/status.py runs/8b --watch=30
   python scripts/status.py gs://my-bucket/runs/8b
 
-State (who runs it, and its last sign of life), step, loss, step time, time left, newest
-checkpoint, all starts with their ends, goodput over all of them, held-out metrics and
-benchmarks. It reads metrics.jsonl, attempts.jsonl and lease.json; it opens no device
-and may run anywhere that sees the directory, or the bucket, as often as you like.
+State (who runs it, and its last sign of life; a process of this host that was killed
+is seen at once, one of another host after a minute), step, loss, step time, time left,
+newest checkpoint, all starts with their ends, goodput over all of them, held-out
+metrics and benchmarks. It reads metrics.jsonl, attempts.jsonl and lease.json; it opens
+no device and may run anywhere that sees the directory, or the bucket, as often as you
+like.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> None:
     while True:
         found = standing.read(workdir)
         show(found, console, title=workdir)
-        if not _WATCH.value or found.holder is None:
+        if not _WATCH.value or found.holder is None or found.gone:
             return
         time.sleep(_WATCH.value)
 

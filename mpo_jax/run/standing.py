@@ -25,13 +25,14 @@ class Standing:
     Attributes:
       attempts: its starts, in order.
       lines: of metrics, of every kind.
-      holder: of its lease, None where it does not run; `sign_s` is the age of its last
+      holder: of its lease, None where nobody has it; `sign_s` is the age of its last
         sign of life.
       training: the last line of training metrics, {} before the first.
       held_out: first and last metrics of held-out pairs, and their steps.
       benchmarks: the same of benchmarks.
       checkpoint: step of the newest checkpoint.
       trained_s: seconds of training in all steps that stand in the metrics.
+      gone: the holder was a process of this host, which has it no more.
     """
 
     attempts: list[attempts.Attempt]
@@ -43,6 +44,7 @@ class Standing:
     benchmarks: Sequence[Mapping[str, float]]
     checkpoint: int | None
     trained_s: float
+    gone: bool = False
 
     @property
     def step(self) -> int:
@@ -64,14 +66,29 @@ class Standing:
 
     @property
     def spent_s(self) -> float:
-        """Seconds of all starts, the one under way up to now."""
-        running = self.holder is not None
-        return sum(self._length(one, running) for one in self.attempts)
+        """Seconds of all starts, the last one up to now or to its last sign of life."""
+        return sum(map(self._length, self.attempts))
 
-    def _length(self, one: attempts.Attempt, running: bool) -> float:
+    def _length(self, one: attempts.Attempt) -> float:
         if one.ended is not None:
             return one.ended - one.started
-        return max(time.time() - one.started, 0.0) if running else 0.0
+        if self.holder is None:
+            return 0.0
+        silent = 0.0 if self.running else self.sign_s
+        return max(time.time() - silent - one.started, 0.0)
+
+    @property
+    def running(self) -> bool:
+        """Whether its holder is there and shows life."""
+        return self.holder is not None and not self.gone and self.sign_s < lease.STALE_S
+
+    @property
+    def _told_its_end(self) -> bool:
+        """Whether the last start is the holder's, and noted how it ended."""
+        if self.holder is None or not self.attempts or self.attempts[-1].ended is None:
+            return False
+        last = self.attempts[-1]
+        return (last.host, last.pid) == (self.holder.host, self.holder.pid)
 
     @property
     def goodput(self) -> float | None:
@@ -81,8 +98,10 @@ class Standing:
     @property
     def state(self) -> str:
         """In words."""
-        if self.holder is not None and self.sign_s < lease.STALE_S:
+        if self.running:
             return f"running ({self.holder}; last sign {self.sign_s:.0f} s ago)"
+        if self.gone and not self._told_its_end:
+            return f"killed: {self.holder}, is there no more"
         if not self.attempts and self.holder is not None:
             return f"no sign of life; it was {self.holder}"
         if not self.attempts:
@@ -122,7 +141,8 @@ def _with_holder(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:
         return read_ended(folder, workdir)
     sign_s = time.time() - path.stat().st_mtime
     found = _read(folder, workdir)
-    return dataclasses.replace(found, holder=holder, sign_s=sign_s)
+    gone = lease.is_gone(holder)
+    return dataclasses.replace(found, holder=holder, sign_s=sign_s, gone=gone)
 
 
 def read_ended(folder: pathlib.Path, workdir: str | pathlib.Path) -> Standing:

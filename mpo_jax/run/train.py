@@ -213,6 +213,13 @@ def _make_up(
         eval_training.scored_once(run, benchmarks, writer, origin.state, step)
 
 
+def _board(run: setup.Setup) -> wandb_board.Board | None:
+    if not run.cfg.log.wandb:
+        return None
+    config = dataclasses.asdict(run.cfg)
+    return wandb_board.Board(run.cfg.log.wandb, run.place, run.workdir, config)
+
+
 def _output(
     run: setup.Setup,
     data: stages.TrainingData,
@@ -225,17 +232,12 @@ def _output(
     if runtime.is_main():
         text = run.cfg.to_json()
         (run.workdir / "run_config.json").write_text(text, encoding="utf-8")
-        board = None
-        if run.cfg.log.wandb:
-            board = wandb_board.Board(
-                run.cfg.log.wandb, run.workdir, dataclasses.asdict(run.cfg)
-            )
         writer = metrics_lib.Writer(
             run.workdir,
             # What a start without a checkpoint has written is said anew.
             resume_step=origin.step or -1,
             tensorboard=run.cfg.log.tensorboard,
-            board=board,
+            board=_board(run),
         )
         mirror.grow(writer.path)
         stack.callback(writer.close)

@@ -38,6 +38,7 @@ class Holder:
       token: of this run alone.
       since: ISO time of its start, for people.
       beat: number that another renewal changes.
+      pids: where `pid` counts: boot and namespace, "" where no kernel tells.
     """
 
     host: str
@@ -45,6 +46,7 @@ class Holder:
     token: str
     since: str
     beat: int = 0
+    pids: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -93,7 +95,9 @@ def held(
     """
     _wait_until_free(workdir, tell=tell, wait=wait)
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    mine = Holder(socket.gethostname(), os.getpid(), secrets.token_hex(8), since=now)
+    mine = Holder(
+        socket.gethostname(), os.getpid(), secrets.token_hex(8), since=now, pids=_pids()
+    )
     _write(workdir, mine)
     over = threading.Event()
     renewing = threading.Thread(
@@ -136,9 +140,13 @@ def _wait_until_free(
     tell(f"{first} shows no life; its work directory is taken over.")
 
 
-def _is_dead(holder: Holder) -> bool:
-    """Whether the holder was a process of this host that is gone."""
-    if holder.host != socket.gethostname():
+def is_gone(holder: Holder) -> bool:
+    """Whether the holder was a process of this host that is there no more.
+
+    A container may have the name of its host and count processes by itself: of another
+    count nothing can be seen, and the answer is no.
+    """
+    if (holder.host, holder.pids) != (socket.gethostname(), _pids()):
         return False
     try:
         os.kill(holder.pid, 0)
@@ -146,7 +154,24 @@ def _is_dead(holder: Holder) -> bool:
         return True
     except PermissionError:
         return False
-    return holder.pid == os.getpid()
+    return False
+
+
+def _is_dead(holder: Holder) -> bool:
+    """The same of a process that asks for the lease: its own number is free, too.
+
+    A container that is started again has its old name and numbers, and a new count.
+    """
+    own = (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
+    return own or is_gone(holder)
+
+
+def _pids() -> str:
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _renew(

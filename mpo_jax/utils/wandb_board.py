@@ -33,23 +33,29 @@ class Board:
 
     Args:
       project: name of the project.
-      directory: the work directory, by which a restart is known.
+      place: the work directory, a path or an address: names the run, and by it a
+        restart is known.
+      directory: of this machine, where the library has its files.
       config: of the run, shown there.
     """
 
     def __init__(
-        self, project: str, directory: pathlib.Path, config: Mapping[str, Any]
+        self,
+        project: str,
+        place: str | pathlib.Path,
+        directory: pathlib.Path,
+        config: Mapping[str, Any],
     ):
         wandb = importlib.import_module("wandb")
-        name = str(directory.absolute())
+        address = str(place)
         self._run: Any = None
         try:
             self._run = wandb.init(
                 project=project,
-                name=directory.name,
-                id=hashlib.blake2b(name.encode(), digest_size=8).hexdigest(),
+                name=address.rsplit("/", 1)[-1],
+                id=hashlib.blake2b(address.encode(), digest_size=8).hexdigest(),
                 resume="allow",
-                dir=name,
+                dir=str(directory),
                 config=dict(config),
             )
             # A step has lines of several kinds, and is done again after a kill.

@@ -99,6 +99,45 @@ def test_a_run_that_prepares_its_data_and_one_that_failed_there(tmp_path):
     assert "| state | FileNotFoundError: meta.json |" in text
 
 
+@pytest.fixture
+def killed(workdir):
+    """Its process had the lease, and is killed; the lease is fresh."""
+    code = (
+        "import os, pathlib, sys\n"
+        "from mpo_jax.utils import lease\n"
+        "with lease.held(pathlib.Path(sys.argv[1]), tell=print, lost=print):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(workdir)], check=False)
+    return workdir
+
+
+def test_a_killed_process_of_this_host_is_seen_at_once(killed):
+    found = standing.read(killed)
+    assert found.holder is not None and found.sign_s < lease.STALE_S
+    assert found.state == f"killed: {found.holder}, is there no more"
+    assert not found.running
+    mine = found.attempts[-1].pid  # of this test, which noted the starts
+    path = killed / lease.FILE
+    as_written = path.read_text()
+    attempts.end(killed, "stopped, and saved")
+    assert standing.read(killed).state.startswith("killed: ")  # another start's end
+    lines = (killed / attempts.FILE).read_text()
+    theirs = lines.replace(f'"pid": {mine}', f'"pid": {found.holder.pid}')
+    (killed / attempts.FILE).write_text(theirs)
+    assert standing.read(killed).state == "stopped, and saved"
+    path.write_text(as_written.replace(socket.gethostname(), "another"))
+    assert standing.read(killed).state.startswith("running (process")
+
+
+def test_time_after_the_last_sign_of_life_is_not_spent(killed, monkeypatch):
+    """Else goodput falls for ever behind a run that was killed."""
+    os.utime(killed / lease.FILE, (1200, 1200))
+    assert standing.read(killed).spent_s == pytest.approx(50 + 100, abs=1)
+    monkeypatch.setattr(lease, "is_gone", lambda holder: False)  # of another host
+    assert standing.read(killed).spent_s == pytest.approx(50 + 100, abs=1)
+
+
 def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path, workdir):
     with pytest.raises(ValueError, match=r"holds no training run.*--workdir"):
         standing.read(tmp_path / "elsewhere")
@@ -106,6 +145,13 @@ def test_a_directory_without_a_run_and_a_broken_file_are_named(tmp_path, workdir
         file.write("[1]\n")
     with pytest.raises(ValueError, match=r"attempts\.jsonl:6: not a start"):
         standing.read(workdir)
+
+
+@pytest.mark.slow
+def test_a_watch_ends_with_a_run_that_was_killed(killed, root):
+    words = [sys.executable, str(root / "scripts/status.py"), str(killed), "--watch=1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "killed: process" in done.stdout
 
 
 @pytest.mark.slow

@@ -83,6 +83,29 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path):
         assert lease.read(tmp_path) == mine
 
 
+def test_a_number_of_another_count_says_nothing(tmp_path, monkeypatch):
+    """A container may have its host's name; its process 7 is another one."""
+    past = subprocess.Popen([sys.executable, "-c", ""])
+    past.wait()
+    with lease.held(tmp_path, tell=never, lost=never) as mine:
+        assert mine.pids and not lease.is_gone(mine)
+    gone = dataclasses.replace(mine, pid=past.pid)
+    assert lease.is_gone(gone)
+    for changed in ({"pids": "another boot pid:[1]"}, {"host": "another-host"}):
+        assert not lease.is_gone(dataclasses.replace(gone, **changed))
+    write(tmp_path, dataclasses.replace(gone, pids="another boot pid:[1]"))
+    waits: list[float] = []
+    with lease.held(tmp_path, tell=print, lost=never, wait=waits.append):
+        assert sum(waits) >= lease.STALE_S
+    # Started again in a container: the old name and number in a new count.
+    write(tmp_path, dataclasses.replace(mine, pids="another boot pid:[1]"))
+    with lease.held(tmp_path, tell=never, lost=never, wait=never):
+        pass
+    # Where no kernel tells, host and number decide.
+    monkeypatch.setattr(lease, "_pids", lambda: "")
+    assert lease.is_gone(dataclasses.replace(gone, pids=""))
+
+
 def test_renewed_and_given_up_where_another_has_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.02)
     ended = []

@@ -8,6 +8,8 @@ import types
 
 import pytest
 
+from mpo_jax import config
+from mpo_jax.run import train
 from mpo_jax.utils import metrics, wandb_board
 
 
@@ -40,7 +42,7 @@ def service(monkeypatch):
 
 def test_a_restart_is_the_same_run(service, tmp_path):
     for _ in range(2):
-        board = wandb_board.Board("mpo", tmp_path, {"seed": 3})
+        board = wandb_board.Board("mpo", tmp_path, tmp_path, {"seed": 3})
         writer = metrics.Writer(tmp_path, tensorboard=False, board=board)
         writer.write(4, {"loss": 0.5})
         writer.close()
@@ -50,12 +52,31 @@ def test_a_restart_is_the_same_run(service, tmp_path):
     assert service.lines == [{"loss": 0.5, "step": 4}] * 2 and service.finished == 2
 
 
+@pytest.mark.parametrize("place", ["gs://bucket/runs/8b", "/disk/runs/8b"])
+def test_a_run_is_known_by_its_work_directory_wherever_its_files_lie(
+    service, tmp_path, place
+):
+    """A host's own folder of an address is called host_0, and is elsewhere tomorrow."""
+    cfg = config.RunConfig()
+    cfg.log.wandb = "mpo"
+    for home in ("mine", "another"):
+        folder = tmp_path / home / "host_0"
+        setup = types.SimpleNamespace(cfg=cfg, place=place, workdir=folder)
+        train._board(setup)  # type: ignore[arg-type]
+    first, second = service.runs
+    assert first["name"] == "8b" and first["dir"] == str(tmp_path / "mine" / "host_0")
+    assert first["id"] == second["id"]
+    setup.place = "gs://another/runs/8b"
+    train._board(setup)  # type: ignore[arg-type]
+    assert service.runs[-1]["id"] != first["id"]
+
+
 def test_its_trouble_ends_no_run(service, tmp_path, caplog):
-    board = wandb_board.Board("mpo", tmp_path, {})
+    board = wandb_board.Board("mpo", tmp_path, tmp_path, {})
     service.broken = "503"
     board.write(1, {"loss": 1.0})
     assert "lacks step 1: 503" in caplog.text
-    away = wandb_board.Board("mpo", tmp_path, {})
+    away = wandb_board.Board("mpo", tmp_path, tmp_path, {})
     away.write(1, {"loss": 1.0})
     away.close()
     assert "nothing goes to Weights & Biases: 503" in caplog.text
