@@ -214,7 +214,7 @@ def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
     """A preempted machine may vanish while the others wait for it to leave."""
     others = Others()
     monkeypatch.setattr(cli.peers, "others", lambda: others)
-    monkeypatch.setattr(cli.app, "run", lambda guarded: guarded([]))
+    monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded([]))
     monkeypatch.setattr(cli.flags, "DEFINE_bool", lambda *_: Trace)
     monkeypatch.setattr(cli.faulthandler, "enable", lambda **_: None)  # pytest has its
     monkeypatch.setattr(cli.sys, "argv", ["train.py"])
