@@ -31,8 +31,20 @@ def check_place(path: Any) -> None:
     """Check that checkpoints can be written to a directory, or address, of this name.
 
     Raises:
+      ValueError: as :func:`check_name`; if it is an address for which nothing is
+        installed.
+    """
+    check_name(path)
+    if remote.is_remote(path):
+        remote.Folder(str(path))  # names what is not installed
+
+
+def check_name(path: Any) -> None:
+    """The same by the name alone: for another machine, and without asking a store.
+
+    Raises:
       ValueError: if it holds a backslash, which TensorStore takes for a separator; if
-        it is an address that Orbax cannot write to, or for which nothing is installed.
+        it is an address that Orbax cannot write to.
     """
     if "\\" in str(path):
         raise ValueError(
@@ -46,7 +58,6 @@ def check_place(path: Any) -> None:
             f"{path}: Orbax checkpoints are read from and written to directories, "
             "gs:// and s3://"
         )
-    remote.Folder(str(path))  # names what is not installed
 
 
 def absolute(path: Any) -> Any:

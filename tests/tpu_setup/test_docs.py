@@ -156,6 +156,7 @@ def checker():
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -168,21 +169,18 @@ def test_every_training_of_the_documents_suits_the_slice_of_its_recipe(
     planned = 0
     for where, line in train_lines():
         words = shlex.split(line.replace("$DATA", ""))
-        arguments = checker.arguments(words)
-        given = [word for word in arguments if word.startswith("--config")]
-        cfg = checker.read(given)
+        asked = checker.read([*checker.arguments(words), "--workdir=gs://b/r"])
+        cfg = asked.cfg
         if not isinstance(cfg, config.RunConfig) or not cfg.topology:
             continue  # on a CPU
-        name = pathlib.Path(given[0].split("=")[1].split(":")[0]).stem
         topology = cfg.topology
         if where == "docs/tpu.md":  # the slice that stands before it
             text = (ROOT / where).read_text("utf-8").replace("\\\n", " ")
             before = " ".join(text.split()).split(line)[0]
             named = re.findall(r"qr\.sh watch (\S+)|xpk\.sh \S+ (\S+)", before)[-1]
             topology = slices.lookup("".join(named)).aot_name
-        recipe = checker.read(given[:1])
-        asked = launch.Launch(name, cfg, recipe, topology)
-        found = launch.check(asked, *kept)
+        meant = launch.Launch(asked.name, cfg, asked.recipe, topology)
+        found = launch.check(meant, *kept)
         assert not found.problems, (where, line)
         planned += 1
     assert planned >= 17
