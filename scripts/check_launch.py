@@ -138,7 +138,9 @@ def read(words: Sequence[str]) -> Line:
         cli.no_words(values(argv))
         cfg = train.config_of(given)
         recipe = copy.deepcopy(flags.FLAGS)
-        bare = ["train.py", f"--config={values['config'].config_filename}"]
+        parsed: Any = values["config"]
+        file = parsed.config_filename
+        bare = ["train.py", f"--config={file}"]
         given_bare = train.define(recipe, bare)
         recipe([*bare, "--workdir=none"])
     except ValueError:
@@ -147,11 +149,10 @@ def read(words: Sequence[str]) -> Line:
         raise ValueError(str(error)) from error
     except Exception as error:  # whatever a recipe raises
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    file = values["config"].config_filename.partition(":")[0]
     return Line(
         cfg=cfg,
         recipe=given_bare.config.value,
-        name=pathlib.Path(file).stem,
+        name=pathlib.Path(file.partition(":")[0]).stem,
         overrides=tuple(_overrides(words, values)),
         workdir=given.workdir.value,
     )
