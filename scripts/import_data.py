@@ -279,4 +279,4 @@ def import_all(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, words=True)

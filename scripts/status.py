@@ -68,4 +68,4 @@ def _print(found: tables.Table, console: rich.console.Console, title: str) -> No
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, words=True)

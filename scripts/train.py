@@ -16,6 +16,10 @@ the plan and stops before any weight is touched.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,27 +27,60 @@ from mpo_jax import config as config_lib
 from mpo_jax.run import stages, train
 from mpo_jax.utils import cli, progress, runtime
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, e.g. configs/internvl2_8b_mpo.py", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of this run", required=True)
-_DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print config and plan, then stop before loading weights"
-)
-_PROFILE = flags.DEFINE_string(
-    "profile",
-    "",
-    "START:COUNT traces COUNT steps from step START for xprof, into WORKDIR/profile; "
-    "the same as log.profile_start and log.profile_steps",
-)
 
-_RESUME_STEP = flags.DEFINE_integer(
-    "resume_step",
-    None,
-    "Go on from the checkpoint of this step, not the newest; the same as "
-    "checkpoint.resume_step",
-    lower_bound=0,
-)
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The flags of this program; their values are there once they are parsed."""
+
+    config: flags.FlagHolder
+    workdir: flags.FlagHolder
+    dry_run: flags.FlagHolder
+    profile: flags.FlagHolder
+    resume_step: flags.FlagHolder
+
+
+def define(
+    values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> Flags:
+    """Define them, in a set of flags that is parsed from `argv`; None is ``sys.argv``.
+
+    ``scripts/check_launch.py`` reads lines that others are about to start by these.
+    """
+    to: Any = {"flag_values": values}
+    return Flags(
+        config=config_flags.DEFINE_config_file(
+            "config",
+            None,
+            "Recipe, e.g. configs/internvl2_8b_mpo.py",
+            lock_config=True,
+            sys_argv=argv,
+            **to,
+        ),
+        workdir=flags.DEFINE_string(
+            "workdir", None, "Directory of this run", required=True, **to
+        ),
+        dry_run=flags.DEFINE_bool(
+            "dry_run",
+            False,
+            "Print config and plan, then stop before loading weights",
+            **to,
+        ),
+        profile=flags.DEFINE_string(
+            "profile",
+            "",
+            "START:COUNT traces COUNT steps from step START for xprof, into "
+            "WORKDIR/profile; the same as log.profile_start and log.profile_steps",
+            **to,
+        ),
+        resume_step=flags.DEFINE_integer(
+            "resume_step",
+            None,
+            "Go on from the checkpoint of this step, not the newest; the same as "
+            "checkpoint.resume_step",
+            lower_bound=0,
+            **to,
+        ),
+    )
 
 
 def set_profile(cfg: config_lib.RunConfig, window: str) -> None:
@@ -58,21 +95,33 @@ def set_profile(cfg: config_lib.RunConfig, window: str) -> None:
     cfg.log.profile_start, cfg.log.profile_steps = int(start), int(count)
 
 
-def main(argv: list[str]) -> None:
+def config_of(given: Flags) -> config_lib.RunConfig:
+    """The config that parsed flags ask for, not yet validated.
+
+    Raises:
+      ValueError: a flag is missing or malformed.
+    """
+    if not given.config.present:
+        raise ValueError("--config is missing; name a recipe, e.g. configs/….py")
+    cfg: config_lib.RunConfig = given.config.value
+    if given.profile.value:
+        set_profile(cfg, given.profile.value)
+    if given.resume_step.value is not None:
+        cfg.checkpoint.resume_step = given.resume_step.value
+    return cfg
+
+
+def main(given: Flags, argv: list[str]) -> None:
     del argv
-    cfg: config_lib.RunConfig = _CONFIG.value
-    if _PROFILE.value:
-        set_profile(cfg, _PROFILE.value)
-    if _RESUME_STEP.value is not None:
-        cfg.checkpoint.resume_step = _RESUME_STEP.value
+    cfg, workdir = config_of(given), given.workdir.value
     runtime.initialise(cfg.hosts)  # what is wrong on one host is told to all
     cfg.validate()
-    if _DRY_RUN.value:
+    if given.dry_run.value:
         progress.console().print(cfg.to_json())
-        stages.dry_run(cfg, _WORKDIR.value)
+        stages.dry_run(cfg, workdir)
         return
-    train.train(cfg, _WORKDIR.value)
+    train.train(cfg, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(main, define()))

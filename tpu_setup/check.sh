@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # For qr.sh and xpk.sh, which set root: a train.py line against its slice, beforehand.
 
-check() {  # SLICE CMD...: ends the caller with 2 if they do not suit; other commands pass
+check() {  # SLICE CMD...: ends the caller with 2 if the line is wrong or they do not suit; other commands pass
   local python=${PYTHON:-$root/.venv/bin/python} code=0 word train=''
   [[ ${CHECK:-1} != 0 && $# -gt 1 ]] || return 0
   for word in "${@:2}"; do

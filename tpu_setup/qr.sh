@@ -35,6 +35,9 @@ trap '[[ -z $scratch ]] || rm -rf "$scratch"' EXIT
 
 die() { echo "qr.sh: ${*:2}" >&2; exit "$1"; }
 say() { echo "$(date +%T) $*" >&2; }
+number() {  # WHAT VALUE: a whole number, as arithmetic takes it (08 would be octal)
+  [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || die 2 "$1='$2': write a whole number, such as 30"
+}
 dry() { [[ ${DRY_RUN:-0} == 1 ]]; }
 slice() { PYTHONPATH=$root python3 -m mpo_jax.utils.slices "$@"; }
 temporary() { [[ -n $scratch ]] || scratch=$(mktemp -d); }
@@ -355,9 +358,11 @@ case ${1:-} in
   *) usage >&2; exit 2 ;;
 esac
 : "${NAME:?name of the slice}" "${ZONE:?zone, e.g. us-west4-a}"
+number POLL "$POLL"
+number MAX_STARTS "${MAX_STARTS:-20}"
 case $1 in
   create) create_checked "${@:2}" ;;
-  wait) wait_active "${2:-21600}" ;;
+  wait) number 'wait SECONDS' "${2:-21600}"; wait_active "${2:-21600}" ;;
   run) [[ ${2:-} == -- ]] || die 2 "usage: run -- CMD..."; run "${@:3}" ;;
   status) status ;;
   logs) case ${2:-0} in

@@ -30,16 +30,26 @@ argv=(
 )
 [[ -z ${ZONE:-} ]] || argv+=(--zone="$ZONE")
 [[ -z ${PROJECT:-} ]] || argv+=(--project="$PROJECT")
-where=$name
+slices=1
 while (($#)) && [[ $1 != -- ]]; do
-  [[ $1 != --num-slices=* ]] || where="$name*${1#*=}"
+  # Python takes --num-slices=3, --num-slices 3, and beginnings of the name.
+  case $1 in
+    --num-s*=*) slices=${1#*=} ;;
+    --num-s*) slices=${2:-} ;;
+  esac
   argv+=("$1")
   shift
 done
 (($# > 1)) || usage
+if [[ ! $slices =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "xpk.sh: --num-slices='$slices': write a whole number from 1 on" >&2
+  exit 2
+fi
 
 # shellcheck source=tpu_setup/check.sh
 source "$root/tpu_setup/check.sh"
+where=$name
+((slices == 1)) || where+="*$slices"
 check "$where" "${@:2}"
 
 # Quoted word by word, so that no pipe can stand in it: behind `python ... | tee`, the

@@ -9,7 +9,7 @@ come its manifests, by which a damaged one is told from a good one
 """
 
 from mpo_jax.checkpoint.checkpoints import Checkpoints, Resumed
-from mpo_jax.checkpoint.places import check_place, steps_in
+from mpo_jax.checkpoint.places import check_name, check_place, steps_in
 from mpo_jax.checkpoint.saving import SaveFailed
 from mpo_jax.checkpoint.schedule import Schedule
 from mpo_jax.checkpoint.verifying import Damaged
@@ -30,6 +30,7 @@ __all__ = [
     "Resumed",
     "SaveFailed",
     "Schedule",
+    "check_name",
     "check_params",
     "check_place",
     "load_metadata",

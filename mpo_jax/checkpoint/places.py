@@ -35,9 +35,21 @@ def check_place(path: Any) -> None:
     """Check that checkpoints can be written to a directory, or address, of this name.
 
     Raises:
+      ValueError: as :func:`check_name`; if it is an address for which nothing is
+        installed.
+    """
+    check_name(path)
+    if remote.is_remote(path):
+        remote.Folder(str(path))  # names what is not installed
+
+
+def check_name(path: Any) -> None:
+    """The same by the name alone: for another machine, and without asking a store.
+
+    Raises:
       ValueError: if it holds a backslash, which TensorStore takes for a separator; if
-        it is an address that Orbax cannot write to, or for which nothing is installed;
-        if Orbax would read more than a name out of it.
+        it is an address that Orbax cannot write to, or would read more than a name out
+        of.
     """
     name = str(path)
     if "\\" in name:
@@ -57,7 +69,6 @@ def check_place(path: Any) -> None:
             f"{path}: holds {' '.join(odd)}, at which Orbax would end the address or "
             "see a pattern; name another one"
         )
-    remote.Folder(name)  # names what is not installed
 
 
 def absolute(path: Any) -> Any:

@@ -32,8 +32,7 @@ def run(action: Callable[..., str], *, names: tuple[str, ...]) -> None:
     """
 
     def main(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+        del argv
         values: Any = flags.FLAGS
         if values.dst is None and not values.dry_run:
             raise app.UsageError("--dst is missing (or ask for --dry_run)")

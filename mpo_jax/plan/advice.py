@@ -6,9 +6,12 @@ to grow with the rows of a chip. The compiler has the last word: plan again.
 
 from __future__ import annotations
 
+import copy
+
 from mpo_jax import config as config_lib
 from mpo_jax import fields
 from mpo_jax.plan import programs
+from mpo_jax.train import step as step_lib
 from mpo_jax.utils import slices
 
 
@@ -53,21 +56,44 @@ def advise(
 
 
 def _fewer_rows(case: programs.Case, *, rest: int, room: int, shards: int) -> list[str]:
-    micro = case.micro_batches
-    rows = case.rows // shards // micro
+    """Micro-batches that leave so few rows of a chip at a time; the batch stays.
+
+    The reference pass takes what a micro-batch of training does.
+    """
+    shape = getattr(case.cfg.rows, case.shape).build()
+    micro = step_lib.micro_batches(case.cfg, shape)
+    rows = case.rows // shards // case.micro_batches
     if rows <= 1 or not rest:
         return [
             f"smaller config.rows.{case.shape}: a row has the least number of rows per "
             "chip already (1)"
         ]
     fewer = max(1, min(rows - 1, int(rows * room / rest)))
-    text = f"--rows_per_chip={fewer} instead of {rows}"
-    if case.step == "train" and rows % fewer == 0:
-        field = "accumulation_long" if case.shape == "long" else "accumulation"
-        text += (
-            f", with --config.optim.{field}={micro * rows // fewer} for the same batch"
-        )
-    return [text]
+    field = f"optim.accumulation{'_long' if case.shape == 'long' else ''}"
+    each = rows * micro
+    parts = [n for n in range(micro + 1, each + 1) if each % n == 0]
+    parts = [n for n in parts if each // n <= fewer]
+    valid = [n for n in parts if _takes(case.cfg, field, n)]
+    number = (valid or parts)[0]
+    text = f"--config.{field}={number} instead of {micro}"
+    if not valid:  # what the recipe's rows are a multiple of must be one of it
+        text += f", with --config.rows.row_multiple={each * shards}"
+    left = each // number
+    return [
+        f"{text}: {left} rows per chip at a time instead of {rows}, the batch stays"
+    ]
+
+
+def _takes(cfg: config_lib.RunConfig, field: str, value: int) -> bool:
+    """Is a config still valid with this value of a field?"""
+    changed = copy.deepcopy(cfg)
+    group, name = field.split(".")
+    setattr(getattr(changed, group), name, value)
+    try:
+        changed.validate()
+    except ValueError:
+        return False
+    return True
 
 
 def _offload(cfg: config_lib.RunConfig) -> list[str]:
@@ -98,8 +124,8 @@ def _more_chips(
     for item in larger:
         if state * here.devices / item.devices + rest <= granted:
             return [
-                f"--topology={item.aot_name} ({item.name}, {item.chips} chips) at the "
-                "same rows per chip"
+                f"{item.name} ({item.chips} chips; here --topology={item.aot_name}) at "
+                "the same rows per chip"
             ]
     if not larger:
         return []

@@ -125,8 +125,82 @@ def _kept(raw: dict[str, Any]) -> Kept:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Remedy:
+    """A field that may mend a problem.
+
+    Attributes:
+      change: ``FIELD=VALUE``.
+      words: what comes of it.
+    """
+
+    change: str
+    words: str = ""
+
+    def __str__(self) -> str:
+        return f"--config.{self.change}{self.words}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Something that a launch should not be started with.
+
+    Attributes:
+      shape, kind: by these it is found again with other fields.
+      text: without advice.
+      remedies: groups to try; of each the first one that mends it is told.
+      chips: advice on the number of chips, if that helps.
+    """
+
+    shape: str
+    kind: str
+    text: str
+    remedies: tuple[Sequence[_Remedy], ...] = ()
+    chips: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.shape, self.kind
+
+
 def check(launch: Launch, kept: Sequence[Kept], workload: estimate.Workload) -> Found:
     """Everything that is known of a launch before it costs anything.
+
+    A field that is advised has been tried: with it the problem is gone, and no other
+    one comes.
+
+    Raises:
+      ValueError: if config and slice cannot go together at all.
+    """
+    told, problems = _look(launch, kept, workload)
+    told = [*_taken_for(launch), *told, *_planned_by(launch, kept)]
+
+    def mends(remedy: _Remedy, problem: _Problem) -> bool:
+        try:
+            cfg = planner.changed(launch.cfg, [remedy.change])
+            changed = dataclasses.replace(launch, cfg=cfg)
+            _, left = _look(changed, kept, workload)
+        except ValueError:
+            return False
+        allowed = {one.key for one in problems} - {problem.key}
+        return {one.key for one in left} <= allowed
+
+    # More chips and fewer at once is no advice.
+    torn = {"pairs", "memory"} <= {one.kind for one in problems}
+    said = []
+    for one in problems:
+        found = [next((r for r in g if mends(r, one)), None) for g in one.remedies]
+        fields_ = " or ".join(str(remedy) for remedy in found if remedy)
+        advice = [one.chips] if one.chips and not torn else []
+        advice.append(f"set {fields_}" if fields_ else "ask scripts/plan.py what helps")
+        said.append(f"{one.text}; {', or '.join(advice)}")
+    return Found(tuple(dict.fromkeys(told)), tuple(said))
+
+
+def _look(
+    launch: Launch, kept: Sequence[Kept], workload: estimate.Workload
+) -> tuple[list[str], list[_Problem]]:
+    """What is known of a launch, and what is wrong with it.
 
     Raises:
       ValueError: if config and slice cannot go together at all.
@@ -134,20 +208,20 @@ def check(launch: Launch, kept: Sequence[Kept], workload: estimate.Workload) -> 
     request = planner.Request(
         launch.name, launch.cfg, topology=launch.topology, slices=launch.slices
     )
-    sold = slices.lookup(launch.topology)
-    devices = sold.devices * launch.slices
-    told, problems = _taken_for(launch), []
+    told, problems = [], []
     for case, shards in planner.cases(request, workload):
-        if problem := _rows_that_do_not_divide(case, shards):
+        if problem := _rows_that_do_not_divide(launch, case, shards):
             problems.append(problem)
             continue
         told.append(_rows(case, shards, workload))
-        problems += _pairs_off(launch, case, devices, workload)
-        fits, said = _memory(launch, case, shards, devices, kept)
-        (told if fits else problems).append(f"{case.shape} rows: {said}")
+        problems += _pairs_off(launch, case, workload)
+        found = _memory(launch, case, shards, kept)
+        if isinstance(found, _Problem):
+            problems.append(found)
+        else:
+            told.append(f"{case.shape} rows: {found}")
         told += [f"costs time: {said}" for said in costs.costs(case, None)]
-    told += _planned_by(launch, kept)
-    return Found(tuple(dict.fromkeys(told)), tuple(problems))
+    return told, problems
 
 
 def _taken_for(launch: Launch) -> list[str]:
@@ -167,17 +241,34 @@ def _planned_by(launch: Launch, kept: Sequence[Kept]) -> Iterator[str]:
         yield f"planned by {compiler}"
 
 
-def _rows_that_do_not_divide(case: programs.Case, shards: int) -> str:
+def _rows_that_do_not_divide(
+    launch: Launch, case: programs.Case, shards: int
+) -> _Problem | None:
     needed = shards * case.micro_batches
     if case.rows % needed == 0:
-        return ""
-    field = "accumulation_long" if case.shape == "long" else "accumulation"
-    return (
+        return None
+    optim, each = launch.cfg.optim, case.rows // shards
+    # A batch has as many rows of either shape.
+    of = shards * math.lcm(optim.accumulation, optim.accumulation_long or 1)
+    rows = [batch_rows.nearest(case.rows, of), (case.rows // of + 1) * of]
+    micro = [n for n in range(1, each + 1) if each % n == 0]
+    micro.sort(key=lambda n: abs(n - case.micro_batches))
+    return _Problem(
+        case.shape,
+        "rows",
         f"rows.rows_per_batch={case.rows} does not divide over {needed} = {shards} "
-        f"shards × {case.micro_batches} micro-batches of {case.shape} rows; set "
-        f"--config.rows.rows_per_batch to a multiple of {needed} (0 lets rows follow "
-        f"from the slice), or --config.optim.{field}"
+        f"shards × {case.micro_batches} micro-batches of {case.shape} rows",
+        (
+            [_Remedy("rows.rows_per_batch=0", " (rows follow from the slice)")],
+            [_Remedy(f"rows.rows_per_batch={count}") for count in rows],
+            [_Remedy(f"{_micro_field(case)}={n}") for n in micro],
+        ),
     )
+
+
+def _micro_field(case: programs.Case) -> str:
+    """The field that splits rows of the shape of a case into micro-batches."""
+    return f"optim.accumulation{'_long' if case.shape == 'long' else ''}"
 
 
 def _rows(case: programs.Case, shards: int, workload: estimate.Workload) -> str:
@@ -192,29 +283,34 @@ def _rows(case: programs.Case, shards: int, workload: estimate.Workload) -> str:
 
 
 def _pairs_off(
-    launch: Launch, case: programs.Case, devices: int, workload: estimate.Workload
-) -> Iterator[str]:
+    launch: Launch, case: programs.Case, workload: estimate.Workload
+) -> Iterator[_Problem]:
     """A derived batch far from the recipe's number of pairs, and what to set."""
     wanted = case.cfg.rows.pairs_per_batch
     shape = getattr(case.cfg.rows, case.shape).build()
     pairs = case.rows * workload.pairs(shape)
     if case.cfg.rows.rows_per_batch or _near(pairs, wanted):
         return
-    remedies = [f"--config.rows.pairs_per_batch={pairs:.0f} to train with that"]
+    devices, over = _devices(launch), []
     for tensor in (2, 4, 8):
-        shards = devices // tensor
-        if launch.cfg.mesh.tensor >= tensor or devices % tensor:
-            continue
-        of = batch_rows.multiple(case.cfg.rows.row_multiple, shards)
-        rows = batch_rows.nearest(wanted / workload.pairs(shape), of)
-        if _near(rows * workload.pairs(shape), wanted):
-            remedies.insert(0, f"--config.mesh.tensor={tensor} ({rows} rows)")
-            break
-    yield (
+        if launch.cfg.mesh.tensor < tensor and devices % tensor == 0:
+            of = batch_rows.multiple(case.cfg.rows.row_multiple, devices // tensor)
+            rows = batch_rows.nearest(wanted / workload.pairs(shape), of)
+            over.append(_Remedy(f"mesh.tensor={tensor}", f" ({rows} rows)"))
+    as_it_is = _Remedy(f"rows.pairs_per_batch={pairs:.0f}", " to train with that")
+    yield _Problem(
+        case.shape,
+        "pairs",
         f"{case.shape} rows: {case.rows} are the fewest for {devices} devices, about "
-        f"{pairs:.0f} pairs instead of rows.pairs_per_batch={wanted}; take fewer "
-        f"devices, or set {' or '.join(remedies)}"
+        f"{pairs:.0f} pairs instead of rows.pairs_per_batch={wanted}",
+        (over, [as_it_is]),
+        "take fewer devices",
     )
+
+
+def _devices(launch: Launch) -> int:
+    """Of all its slices."""
+    return slices.lookup(launch.topology).devices * launch.slices
 
 
 def _near(pairs: float, wanted: float) -> bool:
@@ -222,27 +318,37 @@ def _near(pairs: float, wanted: float) -> bool:
 
 
 def _memory(
-    launch: Launch,
-    case: programs.Case,
-    shards: int,
-    devices: int,
-    kept: Sequence[Kept],
-) -> tuple[bool, str]:
-    """Whether a step fits, as far as is known, and how that is known."""
+    launch: Launch, case: programs.Case, shards: int, kept: Sequence[Kept]
+) -> str | _Problem:
+    """Why a step fits, as far as is known, or that it does not."""
     near = [one for one in kept if _comparable(launch, case, one)]
     if not near or changed_memory(launch):
-        return _state_alone(launch, devices, kept)
-    granted = _granted(launch, kept)
-    each, micro = case.rows // shards, case.micro_batches
-    fits, said = _judged(near, launch, devices, each / micro, granted)
+        return _state_alone(launch, case, kept)
+    granted, devices = _granted(launch, kept), _devices(launch)
+    each = case.rows // shards
+    fits, said = _judged(near, launch, devices, each / case.micro_batches, granted)
     if fits:
-        return fits, said
-    field = "accumulation_long" if case.shape == "long" else "accumulation"
-    for fewer in range(each // micro - 1, 0, -1):
-        if each % fewer == 0 and _judged(near, launch, devices, fewer, granted)[0]:
-            remedy = f"set --config.optim.{field}={each // fewer} for {fewer} at a time"
-            return False, f"{said}; {remedy}"
-    return False, f"{said}; take more chips, or ask scripts/plan.py what else helps"
+        return said
+    # A run takes the next number that divides: the exact one is tried before others.
+    taken = {
+        number: batch_rows.micro_batches(case.rows, shards, number)
+        for number in range(case.micro_batches + 1, each + 1)
+    }
+    fewer = [
+        _Remedy(f"{_micro_field(case)}={number}", f" for {each // micro} at a time")
+        for number, micro in sorted(taken.items(), key=lambda x: (x[1], x[0] != x[1]))
+        if _judged(near, launch, devices, each // micro, granted)[0]
+    ]
+    generation = slices.lookup(launch.topology).generation
+    sizes = [s.devices for s in slices.table() if s.generation == generation]
+    helped = _judged(near, launch, max(sizes), 1, granted)[0]
+    return _Problem(
+        case.shape,
+        "memory",
+        f"{case.shape} rows: {said}",
+        (fewer,),
+        "take more chips" if helped else "",
+    )
 
 
 def _comparable(launch: Launch, case: programs.Case, kept: Kept) -> bool:
@@ -334,8 +440,8 @@ def _of(needed: float, granted: float) -> str:
 
 
 def _state_alone(
-    launch: Launch, devices: int, kept: Sequence[Kept]
-) -> tuple[bool, str]:
+    launch: Launch, case: programs.Case, kept: Sequence[Kept]
+) -> str | _Problem:
     """What can be said of a recipe that was never planned like this."""
     why = ", ".join(changed_memory(launch)) or f"remat={launch.cfg.model.remat!r}"
     unknown = f"no kept result is of {launch.name} with its {why}"
@@ -344,11 +450,12 @@ def _state_alone(
     if family.lookup(cfg.model.path) is None:
         cfg.model.path = launch.recipe.model.path
     if family.lookup(cfg.model.path) is None:
-        return True, f"memory is not known: {unknown}; {plan}"
+        return f"memory is not known: {unknown}; {plan}"
     held = planner.held(cfg)
-    need = (held.params + held.optimiser + held.reference) / devices
+    need = (held.params + held.optimiser + held.reference) / _devices(launch)
     granted = _granted(launch, kept)
     said = f"weights and optimiser alone need {_of(need, granted)} of a device"
     if need > granted:
-        return False, f"do not fit: {said}; take more chips"
-    return True, f"{said}, the rest is not known: {unknown}; {plan}"
+        text = f"{case.shape} rows: do not fit: {said}"
+        return _Problem(case.shape, "memory", text, chips="take more chips")
+    return f"{said}, the rest is not known: {unknown}; {plan}"

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import rich.text
@@ -74,21 +74,32 @@ def _expanded(argument: str) -> str:
 def run(
     main: Callable[[list[str]], None],
     cfg: Any = None,
+    *,
+    words: bool = False,
 ) -> None:
     """Run a program: check ``--config.*`` names first, show our errors without a trace.
 
+    What stands behind ``--`` is left as it is.
+
+    Args:
+      main: gets the arguments that are no flags, behind the program's own name.
+      cfg: see ``config.check_overrides``.
+      words: does `main` read such arguments? Where it does not, one is a mistake: flags
+        end at it, and those behind it would do nothing.
+
     Errors that the project raises on purpose name the file, the field, the value and
     the remedy, those of the system the file; a traceback would bury that.
-    ``--traceback`` shows it nevertheless.
+    ``--traceback`` shows it nevertheless. Who asks for help has made no mistake: 0.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may know ASCII alone
     program = sys.argv[0].rsplit("/", 1)[-1]
     trace = flags.DEFINE_bool("traceback", False, "Show where an error came from")
-    sys.argv[1:] = [_expanded(argument) for argument in sys.argv[1:]]
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv[1:end] = [_expanded(argument) for argument in sys.argv[1:end]]
     try:
-        config.check_overrides(sys.argv[1:], cfg)
+        config.check_overrides(sys.argv[1:end], cfg)
     except ValueError as error:
         sys.exit(f"{program}: {error}")
 
@@ -101,13 +112,38 @@ def run(
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
+            if not words:
+                no_words(argv)
             _run_with_others(main, argv)
         except SystemExit:
             raise
         except BaseException as error:
             _end(error, program=program, trace=trace.value)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """Parse flags as absl does, except that its help ends with 0, not with 1."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except SystemExit as end:
+        if isinstance(end.__context__, flags.Error):
+            raise
+        sys.exit(0)
+
+
+def no_words(argv: Sequence[str]) -> None:
+    """Check that parsed arguments hold nothing but the name of a program.
+
+    Raises:
+      ValueError: there is a word that is no flag.
+    """
+    if argv[1:]:
+        raise ValueError(
+            f"{argv[1]!r} is no flag, and those behind it would do nothing; write "
+            "--FLAG=VALUE, with quotes around a value that holds a blank"
+        )
 
 
 def _run_with_others(main: Callable[[list[str]], None], argv: list[str]) -> None:

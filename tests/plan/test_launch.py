@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -94,7 +96,16 @@ def test_rows_set_outright_must_divide():
     (short, long) = found.problems
     assert "rows.rows_per_batch=96 does not divide over 64 = 64 shards × 1" in short
     assert "192 = 64 shards × 3 micro-batches of long rows" in long
-    assert "--config.optim.accumulation_long" in long
+    for problem in (short, long):  # 96 rows of 64 devices: no micro-batches help
+        assert "--config.rows.rows_per_batch=192" in problem
+        assert "optim.accumulation" not in problem.split(";")[1]
+    found = check(
+        "internvl2_8b_mpo",
+        "v5e:4x4",
+        **{"rows.rows_per_batch": 96, "optim.accumulation": 12},
+    )
+    (short,) = [p for p in found.problems if "short" in p]
+    assert "--config.optim.accumulation=6" in short.split(";")[1]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,66 @@ def test_too_few_chips_are_refused_and_the_remedy_is_one_that_fits(topology, rem
         assert "(to be sure: ask plan.py)" in problem
     fields = {remedy.split("=")[0]: 6 for remedy in remedies}
     assert not check("internvl2_8b_mpo", topology, **fields).problems
+
+
+SET = re.compile(r"--config\.(\S+)=([\d.]+)")
+# Up to where rows are too many for the batch of any recipe; and one of the largest.
+SIZES = [s for s in slices.table() if s.devices <= 192 or s.chips == 4096]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_with_every_field_that_is_advised_the_check_passes(name):
+    """Of every recipe, on every slice: each choice alone, for each problem."""
+    advised = 0
+    planned = {one.name for one in KEPT}
+    for sold in SIZES:
+        if name not in planned and sold.generation != "v5e":
+            continue  # what little is known of it differs by size alone
+        found = check(name, sold.aot_name)
+        choices = [SET.findall(problem) for problem in found.problems]
+        advised += sum(map(len, choices))
+        left = [
+            p for p, fields in zip(found.problems, choices, strict=True) if not fields
+        ]
+        for chosen in itertools.product(*filter(None, choices)):
+            if len({field for field, _ in chosen}) < len(dict.fromkeys(chosen)):
+                continue  # one field, two values: either problem alone
+            after = check(name, sold.aot_name, **dict(chosen))
+            assert len(after.problems) <= len(left), (sold.name, chosen, after.problems)
+        for field, value in itertools.chain.from_iterable(choices):
+            after = check(name, sold.aot_name, **{field: value})
+            fewer = len(after.problems) < len(found.problems)
+            assert fewer, (sold.name, field, value, after.problems)
+    assert advised, name
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "advice"),
+    [
+        # rows.row_multiple=16 takes no 3.
+        ("internvl2_2b_mpo", "v6e:2x2", "optim.accumulation=4 for 6 at a time"),
+        ("internvl2_2b_mpo", "v4:2x2x1", "optim.accumulation=4 for 6 at a time"),
+        ("internvl2_8b_sft", "v5p:2x2x1", "optim.accumulation_long="),
+    ],
+)
+def test_micro_batches_that_the_recipe_does_not_take_are_not_advised(
+    name, topology, advice
+):
+    found = check(name, topology)
+    assert any(f"set --config.{advice}" in problem for problem in found.problems)
+
+
+def test_more_chips_are_advised_where_they_help_alone():
+    # Of one row of 26B more is left on v4 than it has, on any number of chips.
+    for topology in ("v4:2x2x4", "v4:4x4x12"):
+        found = check("internvl2_26b_mpo", topology)
+        memory = [p for p in found.problems if "may not fit" in p]
+        assert memory and not [p for p in found.problems if "take more chips" in p]
+        assert all("ask scripts/plan.py what helps" in p for p in memory)
+        assert "take fewer devices" not in "".join(found.problems)
+    found = check("internvl2_8b_mpo", "v5e:2x2")
+    assert all("take more chips" in p for p in found.problems)
 
 
 def test_a_refused_program_refuses_larger_ones():

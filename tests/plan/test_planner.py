@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 import rich.console
@@ -171,8 +172,14 @@ def test_advice_is_computed():
         **{"params": GIB, "optimiser": 2 * GIB, "needed": 21 * GIB, "granted": 15 * GIB}
     )
     text = "\n".join(advice.advise(case, compiled, 32))
-    # 18 GiB for 3 rows; 12 are free: 2 rows.
-    assert "--rows_per_chip=2 instead of 3" in text
+    # 18 GiB for 3 rows; 12 are free: 2 rows, and 3 rows part into ones.
+    assert "--config.optim.accumulation=3 instead of 1, with" in text
+    assert "row_multiple=96: 1 rows per chip at a time instead of 3" in text
+    changes = ["optim.accumulation=3", "rows.row_multiple=96"]
+    cfg = planner.changed(case.cfg, changes)
+    asked = planner.Request("x", cfg, topology="v5e:4x8", shapes=("short",))
+    ((again, _),) = planner.cases(asked, WORKLOAD)
+    assert (again.rows, again.micro_batches) == (96, 3)
     assert "vision_chunk=4 instead of 8" in text
     assert "remat" not in text
     assert "more chips of v5e alone do not help" in text
@@ -187,9 +194,32 @@ def test_advice_names_the_next_slice_that_would_do():
         vision_chunk=1,
     )
     text = "\n".join(advice.advise(case, compiled, 32))
-    assert "--topology=v5e:8x8 (v5litepod-64, 64 chips)" in text
+    assert "v5litepod-64 (64 chips; here --topology=v5e:8x8)" in text
     assert "remat=full instead of 'none'" in text
-    assert "vision_chunk" not in text and "rows_per_chip=" not in text
+    assert "vision_chunk" not in text and "optim.accumulation" not in text
+
+
+@pytest.mark.parametrize("multiple", [96, 16])
+@pytest.mark.parametrize("step", ["train", "reference"])
+@pytest.mark.parametrize("shape", ["short", "long"])
+def test_fields_that_are_advised_are_train_pys_and_valid(multiple, step, shape):
+    case, compiled = too_large(
+        **{"params": GIB, "optimiser": 2 * GIB, "needed": 21 * GIB, "granted": 15 * GIB}
+    )
+    case.cfg.rows.row_multiple = multiple
+    case.cfg.optim.accumulation = case.cfg.optim.accumulation_long = 1
+    case = dataclasses.replace(case, shape=shape, step=step, rows=24 * 32)
+    text = "\n".join(advice.advise(case, compiled, 32))
+    assert "rows_per_chip" not in text
+    (found,) = re.findall(r"--config\.(optim\.accumulation\w*=\d+) instead of 1", text)
+    # 16 of 24 rows would fit; 24 rows part into halves.
+    assert found == f"optim.accumulation{'_long' * (shape == 'long')}=2"
+    planner.changed(case.cfg, [found]).validate()
+    case.cfg.optim.accumulation = case.cfg.optim.accumulation_long = 2
+    again = dataclasses.replace(case, rows=case.rows // (1 if step == "train" else 2))
+    text = "\n".join(advice.advise(again, compiled, 32))
+    number = {96: 3, 16: 4}[multiple]  # row_multiple=16 takes no 3
+    assert f"={number} instead of 2: {24 // number} rows per chip" in text
 
 
 def test_a_failed_compilation_is_not_called_a_lack_of_memory():

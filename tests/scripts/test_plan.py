@@ -53,7 +53,7 @@ def test_what_does_not_fit_ends_with_status_2_and_remedies():
     found = call(RECIPE, "--shape=short")
     assert found.returncode == 2, found.stderr
     assert "needs 20.00 GiB of 16.00 GiB" in found.stderr
-    assert "--rows_per_chip=2 instead of 3" in found.stderr
+    assert "--config.optim.accumulation=3 instead of 1" in found.stderr
 
 
 @pytest.mark.slow

@@ -276,6 +276,7 @@ def checker():
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -288,16 +289,13 @@ def test_every_training_of_the_documents_suits_the_slice_of_its_recipe(
     planned = 0
     for where, line, sold in train_lines():
         words = shlex.split(line.replace("$DATA", ""))
-        arguments = checker.arguments(words)
-        given = [word for word in arguments if word.startswith("--config")]
-        cfg = checker.read(given)
+        asked = checker.read([*checker.arguments(words), "--workdir=gs://b/r"])
+        cfg = asked.cfg
         if not isinstance(cfg, config.RunConfig) or not cfg.topology:
             continue  # on a CPU
-        name = pathlib.Path(given[0].split("=")[1].split(":")[0]).stem
         topology = slices.lookup(sold).aot_name if sold else cfg.topology
-        recipe = checker.read(given[:1])
-        asked = launch.Launch(name, cfg, recipe, topology)
-        found = launch.check(asked, *kept)
+        meant = launch.Launch(asked.name, cfg, asked.recipe, topology)
+        found = launch.check(meant, *kept)
         assert not found.problems, (where, line)
         planned += 1
     assert planned >= 19

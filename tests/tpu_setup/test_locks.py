@@ -9,9 +9,11 @@ import tomllib
 import pytest
 from packaging import requirements, utils, version
 
+from mpo_jax.utils import wandb_board
+
 FOLDER = pathlib.Path(__file__).parents[2] / "tpu_setup" / "locks"
 LOCKS = [f"{kind}-{python}" for kind in ("tpu", "test") for python in ("3.11", "3.12")]
-EXTRAS = {"tpu": ("tpu", "gcs"), "test": ("test",)}
+EXTRAS = {"tpu": ("tpu", "gcs", "wandb"), "test": ("test",)}
 _ENTRY = re.compile(r"([A-Za-z0-9._-]+)==(\S+?)((?: ; .*?)?)((?: --hash=\S+)+)")
 
 
@@ -75,6 +77,15 @@ def test_locks_are_within_the_ranges(name, project):
         assert wanted.specifier.contains(version.Version(pinned)), (line, pinned)
         checked += 1
     assert checked >= len(project["dependencies"])
+
+
+def test_workers_have_what_fields_of_a_training_ask_for(root):
+    """Nobody can follow `pip install -e '.[…]'` on a worker (log.wandb, gs://)."""
+    made = (root / "tpu_setup/locks/make.sh").read_text("utf-8")
+    for extra, library in ((wandb_board.EXTRA, "wandb"), ("gcs", "gcsfs")):
+        assert extra in EXTRAS["tpu"] and f"--extra={extra}" in made
+        for python in ("3.11", "3.12"):  # startup.sh's, and either image's
+            assert library in entries(f"tpu-{python}")
 
 
 def test_the_compiler_that_plans_is_the_one_that_slices_run(project):

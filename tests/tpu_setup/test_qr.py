@@ -117,6 +117,12 @@ def test_create(qr, stand_ins, root):
         (["watch", "--", "python"], {}, "usage: watch"),
         (["watch", "v6e-60", "--", "python"], {}, "near: v6e-64"),
         (["watch", "v6e-8", "--", "python"], {"JOB": "a b"}, "JOB='a b'"),
+        (["wait", "2s"], {}, "wait SECONDS='2s': write a whole number"),
+        (["wait", "08"], {}, "wait SECONDS='08'"),
+        (["wait", "x"], {}, "wait SECONDS='x'"),
+        (["wait", "-1"], {}, "wait SECONDS='-1'"),
+        (["wait", "5"], {"POLL": "08"}, "POLL='08'"),
+        (["watch", "v6e-8", "--", "python"], {"MAX_STARTS": "x"}, "MAX_STARTS='x'"),
         (["remove"], {}, "qr.sh delete"),
         ([], {}, "qr.sh create"),
         (["delete"], {"ZONE": ""}, "ZONE: zone"),
@@ -190,7 +196,10 @@ def test_private_code_goes_through_the_bucket(qr, stand_ins, tmp_path, root):
     assert not pathlib.Path(copy[3]).exists()  # tidied up
 
 
-TRAIN = ["python", "scripts/train.py", "--config=configs/internvl2_8b_mpo.py"]
+TRAIN = [
+    *("python", "scripts/train.py", "--config=configs/internvl2_8b_mpo.py"),
+    *("--config.data.meta=gs://b/meta.json", "--workdir=gs://b/r"),
+]
 
 
 @pytest.mark.slow
@@ -211,9 +220,29 @@ def test_a_recipe_that_does_not_suit_the_slice_is_refused_before_it_is_billed(
     assert verbs(stand_ins) == ["describe"]  # whose size the slice has
     assert qr("run", "--", *TRAIN, CHECK="0").returncode == 0
     stand_ins.script({STATE: [(0, "ACTIVE\t\tv5litepod-64\t\n")]})
-    done = qr("run", "--", *TRAIN, "--workdir=/bucket/r", **python)
+    done = qr("run", "--", *TRAIN, **python)
     assert done.returncode == 0, done.stderr
     assert "128 a batch" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.optim.lr=1"], "no field 'optim.lr'"),
+        (["--config.mesh.tensor=many"], "mesh.tensor=many"),
+        (["--config=configs/no.py"], "configs/no.py"),
+        (["--wokdir=gs://b/r"], "Did you mean: workdir"),
+        (["--workdir=runs/8b"], "each of the 16 hosts would have its own"),
+    ],
+)
+def test_a_mistake_in_the_line_is_no_fault_of_the_interpreter(
+    qr, stand_ins, words, message
+):
+    done = qr("create", "v5litepod-64", "--", *TRAIN, *words, PYTHON=sys.executable)
+    assert done.returncode == 2 and not stand_ins.calls("gcloud")
+    assert message in done.stderr and "Mend the command" in done.stderr
+    assert "PYTHON names another" not in done.stderr
 
 
 def test_a_check_that_cannot_run_is_no_pass(qr, stand_ins):

@@ -56,6 +56,15 @@ def test_argv(xpk, stand_ins, shell_words):
         (["run-1", "v6e-63", "--", "python"], {}, "near: v6e-64"),
         (["run-1", "v6e-64", "python", "x"], {}, "xpk.sh WORKLOAD SLICE"),
         (["run-1", "v6e-64", "--spot", "--"], {}, "xpk.sh WORKLOAD SLICE"),
+        *[
+            (["r", "v6e-64", *flags, "--", "python"], {}, f"--num-slices='{value}'")
+            for flags, value in (
+                (["--num-slices=0"], "0"),
+                (["--num-slices", "x"], "x"),
+                (["--num-slices="], ""),
+                (["--num-slices"], "--"),
+            )
+        ],
         (["run-1", "v6e-64", "--", "python"], {"CLUSTER": ""}, "CLUSTER"),
         (["run-1", "v6e-64", "--", "python"], {"IMAGE": ""}, "IMAGE"),
     ],
@@ -79,12 +88,15 @@ def test_help_is_no_mistake(xpk):
         ("v5litepod-256", (), "--config.mesh.tensor=2"),
         ("v6e-64", ("--num-slices=2",), ""),  # 128 devices, one row each
         ("v6e-64", ("--num-slices=4",), "256 are the fewest for 256 devices"),
+        ("v6e-64", ("--num-slices", "4"), "256 are the fewest for 256 devices"),
+        ("v6e-64", ("--num-sl", "4"), "256 are the fewest for 256 devices"),
     ],
 )
 def test_a_recipe_that_does_not_suit_the_slices_reaches_no_cluster(
     xpk, stand_ins, where, flags, message
 ):
     line = ["python", "scripts/train.py", "--config=configs/internvl2_8b_mpo.py"]
+    line += ["--config.data.meta=gs://b/meta.json", "--workdir=gs://b/r"]
     argv = ["r", where, *flags, "--", *line]
     done = xpk(*argv, PYTHON=sys.executable)
     assert done.returncode == (2 if message else 0), done.stderr

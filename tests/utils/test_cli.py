@@ -214,7 +214,7 @@ def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
     """A preempted machine may vanish while the others wait for it to leave."""
     others = Others()
     monkeypatch.setattr(cli.peers, "others", lambda: others)
-    monkeypatch.setattr(cli.app, "run", lambda guarded: guarded([]))
+    monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded([]))
     monkeypatch.setattr(cli.flags, "DEFINE_bool", lambda *_: Trace)
     monkeypatch.setattr(cli.faulthandler, "enable", lambda **_: None)  # pytest has its
     monkeypatch.setattr(cli.sys, "argv", ["train.py"])
@@ -235,3 +235,25 @@ def test_a_host_that_is_lost_at_the_very_end_is_a_reason_to_start_again(
 
 class Trace:
     value = False
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_word_that_nobody_reads_is_a_mistake(monkeypatch, words):
+    """absl ends flags at it: those behind it did nothing, and nobody said so."""
+    seen = []
+    argv = ["train.py", "true", "--", "--config.no=1", "--workdir=~/x"]
+    monkeypatch.setattr(cli.sys, "argv", argv)
+    monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(cli.sys.argv))
+    monkeypatch.setattr(cli.flags, "DEFINE_bool", lambda *_: Trace)
+    monkeypatch.setattr(cli.faulthandler, "enable", lambda **_: None)
+    monkeypatch.setattr(cli.runtime, "finish", lambda: None)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(cli.progress, "console", lambda: console)
+    if words:  # and what stands behind -- is another program's
+        cli.run(lambda argv: seen.append(list(argv)), words=True)
+        assert seen == [argv]
+        return
+    with pytest.raises(SystemExit) as raised:
+        cli.run(lambda argv: seen.append(list(argv)))
+    assert raised.value.code == statuses.FAILED and not seen
+    assert "'true' is no flag" in console.file.getvalue()

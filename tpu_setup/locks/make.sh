@@ -4,7 +4,7 @@
 #
 #   tpu_setup/locks/make.sh        (or make locks; needs uv: pip install uv)
 #
-#   tpu-*.txt    what slices and the image install: the extras tpu and gcs
+#   tpu-*.txt    what slices and the image install: the extras tpu, gcs and wandb
 #   uv.txt       with what startup.sh installs them
 #   test-*.txt   what make installs: the extra test, without torch, which pyproject.toml
 #                pins and whose build for CPUs comes from elsewhere
@@ -29,8 +29,8 @@ lock() {  # NAME SOURCE [uv's flags]; more requirements come from standard input
 
 for python in 3.11 3.12; do
   # setuptools builds the project itself.
-  lock "tpu-$python" pyproject.toml --python-version="$python" --extra=tpu --extra=gcs \
-    <<<'setuptools>=77'
+  lock "tpu-$python" pyproject.toml --python-version="$python" \
+    --extra=tpu --extra=gcs --extra=wandb <<<'setuptools>=77'
   lock "test-$python" pyproject.toml --python-version="$python" --extra=test \
     --override="$scratch/no-torch.txt" <<<'setuptools>=77'
 done
