@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -294,7 +295,14 @@ def _trained(cfg: config_lib.RunConfig, model: InternVLConfig) -> flops_lib.Trai
 
 
 def _run_model(cfg: config_lib.RunConfig, model: InternVLConfig) -> internvl.InternVL:
-    return internvl.InternVL(model, adapted.of(cfg.model, model))
+    return _declared(model, adapted.of(cfg.model, model))
+
+
+@functools.lru_cache(maxsize=16)  # a search asks hundreds of times for a few of them
+def _declared(
+    model: InternVLConfig, adaptation: adapted.Adaptation
+) -> internvl.InternVL:
+    return internvl.InternVL(model, adaptation)
 
 
 @dataclasses.dataclass(frozen=True)

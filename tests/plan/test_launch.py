@@ -126,8 +126,8 @@ def test_too_few_chips_are_refused_and_the_remedy_is_one_that_fits(topology, rem
 
 
 SET = re.compile(r"--config\.(\S+)=([\d.]+)")
-# Up to where rows are too many for the batch of any recipe; and one of the largest.
-SIZES = [s for s in slices.table() if s.devices <= 192 or s.chips == 4096]
+# Small ones, which ask for most; larger ones ask for no other fields.
+SIZES = [s for s in slices.table() if s.devices <= 32 or s.chips in (192, 4096)]
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_with_every_field_that_is_advised_the_check_passes(name):
             after = check(name, sold.aot_name, **{field: value})
             fewer = len(after.problems) < len(found.problems)
             assert fewer, (sold.name, field, value, after.problems)
-    assert advised, name
+    assert advised or name not in planned
 
 
 @pytest.mark.parametrize(

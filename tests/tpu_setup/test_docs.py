@@ -111,7 +111,9 @@ def page(stand_ins):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "choice"), READERS)
+@pytest.mark.parametrize(
+    ("name", "choice"), [(page, choices(page)[0]) for page in PAGES], ids=PAGES
+)
 def test_every_command_of_a_page_runs(page, stand_ins, name, choice, tmp_path):
     done = page(name, choice)
     assert done.returncode == 0, done.stderr[-3000:]
