@@ -30,8 +30,8 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import meter
 from mpo_jax.train import state as state_lib
+from mpo_jax.utils import lease, mirror, runtime
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import mirror, runtime
 from mpo_jax.verify import verifier as verifier_lib
 
 
@@ -76,6 +76,7 @@ class Benchmarks:
             trained={"run": str(self._run.place), "step": step},
         )
         folder = self._run.workdir / addresses.BENCHMARKS / f"step_{step}"
+        lease.check()
         mirror.fetch(folder)  # what a start that was killed has answered
         with verifier_lib.Verifier() as verifier:
             outcome = evaluating.answered_by_model(

@@ -126,9 +126,9 @@ def held(
 def check() -> None:
     """End the program if a work directory that this process took is no more its own.
 
-    To be called before a folder is made in one, on every process: where it was
-    unmounted or renamed, its place would fill up in silence, and the next start go on
-    from there. Costs one read of a small file.
+    To be called before a folder is made in one: where it was unmounted or renamed, its
+    place would fill up in silence, and the next start go on from there. Costs one read
+    of a small file, on the process that has the lease; the others end with it.
 
     Raises:
       OSError: the lease cannot be read.
@@ -294,8 +294,8 @@ def _problem(workdir: Workdir, mine: Holder, found: Holder | None) -> str | None
     if found is None:
         return (
             f"{_place(workdir)} has vanished: was the directory unmounted, renamed or "
-            "deleted? This run ends, before it writes elsewhere; look at what is there, "
-            "and put the directory back before you start it again"
+            "deleted? This run ends, before it writes elsewhere; put the "
+            "directory back before you start it again"
         )
     if found.token != mine.token:
         return f"{workdir} was taken over by {found}; this run ends"

@@ -289,7 +289,7 @@ class Folder:
             self._fs.pipe_file(self._at(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small object unless there is one of this name; whether it was written.
+        """Write a small object unless one has this name; whether it was written.
 
         Of several that write at once the store lets one, where it has preconditions, as
         ``gs://`` has.

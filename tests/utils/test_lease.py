@@ -121,7 +121,7 @@ def test_dead_is_said_only_where_it_is_sure(tmp_path, holder, sure):
 
 @needs_proc
 def test_a_number_that_another_process_has_by_now(tmp_path):
-    """And one's own: two containers are both process 1, one that is started again, too."""
+    """And one's own: two containers are both process 1, or one that starts again."""
     mine = lease._of_this_process()
     assert not lease.is_gone(mine)
     assert lease.is_gone(dataclasses.replace(mine, born="1"))
@@ -152,7 +152,7 @@ def test_a_living_run_in_another_namespace_is_waited_for(tmp_path, outside):
     program = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     first = subprocess.Popen(program if outside else [*apart, *program], **pipes)
-    assert first.stdout.readline() == "in\n"
+    assert first.stdout is not None and first.stdout.readline() == "in\n"
     found = lease.read(tmp_path)
     assert found is not None and found.host == socket.gethostname()
     assert outside or found.pid == 1
