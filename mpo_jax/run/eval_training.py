@@ -66,6 +66,7 @@ class Benchmarks:
         Raises:
           ValueError: a benchmark could not be asked in full.
         """
+        lease.check()
         model = answerer.Model(
             source=self._run.source,
             speaker=self._speaker,
@@ -76,7 +77,6 @@ class Benchmarks:
             trained={"run": str(self._run.place), "step": step},
         )
         folder = self._run.workdir / addresses.BENCHMARKS / f"step_{step}"
-        lease.check()
         mirror.fetch(folder)  # what a start that was killed has answered
         with verifier_lib.Verifier() as verifier:
             outcome = evaluating.answered_by_model(

@@ -18,9 +18,17 @@ from safetensors import numpy as safetensors_numpy
 
 import mpo_jax
 from mpo_jax import checkpoint, config, ledger
-from mpo_jax.run import attempts, parameters, program, setup, train
+from mpo_jax.run import (
+    attempts,
+    eval_training,
+    export,
+    parameters,
+    program,
+    setup,
+    train,
+)
 from mpo_jax.train import loop, optimizer
-from mpo_jax.utils import peers, profiling
+from mpo_jax.utils import lease, peers, profiling
 
 ONE = jax.devices()[:1]
 
@@ -143,6 +151,26 @@ def test_a_work_directory_that_vanishes_ends_the_run_before_it_saves(
     (message, status), *_ = ended
     assert "lease.json has vanished" in message and status == 1
     assert not workdir.exists() and (away / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: export.export(None, None),  # type: ignore[arg-type]
+        lambda: object.__new__(eval_training.Benchmarks)(None, 4),  # type: ignore[arg-type]
+    ],
+    ids=["export", "benchmarks"],
+)
+def test_nothing_else_is_made_in_the_place_of_one_that_vanished(tmp_path, make):
+    def end(message: str, status: int) -> None:
+        raise KeyboardInterrupt(message)
+
+    with (
+        pytest.raises(KeyboardInterrupt, match="has vanished"),
+        lease.held(tmp_path, tell=print, lost=end),
+    ):
+        (tmp_path / lease.FILE).unlink()
+        make()
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "below a file"])

@@ -261,6 +261,7 @@ def test_renewed_and_given_up_where_another_has_taken_over(tmp_path, monkeypatch
     with lease.held(tmp_path, tell=never, lost=end) as mine:
         while (found := lease.read(tmp_path)) == mine:
             pass
+        assert found is not None
         assert found == dataclasses.replace(mine, beat=found.beat)
         write(tmp_path, other())
         while not ended:
