@@ -114,9 +114,24 @@ def _stores_gone(step: pathlib.Path) -> None:
         path.unlink()
 
 
+def _linked(step: pathlib.Path) -> None:
+    """To another disk, say, which is not there."""
+    path = data_file(step)
+    path.unlink()
+    path.symlink_to(step.parent / "nowhere")
+
+
+def _looped(step: pathlib.Path) -> None:
+    path = data_file(step)
+    path.unlink()
+    path.symlink_to(path)
+
+
 KINDS = {
     "truncated": (_truncated, r"params/.*/d/\w+: \d+ bytes, \d+ were written"),
     "deleted": (lambda step: data_file(step).unlink(), r"params/.*/d/\w+: missing"),
+    "linked": (_linked, r"params/.*/d/\w+: missing"),
+    "looped": (_looped, r"params/.*/d/\w+: missing"),
     "zeroed": (_zeroed, r"params/.*/d/\w+: another content \(checksum\)"),
     "all_empty": (_all_empty, r"mpo-manifest-0-of-1.json: damaged"),
     "cut_tree": (_cut_tree, r"params/_METADATA: 40 bytes, \d+ were written"),

@@ -18,7 +18,7 @@ from absl import flags
 
 from mpo_jax import config
 from mpo_jax.run import start_check
-from mpo_jax.utils import cli, runtime, statuses, watchdog
+from mpo_jax.utils import cli, lease, runtime, statuses, watchdog
 
 _TROUBLE = flags.DEFINE_string("trouble", "none", "What happens to the host")
 _HOST = flags.DEFINE_integer("host", 1, "Its number")
@@ -49,6 +49,10 @@ def _get_into_trouble(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "frozen":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if kind == "vanished":
+        workdir = pathlib.Path(_WORKDIR.value)
+        workdir.rename(workdir.with_name("away"))
+        lease.check()
     if kind == "late":
         time.sleep(4)
     if kind == "busy":  # half as long again as the watchdog waits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from mpo_jax import config
 from mpo_jax.checkpoint import agreement, fitting, places, saving, verifying
 from mpo_jax.checkpoint import files as files_lib
 from mpo_jax.checkpoint import patience as patience_lib
-from mpo_jax.utils import progress, remote, runtime, transient, watchdog
+from mpo_jax.utils import lease, progress, remote, runtime, transient, watchdog
 
 DAMAGED, REPLACED = "damaged", "replaced"
 
@@ -124,6 +125,7 @@ class Checkpoints:
     def _begin(self, step: int, trees: Mapping[str, Any], meta: dict) -> None:
         place = self._place(step)
         try:
+            lease.check()  # what follows makes every directory that is missing
             if self._patience.tried:
                 self._open_again()
             self._errors.first = None
@@ -329,7 +331,7 @@ class Checkpoints:
         else:
             folder = self.directory
         number = 1
-        while (new := folder / f"{prefix}_{step}_{number}").exists():
+        while _is_taken(new := folder / f"{prefix}_{step}_{number}"):
             number += 1
         files_lib.of(old).move(str(new))
         progress.console().print(f"{old} {why}\nIt is set aside as {new}.")
@@ -358,6 +360,11 @@ class Checkpoints:
             if not self._failed:
                 raise
             logging.debug("said before, by SaveFailed: %s", error)
+
+
+def _is_taken(place: Any) -> bool:
+    """Whether a name is in use, if only by a link to nothing."""
+    return place.exists() if remote.is_remote(place) else os.path.lexists(place)
 
 
 def _remedy(others: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -12,6 +13,7 @@ from mpo_jax.utils import atomic, remote
 
 BLAKE2B = "blake2b"
 _DIGEST_BYTES = 32
+_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 def blake2b(data: bytes = b"") -> Any:
@@ -29,6 +31,7 @@ class Local:
         """Every file by its path from here, with ``/``; empty if there is nothing.
 
         What another process is writing is not there yet: manifests appear side by side.
+        A link to nothing, or to itself, is no file.
         """
         if not self.directory.is_dir():
             return {}
@@ -42,7 +45,12 @@ class Local:
                 if atomic.is_being_written(name):
                     continue
                 path = pathlib.Path(folder, name)
-                info = path.stat()
+                try:
+                    info = path.stat()
+                except OSError as error:
+                    if error.errno not in _NOWHERE:
+                        raise
+                    continue
                 found[path.relative_to(self.directory).as_posix()] = remote.Stored(
                     info.st_size, {}, str(info.st_mtime_ns)
                 )

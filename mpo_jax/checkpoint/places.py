@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from etils.epath import gpath
 
-from mpo_jax.utils import remote
+from mpo_jax.utils import lease, remote
 
 _NO_NAMES = frozenset("#?*[]")
 """Orbax takes an address for a URL, whose path these end: all that lies behind them
@@ -20,15 +20,28 @@ would be one place."""
 
 @epath.register_path_cls
 class _Directory(gpath.PosixGPath):
-    """A directory whose own name is never taken for a pattern.
+    """A directory as Orbax must have it.
 
-    Orbax finds the files of each process by ``glob``, whose pattern would hold the
-    directory's name: in one such as ``lr[1e-5]`` it found none, and saved nothing.
+    Its own name is never taken for a pattern. Orbax finds the files of each process by
+    ``glob``, whose pattern would hold the directory's name: in one such as
+    ``lr[1e-5]`` it found none, and saved nothing.
+
+    Folders are made, and a save is committed, which is a rename, only where this run
+    still holds the work directory: in the place of one that was unmounted during a save
+    a checkpoint would appear, since TensorStore makes folders as well.
     """
 
     def glob(self, pattern: str) -> Iterator[_Directory]:  # type: ignore[override]
         for name in glob.iglob(pattern, root_dir=str(self)):
             yield self / name
+
+    def mkdir(self, *args: Any, **options: Any) -> None:
+        lease.check()
+        super().mkdir(*args, **options)
+
+    def rename(self, target: Any) -> Any:
+        lease.check()
+        return super().rename(target)
 
 
 def check_place(path: Any) -> None:

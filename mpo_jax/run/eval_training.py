@@ -30,8 +30,8 @@ from mpo_jax.run import (
 )
 from mpo_jax.train import meter
 from mpo_jax.train import state as state_lib
+from mpo_jax.utils import lease, mirror, runtime
 from mpo_jax.utils import metrics as metrics_lib
-from mpo_jax.utils import mirror, runtime
 from mpo_jax.verify import verifier as verifier_lib
 
 
@@ -66,6 +66,7 @@ class Benchmarks:
         Raises:
           ValueError: a benchmark could not be asked in full.
         """
+        lease.check()
         model = answerer.Model(
             source=self._run.source,
             speaker=self._speaker,

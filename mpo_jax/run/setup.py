@@ -103,7 +103,7 @@ def setup(
     place = str(workdir).rstrip("/")
     if not remote.is_remote(place):
         place = pathlib.Path(workdir).absolute()
-    addresses.local(place).mkdir(parents=True, exist_ok=True)
+    _make_folder(addresses.local(place))
     return Setup(
         cfg=cfg,
         place=place,
@@ -114,6 +114,16 @@ def setup(
         policy=policy,
         img_context_id=chat.img_context_id,
     )
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"--workdir={folder}: there is a file, or a link to nothing, where this "
+            "directory would be; name another one"
+        ) from error
 
 
 def _encode_policy(

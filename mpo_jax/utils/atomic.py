@@ -27,6 +27,8 @@ _NO_LOCKS = frozenset(
 )
 # Another user's, or on a disk that may only be read: theirs to remove.
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+NO_LINKS = _NO_LOCKS | {errno.EPERM}
+"""What a file system says that has no second name for a file."""
 _LONG_S = 86_400.0
 """Where a file system has no locks, what is older than this is taken for dead."""
 
@@ -52,6 +54,32 @@ def write_whole(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_new(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> bool:
+    """Write a file unless there is one; whether it was written: by one of several.
+
+    Whole from its first moment on, over a network as well: opening a file that must not
+    be there shows it empty at first, and old network file systems let two have it.
+
+    Args:
+      write: writes the file that it is given, which exists and is empty.
+
+    Raises:
+      OSError: with an ``errno`` of :data:`NO_LINKS` where the file system has none.
+    """
+    temporary = _own_name(path)
+    try:
+        with _locked(temporary):
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 @contextlib.contextmanager

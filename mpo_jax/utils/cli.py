@@ -31,6 +31,7 @@ _REMEDIES = {
     errno.EDQUOT: "make room and start the same command again",
     errno.EFBIG: "the file system takes no file of this size; name another place",
     errno.ENOTDIR: "a part of this path is a file; name another place",
+    errno.EEXIST: "a file, or a link to nothing, has this name; name another place",
     errno.EISDIR: "this is a directory; name a file",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",

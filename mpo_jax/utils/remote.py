@@ -288,6 +288,20 @@ class Folder:
             self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
             self._fs.pipe_file(self._at(name), data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small object unless one has this name; whether it was written.
+
+        Of several that write at once the store lets one, where it has preconditions, as
+        ``gs://`` has.
+        """
+        with self._writes(name):
+            self._fs.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+            try:
+                self._fs.pipe_file(self._at(name), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
     def upload(self, file: pathlib.Path, name: str) -> Stored:
         """Write an object from a file.
 

@@ -104,6 +104,27 @@ def test_several_damaged_ones(workdir, capsys):
     assert names == {"20", "damaged_30_1", "damaged_40_1", "damaged_40_2"}
 
 
+@pytest.mark.parametrize("target", ["nowhere", "extra", "_CHECKPOINT_METADATA/x"])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_link_to_nothing_that_is_none_of_its_files(workdir, target, manifest):
+    newest = workdir / "checkpoints" / "40"
+    for folder in (newest, newest / "params"):
+        (folder / "extra").symlink_to(target)
+    if not manifest:
+        made.drop_manifests(newest)
+    assert made.resume(workdir).step == 40
+    made.save(workdir, 50, keep_last=1)  # it is deleted as others are
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["50"]
+
+
+def test_a_name_that_a_link_to_nothing_has_is_not_free(workdir):
+    taken = workdir / "checkpoints" / "damaged_40_1"
+    taken.symlink_to("nowhere")
+    made.data_file(workdir / "checkpoints" / "40").unlink()
+    assert made.resume(workdir).step == 30
+    assert taken.is_symlink() and (workdir / "checkpoints" / "damaged_40_2").is_dir()
+
+
 def test_where_all_are_damaged_nothing_is_changed(workdir):
     for step in (20, 30, 40):
         made.data_file(workdir / "checkpoints" / str(step)).unlink()

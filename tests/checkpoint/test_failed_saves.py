@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import time
 
 import checkpoint_files as made
@@ -18,8 +19,8 @@ from absl import logging
 
 from mpo_jax import checkpoint
 from mpo_jax.checkpoint import files as files_lib
-from mpo_jax.checkpoint import saving
-from mpo_jax.utils import cli
+from mpo_jax.checkpoint import places, saving
+from mpo_jax.utils import cli, lease
 
 BIG = {"params": {"w": np.random.default_rng(0).normal(size=300_000)}}
 
@@ -92,6 +93,54 @@ def test_the_log_is_as_before_when_all_is_closed(tmp_path):
     before = list(logging.get_absl_logger().filters)
     made.save(tmp_path, 20)
     assert logging.get_absl_logger().filters == before
+
+
+@pytest.mark.parametrize("when", ["before", "before, in a store", "during"])
+def test_no_checkpoint_appears_in_the_place_of_a_directory_that_is_gone(
+    tmp_path, monkeypatch, when
+):
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    run, ended = made.opened(workdir), []
+    rename = places._Directory.rename
+
+    def end(message: str, status: int) -> None:
+        ended.append(status)
+        raise RuntimeError(message)  # the process would be gone
+
+    def rename_too_late(self, target):
+        if not away.exists():
+            workdir.rename(away)
+            # What TensorStore goes on to write makes its folders.
+            shutil.copytree(away / "checkpoints", workdir / "checkpoints")
+        return rename(self, target)
+
+    monkeypatch.setattr(places._Directory, "rename", rename_too_late)
+    with lease.held(workdir, tell=print, lost=end):
+        if when != "during":
+            workdir.rename(away)
+        if "store" in when:  # whose folders are Orbax's own
+            monkeypatch.delattr(places._Directory, "mkdir")
+        with pytest.raises((RuntimeError, checkpoint.SaveFailed), match="vanished"):
+            run.save(20, made.tree(20), meta=made.meta(20), last=True)
+        run.close()
+    assert set(ended) == {1}
+    assert workdir.exists() == (when == "during")
+    assert not list(workdir.glob("checkpoints/20"))
+
+
+def test_orbax_makes_no_folder_there_either(tmp_path):
+    """It comes to it late where it waits for other hosts first."""
+
+    def end(message: str, status: int) -> None:
+        raise RuntimeError(message)
+
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with lease.held(workdir, tell=print, lost=end):
+        workdir.rename(tmp_path / "away")
+        with pytest.raises(RuntimeError, match="vanished"):
+            places.for_orbax(workdir / "checkpoints").mkdir(parents=True)
+    assert not workdir.exists()
 
 
 def test_a_manifest_that_cannot_be_written_is_a_failed_save(run, tmp_path, monkeypatch):

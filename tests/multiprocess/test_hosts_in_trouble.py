@@ -165,6 +165,20 @@ def test_a_host_that_does_not_see_the_work_directory_is_named(run):
         assert ("host 1 failed" in output) == (number == 0)
 
 
+def test_a_work_directory_that_vanishes_ends_all_and_nothing_starts_them_again(
+    tmp_path,
+):
+    """The first host has the lease, and looks before it saves."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    found = several.ended(start(workdir, 2, "vanished", 0))
+    for number, (status, output) in enumerate(found):
+        assert status == 1, output
+        assert "lease.json has vanished: was the directory unmounted" in output
+        assert ("host 0 failed" in output) == (number == 1)
+    assert not workdir.exists()
+
+
 def test_a_host_that_hangs_ends_all_and_all_say_where_they_stand(run, tmp_path):
     waits = ("the devices, in step 8", "batch 7 of its own loader")
     for number, (status, output) in enumerate(run(2, "stuck")):

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ import mpo_jax
 from mpo_jax import checkpoint, config, ledger
 from mpo_jax.run import (
     attempts,
+    eval_training,
     evaluation,
     export,
     parameters,
@@ -30,7 +32,7 @@ from mpo_jax.run import (
     train,
 )
 from mpo_jax.train import loop, optimizer
-from mpo_jax.utils import profiling
+from mpo_jax.utils import lease, peers, profiling
 
 ONE = jax.devices()[:1]
 
@@ -148,6 +150,69 @@ def test_a_start_that_cannot_read_its_data_is_noted(world, tmp_path):
     (start,) = attempts.read(tmp_path / "run")
     assert start.ended is not None and "absent.json" in start.how
     assert "absent.json" in (tmp_path / "run" / "report.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_work_directory_that_vanishes_ends_the_run_before_it_saves(
+    world, tmp_path, monkeypatch
+):
+    """Else a checkpoint would lie in its place, and the next start go on from there."""
+    workdir, away = tmp_path / "run", tmp_path / "away"
+    following, ended = loop._next_batch, []
+
+    def batch_after_a_while(batches, n, clock):
+        if n == 2:
+            saved = workdir / "checkpoints" / "2" / "mpo-manifest-0-of-1.json"
+            while not saved.exists():
+                time.sleep(0.01)
+            workdir.rename(away)
+        return following(batches, n, clock)
+
+    def end(message: str, status: int) -> None:
+        ended.append((message, status))
+        raise KeyboardInterrupt  # the process would be gone
+
+    monkeypatch.setattr(loop, "_next_batch", batch_after_a_while)
+    monkeypatch.setattr(peers, "end", end)
+    cfg = helpers.small(world)
+    cfg.log.tensorboard = cfg.log.plots = True
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, workdir, devices=ONE)
+    (message, status), *_ = ended
+    assert "lease.json has vanished" in message and status == 1
+    assert not workdir.exists() and (away / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: export.export(None, None),  # type: ignore[arg-type]
+        lambda: object.__new__(eval_training.Benchmarks)(None, 4),  # type: ignore[arg-type]
+    ],
+    ids=["export", "benchmarks"],
+)
+def test_nothing_else_is_made_in_the_place_of_one_that_vanished(tmp_path, make):
+    def end(message: str, status: int) -> None:
+        raise KeyboardInterrupt(message)
+
+    with (
+        pytest.raises(KeyboardInterrupt, match="has vanished"),
+        lease.held(tmp_path, tell=print, lost=end),
+    ):
+        (tmp_path / lease.FILE).unlink()
+        make()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "below a file"])
+def test_a_work_directory_that_is_no_directory_is_named(world, tmp_path, kind):
+    place = tmp_path / "run"
+    if kind == "link":
+        place.symlink_to("nowhere")
+    else:
+        place.touch()
+    workdir = place / "8b" if kind == "below a file" else place
+    with pytest.raises(ValueError, match=rf"--workdir={workdir}: .*name another"):
+        train.train(helpers.small(world), workdir, devices=ONE)
 
 
 def test_an_evaluation_that_was_lost_is_made_up(done, tmp_path):
