@@ -61,8 +61,8 @@ def check_name(path: Any) -> None:
 
     Raises:
       ValueError: if it holds a backslash, which TensorStore takes for a separator; if
-        it is an address that Orbax cannot write to, or would read more than a name out
-        of.
+        it is an address that Orbax cannot write to, or would read more or less than a
+        name out of.
     """
     name = str(path)
     if "\\" in name:
@@ -77,6 +77,8 @@ def check_name(path: Any) -> None:
             f"{path}: Orbax checkpoints are read from and written to directories and "
             "gs://. Data and models may be at other addresses, a work directory may not"
         )
+    if not name.removeprefix("gs://").strip("/"):
+        raise ValueError(f"{path}: names no bucket: write gs://BUCKET/FOLDER")
     if odd := sorted(_NO_NAMES & set(name)):
         raise ValueError(
             f"{path}: holds {' '.join(odd)}, at which Orbax would end the address or "

@@ -314,6 +314,7 @@ def test_what_needs_a_directory_says_so(root, origin, uploaded, tmp_path):
         *((f"{scheme}://b/x", "Orbax .* gs://") for scheme in ("memory", "http", "s3")),
         *((f"gs://b/run{c}2", f"holds {re.escape(c)}, at which") for c in "#?*[]"),
         ("gs:/b/x", "two slashes: gs://b/x"),
+        ("gs://", "names no bucket"),
     ],
 )
 def test_a_work_directory_is_where_orbax_can_write(place, why, world, tmp_path):
