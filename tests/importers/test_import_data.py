@@ -82,7 +82,7 @@ def test_what_the_command_says(call, tmp_path):
     (tmp_path / "a.png").touch()
     record = cases.records()["trl"][1]
     path = tiny_mmpr.write_lines(tmp_path / "x.jsonl", [record] * 5)
-    help_text = call("--help", code=1)
+    help_text = call("--help")
     assert all(f"  {name} " in help_text for name in ("swift", "trl", "internvl"))
     shown = call("--dry_run", "--limit=2", path)
     assert shown.count('"question": "<image>\\nWhat is it?"') == 2
